@@ -1,0 +1,38 @@
+"""Find the block of a deep network that is to blame, search a better architecture for it, and repair it."""
+
+# Written by hand: everything else in this folder is exported from nbs/. Names load on first use, so that
+# `import archrepair` costs milliseconds and torch is imported only by what needs it.
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "ArchrepairError": "errors",
+    "TIERS": "tiers", "Tier": "tiers", "resolve_tier": "tiers",
+    "ImageSet": "data", "Normalize": "data", "RepairData": "data", "build_repair_data": "data", "load_dataset": "data",
+    "corrupt": "corruptions", "list_corruptions": "corruptions",
+    "create_model": "models", "list_models": "models", "block_names": "blocks",
+    "split": "blocks",
+    "train_original": "training",
+    "evaluate": "evaluation", "predict": "evaluation",
+    "localize": "localization",
+    "search": "search",
+    "finetune": "finetuning",
+    "ArchRepair": "repair", "RepairResult": "repair", "load": "repair",
+    "Cell": "experiments", "run": "experiments",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    "Import a public name from the module that defines it."
+    if name not in _WHERE:
+        raise AttributeError(f"module 'archrepair' has no attribute {name!r}")
+    value = getattr(import_module(f"archrepair.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
