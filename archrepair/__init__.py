@@ -17,6 +17,7 @@ _WHERE = {
     "evaluate": "evaluation", "predict": "evaluation",
     "localize": "localization",
     "search": "search",
+    "Genotype": "supernet",
     "finetune": "finetuning",
     "ArchRepair": "repair", "RepairResult": "repair", "load": "repair",
     "Cell": "experiments", "run": "experiments",

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['BlockData', 'prepare']
 
-# %% ../nbs/lib/blockdata.ipynb #af99a2bd
-from .blocks import Features, Split, cache_features, freeze, image_features, split
+# %% ../nbs/lib/blockdata.ipynb #513d9145
+from .blocks import Features, Split, cache_features, freeze, image_features, split, spread_views
 from .data import holdout
 from .evaluation import is_correct, predict, validation_loss
 from .scenario import RepairData
 from .training import CostMeter, Rows, work
 
-# %% ../nbs/lib/blockdata.ipynb #44c7fbc2
+# %% ../nbs/lib/blockdata.ipynb #53386dab
 @dataclass
 class BlockData:
     """The four parts of a `RepairData` as inputs of `cut.tail()`, with the original's logits.
@@ -72,18 +72,18 @@ class BlockData:
         return tail
 
 
-def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str = "fp32", views: int = 1,
+def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str = "fp32", views: int = 1, failure_views: int = 1,
             meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
     """Compute what enters `block` for every image of `data`, and the original's logits; `block` None prepares the whole network.
 
-    `precision` bf16 keeps the features in bfloat16 and runs the tail under autocast. `views` copies of the training images are drawn
-    (`blocks.draw_view`). `model` is not changed; its device is used.
+    `precision` bf16 keeps the features in bfloat16 and runs the tail under autocast. `views` and `failure_views` are the
+    numbers of augmented views of training images (one an epoch) and of failures (all of them in every epoch): see `blocks.draw_view`. `model` is not changed; its device is used.
     """
     device = next(model.parameters()).device
     meter = meter if meter is not None else CostMeter()
     cut = split(model, block) if block is not None else None
     original = freeze(copy.deepcopy(model)) if cut is None else cut.model
-    sets = {"train": data.train, "failures": data.failures, "val": data.val, "val_failures": data.val_failures}
+    sets = {"train": data.train, "failures": spread_views(data.failures, failure_views), "val": data.val, "val_failures": data.val_failures}
     example = data.transform(data.train.batch(torch.arange(1)).to(device))
     tail = cut.tail() if cut else original
     share = 1.0
@@ -92,7 +92,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
             share = work(tail, cut.features(example)) / max(1, work(original, example))
     parts, logits = {}, {}
     for name, images in sets.items():
-        n_views = views if name in ("train", "failures") else 1
+        n_views = views if name == "train" else 1
         if cut and len(images):
             parts[name] = cache_features(cut, images, data.transform, device=device, views=n_views, store=store, folder=folder,
                                          dtype=torch.bfloat16 if precision == "bf16" else torch.float32,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['block_names', 'Split', 'Tail', 'Whole', 'freeze', 'get_block', 'replace_block', 'split', 'draw_view', 'Features',
-           'image_features', 'cache_features']
+__all__ = ['block_names', 'Split', 'Tail', 'Whole', 'freeze', 'get_block', 'replace_block', 'split', 'draw_view', 'spread_views',
+           'Features', 'image_features', 'cache_features']
 
 # %% ../nbs/lib/blocks.ipynb #67256852
 from .data import ImageSet
@@ -187,7 +187,7 @@ def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:
             made[node] = suffix.node_copy(node, made.__getitem__)
     return fx.GraphModule(model, prefix, "Prefix"), fx.GraphModule(model, suffix, "Suffix")
 
-# %% ../nbs/lib/blocks.ipynb #c23621c9
+# %% ../nbs/lib/blocks.ipynb #47f59386
 def draw_view(images: Tensor, view: int, seed: int = 0) -> Tensor:
     "View number `view` of a uint8 B×H×W×3 batch: 0 as it is, odd numbers mirrored, from 2 on shifted by up to 2 px as well."
     if view % 2:
@@ -198,6 +198,15 @@ def draw_view(images: Tensor, view: int, seed: int = 0) -> Tensor:
         h, w = images.shape[1:3]
         images = padded[:, :, 2 + down:2 + down + h, 2 + right:2 + right + w].permute(0, 2, 3, 1)
     return images
+
+
+def spread_views(images: ImageSet, views: int) -> ImageSet:
+    "A set that holds `views` views of every image, one after the other: more to learn from where images are few."
+    if views == 1 or not len(images):
+        return images
+    everything = images.batch(torch.arange(len(images)))
+    copies = torch.cat([draw_view(everything, view) for view in range(views)])
+    return ImageSet(copies, images.labels.repeat(views), images.classes, images.name, images.index.repeat(views))
 
 
 @dataclass

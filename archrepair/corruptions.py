@@ -84,7 +84,7 @@ PARAMETERS: dict[str, dict[int, tuple]] = {
     "jpeg_compression": {32: (80, 65, 58, 50, 40), 64: (65, 58, 50, 40, 25), 224: (25, 18, 15, 10, 7)},
 }
 
-# %% ../nbs/lib/corruptions.ipynb #015ce469
+# %% ../nbs/lib/corruptions.ipynb #8fa1c931
 def _planes(images: Tensor) -> Tensor:
     "uint8 B×n×n×3 to float32 B×3×n×n, still 0…255."
     return images.permute(0, 3, 1, 2).contiguous().float()
@@ -92,7 +92,7 @@ def _planes(images: Tensor) -> Tensor:
 
 def _truncate(x: Tensor) -> Tensor:
     "Floats 0…255 to uint8: clipped, then truncated as in the published files, but for rounding errors below whole numbers."
-    return (x + 2.0**-10).clamp_(0, 255).to(torch.uint8)
+    return (x + 2.0**-12).clamp_(0, 255).to(torch.uint8)
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def _glass_blur(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     shuffled = blurred.view(-1, 3).index_select(0, (source + first).flatten()).view(images.shape)
     return _pixels(_gaussian(_planes(shuffled), sigma))
 
-# %% ../nbs/lib/corruptions.ipynb #b37a8dc4
+# %% ../nbs/lib/corruptions.ipynb #1fdf2388
 def _angles(keys: Tensor, low: float, high: float, stream: int) -> Tensor:
     "One uniform angle per image, float64 B, radians; limits in degrees."
     return torch.deg2rad(random_uniform(keys, 1, stream)[:, 0].double() * (high - low) + low)
@@ -226,7 +226,7 @@ def _angles(keys: Tensor, low: float, high: float, stream: int) -> Tensor:
 
 def _round(x: Tensor) -> Tensor:
     "Nearest whole number, halves up."
-    return (x + (0.5 + 2.0**-10)).floor_()
+    return (x + (0.5 + 2.0**-12)).floor_()
 
 
 @_register("motion_blur", "blur", "MB", "a moving camera: a one-sided smear along a line")

@@ -79,7 +79,7 @@ def random_normal(keys: Tensor, count: int, stream: int = 0) -> Tensor:
     index = quantile_index(keys, count, stream)
     return _normal_quantiles(keys.device).index_select(0, index.flatten()).view(index.shape)
 
-# %% ../nbs/lib/randomness.ipynb #a48d6149
+# %% ../nbs/lib/randomness.ipynb #b4fdba6a
 @lru_cache(maxsize=2)
 def _poisson_levels(photons: float, device: torch.device) -> Tensor:
     "Grey levels, uint8 256·65536 (16 MiB): entry v·65536 + q is quantile q of Poisson(photons·v/255), rescaled and truncated."
@@ -87,7 +87,7 @@ def _poisson_levels(photons: float, device: torch.device) -> Tensor:
     rates = torch.arange(256, dtype=torch.float64) * (photons / 255)
     below = torch.special.gammaincc(counts + 1, rates[:, None]).mul_(65536).round_().long()  # P(count ≤ k) in 65,536ths
     below[:, -1] = 65536
-    levels = (counts * (255 / photons) + 2.0**-10).to(torch.uint8)
+    levels = (counts * (255 / photons) + 2.0**-12).to(torch.uint8)
     return levels.repeat(256).repeat_interleave(below.diff(dim=1, prepend=torch.zeros(256, 1).long()).flatten()).to(device)
 
 

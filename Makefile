@@ -1,0 +1,35 @@
+# make repair    train a small network on embedded data, repair it, show before and after
+# make test      everything CI runs
+# make readme    README.md from nbs/index.ipynb
+# make clean     remove what the above made
+PYTHON ?= python3
+BIN := .venv/bin
+META := settings.ini setup.py pyproject.toml
+
+.PHONY: repair test readme clean
+.DEFAULT_GOAL := repair
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("archrepair needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# A stamp each: a second call installs nothing until the metadata change. README.md is package metadata too.
+.venv/.run: .venv/bin/python $(META)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.dev: .venv/bin/python $(META)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ .venv/.run
+
+repair: .venv/.run
+	$(BIN)/archrepair repair --tier smoke --dataset digits:gaussian_noise:5 --out outputs/repair --force
+
+test: .venv/.dev
+	$(BIN)/python tests/run.py
+
+readme: .venv/.dev
+	$(BIN)/python tests/run.py --write-readme
+
+clean:
+	rm -rf .venv outputs/repair outputs/smoke _proc _docs

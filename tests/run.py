@@ -1,0 +1,93 @@
+"""All checks, in the order in which they fail fastest: `make test` runs this and nothing else.
+
+Exported code and cleaned notebooks up to date, README in step with its notebook, every notebook executed at the smoke tier, pytest,
+and each experiment notebook through papermill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+README_NOTEBOOK = ROOT / "nbs" / "index.ipynb"
+ENVIRONMENT = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "ARCHREPAIR_PROGRESS": "0",
+               "PYTHONWARNINGS": "ignore::DeprecationWarning", "ARCHREPAIR_HOME": str(ROOT)}
+
+
+def call(*command: object, cwd: Path = ROOT, **options) -> None:
+    "Run a tool of this environment; stop the whole run if it fails."
+    name, *arguments = map(str, command)
+    started = time.time()
+    print(f"\n$ {name} {' '.join(arguments)}", flush=True)
+    done = subprocess.run([str(BIN / name), *arguments], cwd=cwd, env=ENVIRONMENT, stdin=subprocess.DEVNULL, **options)
+    print(f"  {time.time() - started:.0f} s", flush=True)
+    if done.returncode:
+        sys.exit(f"failed ({done.returncode}): {name} {' '.join(arguments)}")
+
+
+def check_exported() -> None:
+    "Exporting and cleaning a copy of the tree must change nothing in it."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / ROOT.name
+        copy.mkdir()
+        for part in ("nbs", "archrepair"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        for part in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
+            shutil.copy(ROOT / part, copy)
+        call("nbdev-export", cwd=copy)
+        call("nbdev-clean", cwd=copy)
+        changed = [p.relative_to(copy) for part in ("nbs", "archrepair") for p in sorted((copy / part).rglob("*"))
+                   if p.suffix in (".py", ".ipynb") and _content(p) != _content(ROOT / p.relative_to(copy))]
+    if changed:
+        sys.exit(f"not exported or not cleaned: {', '.join(map(str, changed))}; run nbdev-export && nbdev-clean and commit")
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def readme() -> str:
+    "README.md from nbs/index.ipynb: cells tagged `hide` and `#|` directives left out, code blocks fenced as Python."
+    with tempfile.TemporaryDirectory() as folder:
+        call("jupyter", "nbconvert", "--to", "markdown", README_NOTEBOOK, "--output-dir", folder, "--output", "README",
+             "--TagRemovePreprocessor.enabled=True", "--TagRemovePreprocessor.remove_cell_tags=hide", "--log-level=ERROR")
+        text = (Path(folder) / "README.md").read_text()
+    text = re.sub(r"(?m)^#\|.*\n", "", text)
+    text = re.sub(r"<style[^>]*>.*?</style>\n?", "", text, flags=re.S)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def experiment_notebooks() -> list[Path]:
+    "Notebooks with a cell of parameters."
+    return [p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) if '"parameters"' in p.read_text()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write-readme", action="store_true")
+    if parser.parse_args().write_readme:
+        (ROOT / "README.md").write_text(readme())
+        return
+    call("ruff", "check", "archrepair", "tests", "benchmarks", "setup.py")
+    check_exported()
+    if readme() != (ROOT / "README.md").read_text():
+        sys.exit("README.md is not what nbs/index.ipynb gives; run `make readme` and commit")
+    call("nbdev-test", "--n-workers", "2", "--timing")
+    with tempfile.TemporaryDirectory() as folder:
+        for notebook in experiment_notebooks():
+            call("papermill", notebook, Path(folder) / notebook.name, "-p", "tier", "smoke", "-k", "python3", "--no-progress-bar",
+                 "--cwd", ROOT / "nbs", stdout=subprocess.DEVNULL)
+    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "not gpu and not slow", "--durations=8")
+
+
+if __name__ == "__main__":
+    main()
