@@ -2,22 +2,25 @@
 
 # Written by hand: everything else in this folder is exported from nbs/. Names load on first use, so that
 # `import archrepair` costs milliseconds and torch is imported only by what needs it.
+import sys
 from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "ArchrepairError": "errors",
     "TIERS": "tiers", "Tier": "tiers", "resolve_tier": "tiers",
-    "ImageSet": "data", "Normalize": "data", "RepairData": "data", "build_repair_data": "data", "load_dataset": "data",
+    "ImageSet": "data", "Normalize": "data", "load_dataset": "data",
+    "RepairData": "scenario", "build_scenario": "scenario",
     "corrupt": "corruptions", "list_corruptions": "corruptions",
     "create_model": "models", "list_models": "models", "block_names": "blocks",
     "split": "blocks",
     "train_original": "training",
-    "evaluate": "evaluation", "predict": "evaluation",
+    "evaluate": "evaluation", "is_correct": "evaluation", "predict": "evaluation",
     "localize": "localization",
     "search": "search",
-    "Genotype": "supernet",
+    "Genotype": "genotype",
     "finetune": "finetuning",
     "ArchRepair": "repair", "RepairResult": "repair", "load": "repair",
     "Cell": "experiments", "run": "experiments",
@@ -37,3 +40,14 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    "Importing a submodule puts it into its package under its name; where a public name is the same, the public name stays."
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

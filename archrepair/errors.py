@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'write_atomic']
+__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'write_atomic']
 
 # %% ../nbs/lib/errors.ipynb #8ec5a2c8
 class ArchrepairError(Exception):
@@ -35,7 +35,12 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ArchrepairError:
     shown = known if len(known) <= 24 else [*known[:24], f"… {len(known) - 24} more"]
     return ArchrepairError(f"unknown {what} {name!r}: {hint}known: {', '.join(shown)}")
 
-# %% ../nbs/lib/errors.ipynb #adf3f1e1
+# %% ../nbs/lib/errors.ipynb #fcebbf78
+def first_line(error: BaseException) -> str:
+    "The first line of an exception's message; its type where it has none."
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+# %% ../nbs/lib/errors.ipynb #21e9db93
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary_path)` and rename the result to `path`; nothing is left behind if it fails.
 
@@ -45,6 +50,7 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Pa
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # torch and safetensors have exceptions of their own for a folder one may not write to
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:

@@ -22,7 +22,7 @@ from .errors import ArchrepairError
 from .scenario import Scenario
 from .training import CostMeter, autocast
 
-# %% ../nbs/lib/evaluation.ipynb #6754e0d5
+# %% ../nbs/lib/evaluation.ipynb #f9ea113c
 def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[Tensor], Tensor] | None = None, *,
             precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
@@ -34,11 +34,13 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     modes = {m: m.training for m in model.modules()}
     model.eval()
     logits = []
-    with torch.inference_mode(), autocast(device, precision):
-        for positions in torch.arange(len(rows)).split(batch_size):
-            logits.append(model(rows.batch(positions)).float().cpu())
-    for module, training in modes.items():
-        module.training = training
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            for positions in torch.arange(len(rows)).split(batch_size):
+                logits.append(model(rows.batch(positions)).float().cpu())
+    finally:
+        for module, training in modes.items():
+            module.training = training
     if meter:
         meter.add(len(rows), share=share)
     result = torch.cat(logits) if logits else torch.zeros(0, 0)
@@ -52,14 +54,14 @@ def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
     "Bool N: does the largest logit belong to the label?"
     return logits.argmax(1) == labels
 
-# %% ../nbs/lib/evaluation.ipynb #b7d03e52
+# %% ../nbs/lib/evaluation.ipynb #a6b7939a
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     "Wilson's 95 % interval of a proportion; (0, 1) for n = 0."
     if not n:
         return 0.0, 1.0
     p, zz = right / n, z * z / n
     centre, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,12 @@ def _statistic(z: Tensor, activation: str) -> Tensor:
     low, high = a.aminmax(dim=1, keepdim=True)
     return (a - low) / (high - low).clamp_min(1e-12)
 
-# %% ../nbs/00_localization.ipynb #862f1695
+# %% ../nbs/00_localization.ipynb #7d08f725
 @dataclass(frozen=True)
 class Spectrum:
-    """Counts int64 per neuron in the order of the wiring: `am`, `nm` active and not on misclassified rows, `ac`, `nc` on correct ones.
+    """Counts per neuron, int64, in the order of the wiring.
 
-    `failures` are the misclassified rows, int64, ascending.
+    `am`, `nm`: active and not active on misclassified rows; `ac`, `nc`: on correct ones; `failures`: the misclassified rows.
     """
 
     am: np.ndarray
@@ -124,20 +124,20 @@ def spectrum(network: nn.Module, rows: Rows, wiring: Wiring, *, activation: str 
     failures = torch.cat([order[wrong] for order, wrong in failing]).cpu().sort().values
     n_m, n_c = len(failures), len(rows) - len(failures)
     if not n_m:
-        raise NoFailures(f"the network makes no mistake on the {len(rows)} images of the repair set; give some that it gets wrong")
+        raise NoFailures(f"the network makes no mistake on the {len(rows)} images of the repair set; give others")
     am, ac = counts.cpu().numpy()
     return Spectrum(am, n_m - am, ac, n_c - ac, failures)
 
 # %% ../nbs/00_localization.ipynb #05856567
 GRADIENTS = ("weight", "bias", "activation", "taylor")
 
-# %% ../nbs/00_localization.ipynb #be2daf71
+# %% ../nbs/00_localization.ipynb #02cd006b
 def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: Wiring, *, grad: str = "weight",
                       precision: str = "fp32", batch_size: int = 128, meter: CostMeter | None = None) -> np.ndarray:
     """g_j ≥ 0 of every neuron, float64 in the order of the wiring, averaged over the rows `failures`.
 
-    `network` is in eval mode; none of its `.grad` or flags changes. Raises `ArchrepairError` for another `grad`, for gradients that
-    are not finite, and (`grad="weight"` only) for a layer whose weight is computed from other parameters.
+    `network` is in eval mode; none of its `.grad` or flags changes. Raises `ArchrepairError` for another `grad`, for gradients
+    that are not finite, and (`grad="weight"` only) for a layer whose weight is computed from other parameters.
     """
     if grad not in GRADIENTS:
         raise unknown("gradient", grad, GRADIENTS)
@@ -149,11 +149,12 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
     with track("gradients", len(failures)) as advance, torch.enable_grad():
         for positions in failures.split(batch_size):
             x, order = rows.inputs(positions)
+            x = x.detach().requires_grad_(not leaves)
             found.clear()
-            catch = nullcontext() if leaves else watch(network, wiring, lambda layer, z, view: _catch(z, view, grad, found[layer]))
-            with autocast(device, precision), catch:
+            see = lambda layer, z, view: _catch(z, view, grad, found[layer])
+            with autocast(device, precision), nullcontext() if leaves else watch(network, wiring, see):
                 # + 0: a network may overwrite its input, but not a tensor whose gradient is asked for
-                logits = torch.func.functional_call(network, leaves, (x if leaves else x.requires_grad_() + 0,))
+                logits = torch.func.functional_call(network, leaves, (x if leaves else x + 0,))
             loss = nn.functional.cross_entropy(logits.float(), rows.labels[order].to(device), reduction="sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()) or [x])
             if leaves:
@@ -169,7 +170,7 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
         total = torch.cat([summed[f"{layer}.weight"].abs().flatten(1).double().mean(1) for layer in wiring.layers])
     g = (total / len(failures)).cpu().numpy()
     if not np.isfinite(g).all():
-        raise ArchrepairError("the gradients of the failures are not finite: the weights or the images hold NaN or infinity; check them, "
+        raise ArchrepairError("the gradients of the failures are not finite: weights or images hold NaN or infinity; check them, "
                               "or use precision='fp32'")
     return g
 
@@ -194,15 +195,15 @@ def _catch(z: Tensor, view: Callable[[Tensor], Tensor], grad: str, into: list[Te
 
     z.register_hook(reduce)
 
-# %% ../nbs/00_localization.ipynb #7f14f96a
+# %% ../nbs/00_localization.ipynb #a0ea119f
 DEVIATIONS = ("abs", "positive", "ratio")
 
 
 def reweight(s: np.ndarray, g: np.ndarray, member: np.ndarray, deviation: str = "abs") -> tuple[np.ndarray, float]:
     """ŝ of every neuron, and Ḡ (eq. 6), from suspiciousness `s` and gradients `g` ≥ 0.
 
-    `member` is the block of each neuron (0, 1, …; −1: none). `deviation`: `abs` is eq. 6, `positive` counts gradients above Ḡ only,
-    `ratio` is g/Ḡ. Each is divided by its maximum; where that is 0 the weight is 1. Raises `ArchrepairError` for another deviation.
+    `member` is the block of each neuron (0, 1, …; −1: none). `deviation`: `abs` is eq. 6, `positive` counts gradients above Ḡ
+    only, `ratio` is g/Ḡ. Each is divided by its maximum; where that is 0 the weight is 1. Raises `ArchrepairError` for others.
     """
     if deviation not in DEVIATIONS:
         raise unknown("deviation", deviation, DEVIATIONS)
@@ -228,15 +229,15 @@ def count_blocks(selected: pd.DataFrame, blocks: list[str]) -> pd.Series:
     "How many of the selected neurons lie in each block: S_B of Table 9."
     return selected["block"].value_counts().reindex(blocks, fill_value=0).astype(int)
 
-# %% ../nbs/00_localization.ipynb #fb62fb4f
+# %% ../nbs/00_localization.ipynb #a80501c3
 @dataclass(frozen=True, repr=False, eq=False)
 class Localization:
     """The verdict on the blocks of one network.
 
-    `block`: the chosen one of `blocks`. `neurons`: one row a neuron, with layer, channel, block ("" outside all), Am, Nm, Ac, Nc, s, g,
-    s_hat and rank (from 1). `counts`: S_B, blocks × thresholds. `summary`: for each block its size, its count among the top `k`, count
-    per neuron, expected count, enrichment, p (hypergeometric), mean gradient G_i and mean ŝ. `mean_gradient`: Ḡ. `below`: the share of
-    the top k with g < Ḡ. `warnings`: reasons to doubt the verdict.
+    `block`: the chosen one of `blocks`. `neurons`: one row a neuron, with layer, channel, block ("" outside all), Am, Nm, Ac, Nc,
+    s, g, s_hat and rank (from 1). `counts`: S_B, blocks × thresholds. `summary`: for each block its size, its count among the top
+    `k`, count per neuron, expected count, enrichment, p (hypergeometric), mean gradient G_i and mean ŝ. `mean_gradient`: Ḡ.
+    `below`: the share of the top k with g < Ḡ. `warnings`: reasons to doubt the verdict.
     """
 
     block: str
@@ -314,7 +315,7 @@ def _plain(value: object) -> object:
         return int(value)
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
-# %% ../nbs/00_localization.ipynb #1526eb1e
+# %% ../nbs/00_localization.ipynb #d7df5e81
 @torch.inference_mode(False)
 def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None, *, measure: str = "tarantula",
              activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: int = 50, ties: str = "exact",
@@ -323,10 +324,10 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     """Find the block of `model` that is most suspicious on the repair set (§3.2, Algorithm 1).
 
     The spectrum is taken over `data.failures` and at most `n_train` images of `data.train` (drawn class by class; None: all), the
-    gradients over all of these that the network gets wrong, in batches of `batch_size` and of half that. `blocks` are the candidates
-    (default: `block_names(model)`). See `MEASURES`, `ACTIVATIONS`, `GRADIENTS`, `DEVIATIONS` and `TIES` for the options; the defaults
-    are the paper's where it says. `k` neurons vote; more than there are means all. It costs one forward pass over the set (two for
-    `activation="mean"`), and one forward and backward pass over the failures. `model` is not changed.
+    gradients over all of these that the network gets wrong, in batches of `batch_size` and of half that. `blocks` are the
+    candidates (default: `block_names(model)`). See `MEASURES`, `ACTIVATIONS`, `GRADIENTS`, `DEVIATIONS` and `TIES` for the
+    options; the defaults are the paper's where it says. `k` neurons vote; more than there are means all. It costs one forward pass
+    over the set (two for `activation="mean"`), and a forward and backward pass over the failures. `model` is not changed.
 
     Raises `NoFailures` when no image is misclassified, and `ArchrepairError` for unknown options or blocks, labels out of range,
     networks without neurons and gradients that are not finite.
@@ -337,8 +338,8 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
         if value not in known:
             raise unknown(what, value, known)
     if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 0):
-        raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k and batch_size of at "
-                              "least 1, smooth and n_train not negative")
+        raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k and batch_size "
+                              "from 1, smooth and n_train from 0")
     blocks = _candidates(model, blocks)
     network = freeze(copy.deepcopy(model))
     if device is not None:
@@ -362,8 +363,8 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     g = failure_gradients(network, rows, count.failures, wiring, grad=grad, batch_size=max(1, batch_size // 2), **common)
     s_hat, g_bar = reweight(s, g, member, deviation)
     layer, channel = zip(*layers)
-    neurons = pd.DataFrame({"layer": layer, "channel": channel, "block": [owner[name] for name in layer], "Am": count.am, "Nm": count.nm,
-                            "Ac": count.ac, "Nc": count.nc, "s": s, "g": g, "s_hat": s_hat})
+    neurons = pd.DataFrame({"layer": layer, "channel": channel, "block": [owner[name] for name in layer], "Am": count.am,
+                            "Nm": count.nm, "Ac": count.ac, "Nc": count.nc, "s": s, "g": g, "s_hat": s_hat})
     neurons["rank"] = np.argsort(np.lexsort((-s, -s_hat))) + 1
 
     counts = pd.DataFrame({i: count_blocks(most_suspicious(neurons, i, ties=ties), blocks) for i in sorted({*THRESHOLDS, k})})
@@ -373,10 +374,11 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     depth = {name: i for i, name in enumerate(blocks)}
     best = max(blocks, key=lambda name: (summary.loc[name, "count"], votes[name], summary.loc[name, "s_hat"], depth[name]))
     below = float((selected["g"] < g_bar).mean())
-    settings = {"measure": measure, "activation": activation, "grad": grad, "deviation": deviation, "ties": ties, "smooth": smooth,
-                "n_train": n_train, "precision": precision}
-    return Localization(best, blocks, neurons, counts, summary, k, len(count.failures), len(rows) - len(count.failures), g_bar,
-                        below, settings, _doubts(summary, best, selected, below))
+    settings = {"measure": measure, "activation": activation, "grad": grad, "deviation": deviation, "ties": ties,
+                "smooth": smooth, "n_train": n_train, "precision": precision}
+    n_m = len(count.failures)
+    return Localization(best, blocks, neurons, counts, summary, k, n_m, len(rows) - n_m, g_bar, below, settings,
+                        _doubts(summary, best, selected, below))
 
 
 def _candidates(model: nn.Module, blocks: list[str] | None) -> list[str]:
@@ -407,7 +409,7 @@ def _doubts(summary: pd.DataFrame, best: str, selected: pd.DataFrame, below: flo
     "What a reader should know before believing the verdict."
     found = []
     if below > 0.5:
-        found.append(f"{below:.0%} of the selected neurons have a gradient below the mean, which eq. 6 counts as suspicious as one above; "
+        found.append(f"{below:.0%} of the selected neurons have a gradient below the mean (eq. 6 weighs distance in either direction); "
                      "compare deviation='positive'")
     if not summary["count"].sum():
         found.append(f"none of the {len(selected)} selected neurons lies in a candidate block")

@@ -20,7 +20,7 @@ __all__ = ['Wiring', 'wire', 'watch']
 # %% ../nbs/lib/neurons.ipynb #11d7e7cd
 from .errors import ArchrepairError
 
-# %% ../nbs/lib/neurons.ipynb #4e077b2f
+# %% ../nbs/lib/neurons.ipynb #2f3fd5f7
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -29,8 +29,8 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 class Wiring:
     """Where the neurons of a network are read.
 
-    `layers`: name and number of neurons of each conv and linear layer but the one that gives the logits, in the order of their first
-    call. `owners`: for each module to hook, and each of its calls, the layer whose pre-activation it returns (None: no one's).
+    `layers`: name and number of neurons of each conv and linear layer but the one that gives the logits, in the order of their
+    first call. `owners`: for each call of each module to hook, the layer whose pre-activation it returns (None: no one's).
     """
 
     layers: dict[str, int]
@@ -78,13 +78,13 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
     kept = {name: tuple(None if o == head else o for o in order) for name, order in owners.items()}
     return Wiring(layers, {name: order for name, order in kept.items() if any(order)})
 
-# %% ../nbs/lib/neurons.ipynb #4c23cd94
+# %% ../nbs/lib/neurons.ipynb #5a138863
 @contextmanager
 def watch(network: nn.Module, wiring: Wiring, see: Callable[[str, Tensor, Callable[[Tensor], Tensor]], None]) -> Iterator[None]:
     """Call `see(layer, z, view)` with every pre-activation of one forward pass; the hooks are gone afterwards.
 
-    `view` shows a tensor of the shape of `z` as B×C×positions. z itself is what the network goes on with: a hook on it receives its
-    gradient, and a later layer may overwrite it.
+    `view` shows a tensor of the shape of `z` as B×C×positions. z itself is what the network goes on with: a hook on it receives
+    its gradient, and a later layer may overwrite it.
     """
 
     def hook(name: str, order: tuple[str | None, ...]) -> Callable:

@@ -18,7 +18,7 @@ __all__ = ['PROTOCOLS', 'RepairData', 'Scenario', 'build_scenario']
 from .data import ImageSet, Normalize, holdout
 from .errors import ArchrepairError, NoFailures, unknown
 
-# %% ../nbs/lib/scenario.ipynb #b27410dd
+# %% ../nbs/lib/scenario.ipynb #5d0047b8
 @dataclass(frozen=True)
 class RepairData:
     """What a repair may see, D_repair = D_fail ∪ D_train of §4.1, with validation images beside it.
@@ -39,6 +39,9 @@ class RepairData:
     def __post_init__(self):
         if not len(self.failures):
             raise NoFailures("no failures to repair: the network makes no mistake on the images given; give failing images")
+        for part, what in ((self.train, "train"), (self.val, "validate")):
+            if not len(part):
+                raise ArchrepairError(f"no images to {what} on; expected ordinary images of {part.name} beside the failures")
         for part in (self.train, self.val, self.val_failures):
             if part.classes != self.failures.classes or part.size != self.failures.size:
                 raise ArchrepairError(
@@ -64,7 +67,7 @@ class RepairData:
         _, some = holdout(self.train.labels, n_train / len(self.train), seed)
         return RepairData(self.failures, self.train.select(some), self.val, self.transform, self.val_failures, self.failure_rate)
 
-# %% ../nbs/lib/scenario.ipynb #3958c481
+# %% ../nbs/lib/scenario.ipynb #02cd29f3
 PROTOCOLS = ("clean", "paper")
 
 
@@ -93,6 +96,9 @@ def build_scenario(train: ImageSet, test: ImageSet, correct: Tensor, *, clean: I
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
+    if correct.dtype != torch.bool or correct.shape != test.labels.shape or (clean is not None and len(clean) != len(test)):
+        raise ArchrepairError(f"correct is {str(correct.dtype).removeprefix('torch.')} {tuple(correct.shape)} for {len(test)} images of "
+                              f"{test.name} and {len(test if clean is None else clean)} clean ones; expected one bool an image, and as many of both")
     everything = torch.arange(len(test))
     pool, other = holdout(test.labels, 0.5, seed) if protocol == "clean" else (everything, everything)
     wrong = pool[~correct[pool]]

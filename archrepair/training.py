@@ -21,10 +21,10 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['CostMeter', 'work', 'Rows', 'Recipe', 'autocast', 'default_precision', 'History', 'fit', 'train_original']
 
-# %% ../nbs/lib/training.ipynb #524089e8
+# %% ../nbs/lib/training.ipynb #66ca6494
 from .blocks import Features, image_features
 from .data import ImageSet, Normalize
-from .errors import ArchrepairError, TrainingDiverged, write_atomic
+from .errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from .progress import track
 from .tiers import Tier
 
@@ -117,7 +117,7 @@ class Rows:
             batches.pop()  # a handful of images makes poor batch statistics
         return batches
 
-# %% ../nbs/lib/training.ipynb #6d05b6b0
+# %% ../nbs/lib/training.ipynb #2c6d4a73
 @dataclass(frozen=True)
 class Recipe:
     """How weights are trained.
@@ -141,6 +141,11 @@ class Recipe:
     patience: int | None = None
     precision: str = "fp32"
     seed: int = 0
+
+    def __post_init__(self):
+        for what, value, known in (("schedule", self.schedule, ("cosine", "onecycle", "constant")), ("precision", self.precision, ("fp32", "bf16"))):
+            if value not in known:
+                raise unknown(what, value, known)
 
     def lr_at(self, progress: float) -> float:
         "Share of `lr` at `progress` in [0, 1) of the training."
@@ -176,7 +181,7 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
 
-# %% ../nbs/lib/training.ipynb #369a56bc
+# %% ../nbs/lib/training.ipynb #1c878d27
 @dataclass
 class History:
     "What happened: one entry an epoch, and which epoch's weights were kept (0: those that came in)."
@@ -220,7 +225,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     first = history.epochs[-1]["epoch"] + 1 if history.epochs else 1
     with track(what, max(0, recipe.epochs - first + 1) * steps) as advance:
         for epoch in range(first, recipe.epochs + 1):
-            if _stale(history, recipe.patience):
+            if _stale(history, recipe.patience) or history.epochs and history.epochs[-1].get("stopped"):
                 break
             started, total = time.perf_counter(), torch.zeros((), device=device)
             model.eval()
@@ -255,6 +260,8 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
                         advance(0, epoch=epoch, loss=float(loss.detach()))
             mean = float(total) / sum(map(len, rows.order(epoch, recipe.batch_size, recipe.failure_ratio, recipe.seed)))
             if not math.isfinite(mean):
+                model.load_state_dict(best)
+                model.eval()
                 raise TrainingDiverged(f"{what}: the loss is {mean} in epoch {epoch}; lower the learning rate ({recipe.lr:g}) or use fp32")
             model.eval()
             entry = {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
@@ -263,11 +270,10 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
             history.epochs.append(entry)
             if keep == "last" or not validate or entry["val"] < min(e["val"] for e in history.epochs[:-1]):
                 history.kept, best = epoch, copy.deepcopy(model.state_dict())
-            stop = after_epoch(epoch) if after_epoch else False
+            if after_epoch and after_epoch(epoch):
+                entry["stopped"] = True
             if checkpoint is not None:
                 _save(Path(checkpoint), state, history, best, recipe)
-            if stop:
-                break
     model.load_state_dict(best)
     model.eval()
     return history
@@ -295,11 +301,15 @@ def _save(path: Path, state: dict, history: History, best: dict, recipe: Recipe)
 
 def _resume(path: Path, state: dict, recipe: Recipe) -> tuple[History, dict]:
     "Load a checkpoint into `state`; it must come from the same recipe."
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content["recipe"] != asdict(recipe):
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        same = content["recipe"] == asdict(recipe)
+        for name, part in state.items() if same else ():
+            part.load_state_dict(content["state"][name])
+    except Exception as error:  # a damaged file, or one of another network: each format has exceptions of its own
+        raise ArchrepairError(f"cannot resume from {path} ({first_line(error)[:80]}); remove it to start afresh") from None
+    if not same:
         raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
-    for name, part in state.items():
-        part.load_state_dict(content["state"][name])
     return History(content["epochs"], content["kept"]), content["best"]
 
 # %% ../nbs/lib/training.ipynb #4e7d6457

@@ -1,0 +1,91 @@
+"""Shared by all tests: one thread, no progress bars, and one small network trained once."""
+import copy
+import os
+from types import SimpleNamespace
+
+os.environ["ARCHREPAIR_PROGRESS"] = "0"
+
+import pytest
+import torch
+
+from archrepair.data import Normalize, holdout, load_dataset
+from archrepair.evaluation import is_correct, predict
+from archrepair.models import create_model
+from archrepair.scenario import build_scenario
+from archrepair.tiers import TIERS
+from archrepair.training import train_original
+
+torch.set_num_threads(1)
+
+
+def state_of(model: torch.nn.Module) -> dict:
+    "A copy of everything that must not change when a function only looks at a network."
+    return {"state": copy.deepcopy(model.state_dict()), "modes": [m.training for m in model.modules()],
+            "requires": [p.requires_grad for p in model.parameters()], "grads": [p.grad is None for p in model.parameters()],
+            "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]}
+
+
+def assert_same_state(before: dict, model: torch.nn.Module) -> None:
+    after = state_of(model)
+    assert before["state"].keys() == after["state"].keys()
+    changed = [k for k, v in before["state"].items() if not torch.equal(v, after["state"][k])]
+    assert not changed, f"changed: {changed}"
+    assert [before[k] for k in ("modes", "requires", "grads", "hooks")] == [after[k] for k in ("modes", "requires", "grads", "hooks")]
+
+
+@pytest.fixture
+def untouched():
+    "`with untouched(model):` fails when anything about the model differs afterwards."
+    from contextlib import contextmanager
+
+    @contextmanager
+    def check(model):
+        before = state_of(model)
+        yield model
+        assert_same_state(before, model)
+
+    return check
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "An empty project root: nothing is read from, or written to, the real one."
+    monkeypatch.setenv("ARCHREPAIR_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _global_random_stream_is_left_alone():
+    "Seeds are passed in; nothing here may draw from, or seed, torch's global stream."
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(before, torch.random.get_rng_state()), "the global random stream moved"
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset("digits", "train")
+
+
+@pytest.fixture(scope="session")
+def digits_test():
+    return load_dataset("digits", "test")
+
+
+@pytest.fixture(scope="session")
+def _problem(digits, digits_test):
+    "A small network that makes mistakes, and the scenario of its repair."
+    network = create_model("resnet18", 10, width=0.125, stem_stride=2)
+    transform = Normalize.of(digits)
+    train_original(network, digits.select(holdout(digits.labels, 0.1, 0)[0]), TIERS["smoke"], epochs=2, transform=transform)
+    correct = is_correct(predict(network, digits_test, transform), digits_test.labels)
+    return SimpleNamespace(network=network, transform=transform, correct=correct,
+                           scenario=build_scenario(digits, digits_test, correct, n_failures=60))
+
+
+@pytest.fixture
+def problem(_problem):
+    "The shared network and scenario; a test that changes the network fails."
+    before = state_of(_problem.network)
+    yield _problem
+    assert_same_state(before, _problem.network)
