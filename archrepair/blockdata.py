@@ -22,7 +22,7 @@ from .evaluation import is_correct, predict, validation_loss
 from .scenario import RepairData
 from .training import CostMeter, Rows, work
 
-# %% ../nbs/lib/blockdata.ipynb #53386dab
+# %% ../nbs/lib/blockdata.ipynb #a0dfd997
 @dataclass
 class BlockData:
     """The four parts of a `RepairData` as inputs of `cut.tail()`, with the original's logits.
@@ -38,6 +38,7 @@ class BlockData:
     precision: str
     meter: CostMeter
     original: nn.Module
+    failure_views: int = 1
 
     def rows(self, half: int | None = None, *, seed: int = 0) -> Rows:
         """Training rows, failures last: all of them, or one of two halves (0 for weights, 1 for architecture).
@@ -48,7 +49,10 @@ class BlockData:
         for name in ("train", "failures"):
             features, logits = self.parts[name], self.logits[name]
             if half is not None:
-                positions = holdout(features.labels, 0.5, seed)[half]
+                copies = self.failure_views if name == "failures" else 1
+                images = len(features) // copies  # all views of an image belong to one half
+                positions = holdout(features.labels[:images], 0.5, seed)[half]
+                positions = (torch.arange(copies)[:, None] * images + positions).flatten()
                 features, logits = features.select(positions), logits[positions]
             parts.append(features)
             teacher.append(logits)
@@ -76,8 +80,9 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
             meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
     """Compute what enters `block` for every image of `data`, and the original's logits; `block` None prepares the whole network.
 
-    `precision` bf16 keeps the features in bfloat16 and runs the tail under autocast. `views` and `failure_views` are the
-    numbers of augmented views of training images (one an epoch) and of failures (all of them in every epoch): see `blocks.draw_view`. `model` is not changed; its device is used.
+    `precision` bf16 keeps the features in bfloat16 and runs the tail under autocast. `views` and `failure_views` are the numbers of
+    augmented views of training images (one an epoch) and of failures (all in every epoch): see `blocks.draw_view`. `model` is not
+    changed; its device is used.
     """
     device = next(model.parameters()).device
     meter = meter if meter is not None else CostMeter()
@@ -100,4 +105,4 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
         else:
             parts[name] = image_features(images, data.transform, device, n_views)
         logits[name] = predict(tail, parts[name], precision=precision, meter=meter, share=share)
-    return BlockData(cut, parts, logits, data.failure_rate, share, precision, meter, original)
+    return BlockData(cut, parts, logits, data.failure_rate, share, precision, meter, original, failure_views)

@@ -59,7 +59,7 @@ def _weighty(module: nn.Module) -> bool:
     layers = list(module.modules())
     return any(isinstance(m, nn.Conv2d) for m in layers) or sum(isinstance(m, nn.Linear) for m in layers) > 1
 
-# %% ../nbs/lib/blocks.ipynb #90b12458
+# %% ../nbs/lib/blocks.ipynb #381f08f0
 class _BlockTracer(fx.Tracer):
     "Record a network's steps with one module kept whole."
 
@@ -162,8 +162,8 @@ def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     if len(calls) != 1 or len(inputs) != 1 or calls[0].kwargs or len(calls[0].args) != 1 or not isinstance(calls[0].args[0], fx.Node):
         return None
-    if any(str(n.target).startswith(f"{block}.") for n in graph.nodes if n.op in ("call_module", "get_attr")):
-        return None  # a part of the block works elsewhere too, where a new block must be seen as well
+    if any(str(n.target).startswith((f"{block}.", "_tensor_constant")) for n in graph.nodes if n.op in ("call_module", "get_attr")):
+        return None  # a part of the block works elsewhere, or a number that may come from it does: a new block must be seen there too
     call, entry = calls[0], calls[0].args[0]
     before, stack = set(), [entry]
     while stack:

@@ -22,7 +22,7 @@ from .errors import ArchrepairError
 from .scenario import Scenario
 from .training import CostMeter, autocast
 
-# %% ../nbs/lib/evaluation.ipynb #f9ea113c
+# %% ../nbs/lib/evaluation.ipynb #7eab7960
 def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[Tensor], Tensor] | None = None, *,
             precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
@@ -36,7 +36,7 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     logits = []
     try:
         with torch.inference_mode(), autocast(device, precision):
-            for positions in torch.arange(len(rows)).split(batch_size):
+            for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
                 logits.append(model(rows.batch(positions)).float().cpu())
     finally:
         for module, training in modes.items():

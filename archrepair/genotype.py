@@ -15,10 +15,10 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['WIDEN', 'Slice', 'Genotype', 'Scale', 'fold', 'RepairedBlock', 'original_factors', 'is_widened']
 
-# %% ../nbs/lib/genotype.ipynb #0baa464d
+# %% ../nbs/lib/genotype.ipynb #c3516e6a
 from .errors import ArchrepairError
 from .graph import BlockGraph, Edge, build_chain
-from .operations import largest_divisor, make_operation
+from .operations import make_operation
 
 # %% ../nbs/lib/genotype.ipynb #16134919
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Slice:
         part = index % k
         return cls(k, part, (part * (c_in // k), c_in // k), (part * (c_out // k), c_out // k))
 
-# %% ../nbs/lib/genotype.ipynb #2472534a
+# %% ../nbs/lib/genotype.ipynb #c9884102
 WIDEN = ("keep", "full", "slice")
 
 
@@ -116,13 +116,14 @@ class Genotype:
                 nodes |= {e.source for i, e in self.graph.incoming(j) if self.is_alive(i)}
         return nodes
 
-    def build(self, block: nn.Module, *, seed: int = 0) -> RepairedBlock:
+    def build(self, block: nn.Module, *, neutral: bool = False, seed: int = 0) -> RepairedBlock:
         """The block of this genotype on top of `block`, the original one, which is not changed.
 
-        Inherited layers carry the original's weights; added operations are fresh and silent. Names and shapes of the parameters are those
-        of every block of this genotype, so that `load_state_dict` restores a searched one.
+        Inherited layers carry the original's weights, times their coefficients; added operations are fresh and silent. `neutral` leaves
+        the coefficients out: as long as every inherited layer lives on, in the slice or outside, the result computes exactly what `block`
+        does. Names and shapes of the parameters are those of every block of this genotype, so `load_state_dict` restores a searched one.
         """
-        return RepairedBlock(self, block, torch.Generator().manual_seed(seed))
+        return RepairedBlock(self, block, torch.Generator().manual_seed(seed), neutral)
 
     def draw(self, ax=None, title: str = ""):
         "Draw it with matplotlib; returns the axes."
@@ -135,7 +136,7 @@ class Genotype:
 
         return as_svg(self.draw)
 
-# %% ../nbs/lib/genotype.ipynb #c269a602
+# %% ../nbs/lib/genotype.ipynb #b9075cba
 class Scale(nn.Module):
     "A fixed factor for each channel."
 
@@ -148,25 +149,25 @@ class Scale(nn.Module):
 
 
 @torch.no_grad()
-def fold(layers: nn.Sequential, factors: Tensor) -> nn.Sequential:
-    "`layers` followed by a factor for each channel, in place where the last layer can take it; factors of 1 change nothing."
+def fold(layers: nn.Sequential, factors: Tensor, neutral: bool = False) -> nn.Sequential:
+    "`layers` followed by a factor for each channel (1 if `neutral`), in place where the last layer can take it."
     last = layers[-1] if len(layers) else None
     if isinstance(last, nn.BatchNorm2d) and last.affine:
-        last.weight *= factors
-        last.bias *= factors
+        last.weight *= 1.0 if neutral else factors
+        last.bias *= 1.0 if neutral else factors
     elif isinstance(last, nn.Conv2d):
-        last.weight *= factors.view(-1, 1, 1, 1)
+        last.weight *= 1.0 if neutral else factors.view(-1, 1, 1, 1)
         if last.bias is not None:
-            last.bias *= factors
+            last.bias *= 1.0 if neutral else factors
     elif not bool((factors == 1).all()):
-        layers.append(Scale(factors))
+        layers.append(Scale(torch.ones_like(factors) if neutral else factors))
     return layers
 
 
 class RepairedBlock(nn.Module):
     "A block with the architecture of a genotype; see `Genotype.build`."
 
-    def __init__(self, genotype: Genotype, block: nn.Module, generator: torch.Generator):
+    def __init__(self, genotype: Genotype, block: nn.Module, generator: torch.Generator, neutral: bool = False):
         super().__init__()
         graph = genotype.graph
         self.wrapper = graph.wrapper
@@ -179,7 +180,7 @@ class RepairedBlock(nn.Module):
             for index, edge in graph.incoming(j) if j in needed else []:
                 if genotype.carries_original(index):
                     factors = original_factors(genotype, index).to(first)
-                    self.inherited[edge.key] = fold(build_chain(block, edge.inherited), factors)
+                    self.inherited[edge.key] = fold(build_chain(block, edge.inherited), factors, neutral)
                     steps.append((edge.source, f"inherited {edge.key}", None))
                 if genotype.choices[index] not in ("none", "original"):
                     self.added[edge.key], place = _make(genotype, index, edge, generator)

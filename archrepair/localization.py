@@ -315,7 +315,7 @@ def _plain(value: object) -> object:
         return int(value)
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
-# %% ../nbs/00_localization.ipynb #d7df5e81
+# %% ../nbs/00_localization.ipynb #f760be54
 @torch.inference_mode(False)
 def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None, *, measure: str = "tarantula",
              activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: int = 50, ties: str = "exact",
@@ -326,8 +326,8 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     The spectrum is taken over `data.failures` and at most `n_train` images of `data.train` (drawn class by class; None: all), the
     gradients over all of these that the network gets wrong, in batches of `batch_size` and of half that. `blocks` are the
     candidates (default: `block_names(model)`). See `MEASURES`, `ACTIVATIONS`, `GRADIENTS`, `DEVIATIONS` and `TIES` for the
-    options; the defaults are the paper's where it says. `k` neurons vote; more than there are means all. It costs one forward pass
-    over the set (two for `activation="mean"`), and a forward and backward pass over the failures. `model` is not changed.
+    options; the defaults are the paper's where it says. `k` neurons vote; more than there are means all. It costs one forward
+    pass over the set (two for `activation="mean"`) and a forward and backward pass over the failures. `model` is not changed.
 
     Raises `NoFailures` when no image is misclassified, and `ArchrepairError` for unknown options or blocks, labels out of range,
     networks without neurons and gradients that are not finite.
@@ -337,9 +337,9 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     for what, value, known in options:
         if value not in known:
             raise unknown(what, value, known)
-    if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 0):
-        raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k and batch_size "
-                              "from 1, smooth and n_train from 0")
+    if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 1):
+        raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k, batch_size "
+                              "and n_train from 1, smooth from 0")
     blocks = _candidates(model, blocks)
     network = freeze(copy.deepcopy(model))
     if device is not None:
@@ -409,8 +409,8 @@ def _doubts(summary: pd.DataFrame, best: str, selected: pd.DataFrame, below: flo
     "What a reader should know before believing the verdict."
     found = []
     if below > 0.5:
-        found.append(f"{below:.0%} of the selected neurons have a gradient below the mean (eq. 6 weighs distance in either direction); "
-                     "compare deviation='positive'")
+        found.append(f"{below:.0%} of the selected neurons have a gradient below the mean (eq. 6 weighs distance in either "
+                     "direction); compare deviation='positive'")
     if not summary["count"].sum():
         found.append(f"none of the {len(selected)} selected neurons lies in a candidate block")
     elif summary.loc[best, "p"] > 0.05:

@@ -103,7 +103,7 @@ def list_models(pattern: str = "*") -> list[str]:
     "Names of the networks that match a shell pattern, as in `resnet*`."
     return fnmatch.filter(MODELS, pattern)
 
-# %% ../nbs/lib/models.ipynb #24aecd2f
+# %% ../nbs/lib/models.ipynb #5e1dbf48
 def _scale_width(model: nn.Module, width: float) -> None:
     "Multiply every channel count but those of the image and the classes by `width`, in place."
     scale = lambda channels: max(1, round(channels * width))
@@ -134,6 +134,7 @@ def _initialise(model: nn.Module, seed: int) -> None:
             nn.init.normal_(m.weight, 0, 0.01, generator=generator)
         elif isinstance(m, nn.BatchNorm2d):
             nn.init.ones_(m.weight)
+            m.reset_running_stats()
         if getattr(m, "bias", None) is not None and isinstance(m.bias, Tensor):
             nn.init.zeros_(m.bias)
 
@@ -150,10 +151,11 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
     if not 0 < width <= 4 or stem_stride not in (1, 2) or n_classes < 2:
         raise ArchrepairError(f"width {width}, stem_stride {stem_stride}, {n_classes} classes: expected a width in (0, 4], stride 1 or "
                               "2, at least two classes")
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced below; leave the global stream alone
+    with torch.device("meta"):  # shapes alone: VGG-16 has 134 million weights, all to be drawn anew, and few of them at a small width
         model = MODELS[name](n_classes, image_size, stem_stride)
         if width != 1:
             _scale_width(model, width)
+    model.to_empty(device="cpu")
     _initialise(model, seed)
     model = model.to(memory_format=torch.channels_last).eval()
     if image_size < 32 or width < 1 / 32 or not math.log2(width).is_integer():  # pools may run dry, concatenations may not fit
@@ -165,7 +167,7 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
                                   "least 32 px and a width like 1, 1/2, 1/4 or 1/8") from None
     return model
 
-# %% ../nbs/lib/models.ipynb #a62c6adb
+# %% ../nbs/lib/models.ipynb #a9dcf3d7
 def load_weights(model: nn.Module, path: str) -> nn.Module:
     """Load a `.safetensors` file, or a `.pt`/`.pth` state dict (read with `weights_only`), into `model`; returns it.
 
@@ -208,5 +210,5 @@ def save_weights(model: nn.Module, path: str) -> None:
     "Write the state dict of `model` as safetensors, whole or not at all."
     from safetensors.torch import save_file
 
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
     write_atomic(path, lambda temporary: save_file(state, temporary))

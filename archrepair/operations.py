@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['OPERATIONS', 'CANDIDATES', 'Operation', 'make_operation', 'stride_between', 'largest_divisor']
+__all__ = ['OPERATIONS', 'CANDIDATES', 'Operation', 'make_operation', 'stride_between']
 
 # %% ../nbs/lib/operations.ipynb #30bd2192
 from .errors import unknown
@@ -92,15 +92,10 @@ def make_operation(name: str, c_in: int, c_out: int, stride: int = 1, *, generat
     nn.init.zeros_(layers[-1].weight)
     return layers.to(memory_format=torch.channels_last)
 
-# %% ../nbs/lib/operations.ipynb #6aaeb36b
+# %% ../nbs/lib/operations.ipynb #6a3273e0
 def stride_between(source: tuple[int, int], target: tuple[int, int]) -> int | None:
     "The smallest stride that takes a map of `source` (height, width) to `target`, or None."
     for stride in range(1, max(source) + 1):
         if tuple(-(-size // stride) for size in source) == tuple(target):
             return stride
     return None
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    "The largest divisor of `number` that is at most `limit`."
-    return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)

@@ -27,7 +27,7 @@ from .supernet import SuperNet, discretise, guard, recalibrate
 from .tiers import resolve_tier
 from .training import CostMeter, Recipe, Rows, autocast, fit, work
 
-# %% ../nbs/01_search.ipynb #7b59c0ca
+# %% ../nbs/01_search.ipynb #3ee90e48
 class Relaxed(nn.Module):
     "A supernet that asks a strategy for its coefficients: a block like any other to the network around it."
 
@@ -38,56 +38,7 @@ class Relaxed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.supernet(x, self.strategy.coefficients(len(x), self.training))
 
-
-@dataclass
-class SearchResult:
-    """What a search found.
-
-    `block` has the architecture `genotype` with the weights of the search, in eval mode and ready to be fine-tuned. `arch` gives the
-    final scores of the candidates on each edge, `steps` and `path` (steps, edges, candidates) how they came about. `history` has one entry
-    an epoch. `warnings` say what a user should know.
-    """
-
-    genotype: Genotype
-    block: RepairedBlock
-    arch: dict[str, dict[str, float]]
-    history: list[dict] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    path: Tensor | None = None
-    warnings: list[str] = field(default_factory=list)
-
-
-def block_input(prepared: BlockData, rows: int = 8) -> Tensor:
-    "What enters the block for the first training images, in a network that was cut or not."
-    x = prepared.parts["train"].batch(torch.arange(min(rows, len(prepared.parts["train"]))))
-    if prepared.cut.prefix is not None:
-        return x
-    seen: list[Tensor] = []
-    hook = prepared.cut.block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            prepared.cut.model(x)
-    finally:
-        hook.remove()
-    return seen[0]
-
-# %% ../nbs/01_search.ipynb #963daee0
-class _Recorder:
-    "The scores of the architecture at some forty moments of a search, and its settings; both live in the checkpoint."
-
-    def __init__(self, settings: dict):
-        self.settings, self.steps, self.path, self.warnings = settings, [], [], []
-
-    def state_dict(self) -> dict:
-        return {"settings": self.settings, "steps": self.steps, "path": self.path, "warnings": self.warnings}
-
-    def load_state_dict(self, state: dict) -> None:
-        if state["settings"] != self.settings:
-            changed = ", ".join(k for k, v in self.settings.items() if state["settings"].get(k) != v)
-            raise ArchrepairError(f"the checkpoint was written by a search with another {changed}; remove it to start afresh")
-        self.steps, self.path, self.warnings = state["steps"], state["path"], state["warnings"]
-
-# %% ../nbs/01_search.ipynb #165b591c
+# %% ../nbs/01_search.ipynb #5a851ae1
 class _Context(ArchContext):
     "The context of a step, with batches drawn from both halves by epoch and step alone."
 
@@ -154,14 +105,67 @@ def _recalibrate(repaired: RepairedBlock, prepared: BlockData, batch_size: int, 
 
 def _remarks(strategy: SearchStrategy, graph: BlockGraph, given_back: list[str], steps: int) -> list[str]:
     "What a user should know about how the decision came about."
-    remarks = [f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node"] if given_back else []
+    remarks = []
+    if given_back:
+        remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
     rate, margin = getattr(strategy, "rate", None), getattr(strategy, "margin", None)
     if rate and margin and 2 * rate * steps < margin:
-        remarks.append(f"{steps} architecture steps at a rate of {rate:g} cannot overcome the margin of {margin:g}: the search can only return the "
-                       "original; use arch_lr=None")
+        remarks.append(f"{steps} architecture steps at a rate of {rate:g} cannot overcome the margin of {margin:g}: the search can only "
+                       "return the original; use arch_lr=None")
     return remarks
 
-# %% ../nbs/01_search.ipynb #52fef93e
+# %% ../nbs/01_search.ipynb #578bd5b4
+@dataclass
+class SearchResult:
+    """What a search found.
+
+    `block` has the architecture `genotype` with the weights of the search, in eval mode and ready to be fine-tuned. `arch` gives the
+    final scores of the candidates on each edge, `steps` and `path` (steps, edges, candidates) how they came about. `history` has one entry
+    an epoch. `warnings` say what a user should know. `supernet` and `coefficients` are the relaxed block as the search left it.
+    """
+
+    genotype: Genotype
+    block: RepairedBlock
+    arch: dict[str, dict[str, float]]
+    history: list[dict] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    path: Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
+    supernet: SuperNet | None = field(default=None, repr=False)
+    coefficients: Tensor | None = field(default=None, repr=False)
+
+# %% ../nbs/01_search.ipynb #3e92ded0
+def block_input(prepared: BlockData, rows: int = 8) -> Tensor:
+    "What enters the block for the first training images, in a network that was cut or not."
+    x = prepared.parts["train"].batch(torch.arange(min(rows, len(prepared.parts["train"]))))
+    if prepared.cut.prefix is not None:
+        return x
+    seen: list[Tensor] = []
+    hook = prepared.cut.block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    try:
+        with torch.no_grad():
+            prepared.cut.model(x)
+    finally:
+        hook.remove()
+    return seen[0]
+
+# %% ../nbs/01_search.ipynb #963daee0
+class _Recorder:
+    "The scores of the architecture at some forty moments of a search, and its settings; both live in the checkpoint."
+
+    def __init__(self, settings: dict):
+        self.settings, self.steps, self.path, self.warnings = settings, [], [], []
+
+    def state_dict(self) -> dict:
+        return {"settings": self.settings, "steps": self.steps, "path": self.path, "warnings": self.warnings}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["settings"] != self.settings:
+            changed = ", ".join(k for k, v in self.settings.items() if state["settings"].get(k) != v)
+            raise ArchrepairError(f"the checkpoint was written by a search with another {changed}; remove it to start afresh")
+        self.steps, self.path, self.warnings = state["steps"], state["path"], state["warnings"]
+
+# %% ../nbs/01_search.ipynb #2c1a0b8d
 def search(model: nn.Module, block: str, data: RepairData | None = None, *, strategy: str | SearchStrategy = "pc-darts",
            epochs: int | None = None, batch_size: int = 128, warmup: float = 0.3, inherited_lr: float = 0.01, added_lr: float = 0.05,
            weight_decay: float = 5e-4, failure_ratio: float | None = 0.25, imitation: float = 1.0, arch_lr: float | None = None,
@@ -238,4 +242,4 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
     warnings = [note for note in (graph.note,) if note] + recorder.warnings + _remarks(strategy, graph, given_back, epochs * steps - warm)
     arch = {e.key: {c: round(float(scores[i, CANDIDATES.index(c)]), 4) for c in e.candidates} for i, e in enumerate(graph.edges)}
     return SearchResult(genotype, repaired.requires_grad_(True), arch, history.epochs, [*recorder.steps, epochs * steps],
-                        torch.stack([*recorder.path, scores]), warnings)
+                        torch.stack([*recorder.path, scores]), warnings, supernet, coefficients)

@@ -21,7 +21,7 @@ from .graph import BlockGraph
 from .operations import CANDIDATES
 from .supernet import SuperNet, untracked
 
-# %% ../nbs/lib/strategies.ipynb #e6e5caaf
+# %% ../nbs/lib/strategies.ipynb #d41a27dc
 @dataclass
 class ArchContext:
     """What a step of the architecture may use.
@@ -60,6 +60,7 @@ class SearchStrategy:
         self.mask = torch.tensor([[c in e.candidates for c in CANDIDATES] for e in graph.edges], device=device)
         self.arch = self.init_arch(graph, generator).to(device)
         self.initial = {name: p.detach().clone() for name, p in self.arch.items()}
+        self.healthy = self.initial
         self.arch.requires_grad_(not self.bilevel)
         self.optimizer = self.make_optimizer()
 
@@ -117,7 +118,8 @@ class SearchStrategy:
     def on_epoch_end(self) -> str:
         """Why the search should stop after this epoch; empty if it should go on.
 
-        It stops when the choices have not changed for `patience` epochs, and when operations without weights win most edges (skip collapse).
+        It stops when the choices have not changed for `patience` epochs, and when operations without weights win most edges (skip collapse);
+        then the architecture goes back to where it was an epoch earlier.
         """
         self.decisions.append(list(self.decide()))
         recent = self.decisions[-self.patience - 1:]
@@ -125,16 +127,24 @@ class SearchStrategy:
             return f"the choices have not changed for {self.patience} epochs"
         kinds = Counter(recent[-1])
         light, live = sum(kinds[c] for c in ("skip", "avg_pool", "max_pool")), len(recent[-1]) - kinds["none"]
-        return f"skip collapse: operations without weights win {light} of {live} edges" if light > live / 2 else ""
+        if light <= live / 2:
+            self.healthy = {name: p.detach().clone() for name, p in self.arch.items()}
+            return ""
+        self._set_arch(self.healthy)
+        return f"skip collapse, operations without weights won {light} of {live} edges; the architecture of the epoch before is kept"
+
+    @torch.no_grad()
+    def _set_arch(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.arch[name].copy_(value)
 
     def state_dict(self) -> dict:
-        return {"arch": {n: p.detach().clone() for n, p in self.arch.items()}, "optimizer": self.optimizer.state_dict(),
-                "decisions": self.decisions}
+        return {"arch": {n: p.detach().clone() for n, p in self.arch.items()}, "healthy": self.healthy,
+                "optimizer": self.optimizer.state_dict(), "decisions": self.decisions}
 
     def load_state_dict(self, state: dict) -> None:
-        with torch.no_grad():
-            for name, value in state["arch"].items():
-                self.arch[name].copy_(value)
+        self._set_arch(state["arch"])
+        self.healthy = {name: value.to(self.mask.device) for name, value in state["healthy"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.decisions = state["decisions"]
 

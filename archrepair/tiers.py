@@ -14,14 +14,15 @@ __all__ = ['TIERS', 'Tier', 'resolve_tier']
 # %% ../nbs/lib/tiers.ipynb #30bd2192
 from .errors import unknown
 
-# %% ../nbs/lib/tiers.ipynb #5b0376ed
+# %% ../nbs/lib/tiers.ipynb #8ae90fad
 @dataclass(frozen=True)
 class Tier:
     """The size of an experiment.
 
     `width` scales every channel count and `stem_stride` is the stride of the first convolution at 32 and 64 px.
     `train_*` is the recipe of the network to be repaired; `search_epochs` and `finetune_epochs` are passes over the repair
-    set, of whose training part at most `repair_train` images are used (None: all). `failures` is the paper's 1,000 (§4.1).
+    set, of whose training part at most `repair_train` images are used (None: all). `failures` is the paper's 1,000 (§4.1); each is
+    seen in `failure_views` augmented views, and each training image in `views`.
     """
 
     name: str
@@ -35,18 +36,20 @@ class Tier:
     failures: int
     search_epochs: int
     finetune_epochs: int
+    views: int
+    failure_views: int
     seeds: int
 
-# %% ../nbs/lib/tiers.ipynb #00c3d636
+# %% ../nbs/lib/tiers.ipynb #6fa4fbca
 TIERS: dict[str, Tier] = {
     tier.name: tier
     for tier in (
         Tier("smoke", "digits", 0.125, 2, train_epochs=6, train_lr=0.05, batch_size=64, repair_train=None, failures=100,
-             search_epochs=2, finetune_epochs=3, seeds=1),
+             search_epochs=2, finetune_epochs=3, views=1, failure_views=1, seeds=1),
         Tier("lite", "cifar10", 0.25, 2, train_epochs=10, train_lr=0.2, batch_size=128, repair_train=20_000, failures=1000,
-             search_epochs=4, finetune_epochs=6, seeds=3),
+             search_epochs=3, finetune_epochs=6, views=1, failure_views=8, seeds=3),
         Tier("paper", "cifar10", 1.0, 1, train_epochs=30, train_lr=0.1, batch_size=128, repair_train=None, failures=1000,
-             search_epochs=50, finetune_epochs=100, seeds=5),
+             search_epochs=50, finetune_epochs=100, views=2, failure_views=8, seeds=5),
     )
 }
 

@@ -54,9 +54,9 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def _global_random_stream_is_left_alone():
-    "Seeds are passed in; nothing here may draw from, or seed, torch's global stream."
+@pytest.fixture
+def quiet_stream():
+    "Seeds are passed in: a test that asks for this fails when torch's global random stream was drawn from or seeded."
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(before, torch.random.get_rng_state()), "the global random stream moved"

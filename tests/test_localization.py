@@ -582,8 +582,12 @@ def test_cost_is_counted(net, data, activation, passes):
 def test_training_sample_is_limited(net, data):
     assert localize(net, data, BLOCKS, n_train=10).n_correct == 10
     assert localize(net, data, BLOCKS, n_train=None).n_correct == 40
-    alone = localize(net, data, BLOCKS, n_train=0)
-    assert alone.n_correct == 0 and set(alone.neurons["s"]) <= {0.0, 1.0}
+
+
+def test_without_correct_inputs(net, data):
+    wrong = RepairData(data.failures, data.failures, data.val, Normalize(), data.val_failures)
+    alone = localize(net, wrong, BLOCKS)
+    assert alone.n_correct == 0 and set(alone.neurons["s"]) == {0.0, 1.0}
 
 
 def test_bf16_counts_stay_exact(net):
@@ -606,7 +610,7 @@ def test_bf16_counts_stay_exact(net):
     ({"k": 0}, "k=0"),
     ({"batch_size": 0}, "batch_size=0"),
     ({"smooth": -1.0}, "smooth=-1"),
-    ({"n_train": -1}, "n_train=-1"),
+    ({"n_train": 0}, "n_train=0"),
     ({"blocks": ["three"]}, "unknown block 'three'"),
     ({"blocks": []}, "no blocks"),
     ({"blocks": ["one", "one.conv"]}, "one.conv is a part of block one"),

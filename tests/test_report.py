@@ -1,0 +1,286 @@
+"""A report: complete, true to the result, well-formed however odd the names are, and written whole or not at all."""
+import copy
+import os
+import re
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import torch
+from archrepair.data import ImageSet, Normalize
+from archrepair.errors import ArchrepairError
+from archrepair.evaluation import compare, evaluate, is_correct, predict
+from archrepair.genotype import Genotype
+from archrepair.graph import BlockGraph, Edge, Node
+from archrepair.localization import Localization
+from archrepair.page import figure, join, section, table, tag
+from archrepair.repair import RepairResult, changes
+from archrepair.report import render_report, write_report
+from archrepair.scenario import build_scenario
+from archrepair.training import CostMeter
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+VOID = {"meta", "img"}
+CLASSES = ("<script>alert(1)</script>", 'b"&\'', "ünïcode")
+VERDICTS = {"repaired": "accepted: the repaired block is no worse (loss: repaired 0.2500, control 0.5000)",
+            "control": "not accepted: plain fine-tuning validates better (loss: repaired 0.7500, control 0.5000)",
+            "original": "not accepted: no candidate validates better (loss: repaired 2.0000, original 1.0000)"}
+
+
+class Checked(HTMLParser):
+    "Parses a page, closes every element in order and keeps what is needed below."
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.seen, self.text = [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, name, attributes):
+        assert len(dict(attributes)) == len(attributes), f"an attribute twice in {name}"
+        self.seen.append((name, dict(attributes)))
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_startendtag(self, name, attributes):
+        self.seen.append((name, dict(attributes)))
+
+    def handle_endtag(self, name):
+        assert self.open and self.open[-1] == name, f"</{name}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, name):
+        return [attributes for found, attributes in self.seen if found == name]
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def images(n: int, seed: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    return ImageSet(torch.randint(0, 256, (n, 8, 8, 3), generator=generator, dtype=torch.uint8), torch.arange(n) % 3, CLASSES, "toy")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    "A scenario of 120 test images with its original and a network that answers differently."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original, repaired, control = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(3))
+    repaired[0] = nn.Flatten()
+    train, test, clean = images(90, 0), images(120, 1), images(120, 2)
+    right = is_correct(predict(original, test, Normalize.of(train)), test.labels)
+    return {"original": original, "repaired": repaired, "control": control}, build_scenario(train, test, right, clean=clean, n_failures=20)
+
+
+def metrics_of(networks, scenario, chosen):
+    plain = lambda found: {name: asdict(value) for name, value in found.items()}
+    evaluations = {name: evaluate(network, scenario) for name, network in networks.items()}
+    before, after = evaluations["original"], evaluations[chosen]
+    others = {name: {"after": plain(e.scores), "change": plain(compare(before, e, scenario))} for name, e in evaluations.items() if name != "original"}
+    return {"before": plain(before.scores), "after": plain(after.scores), "change": plain(compare(before, after, scenario)),
+            "candidates": others, "images": {"failures": 18, "val_failures": 2, "train": 81, "val": 9, "held_out": 60}}
+
+
+def make(parts, chosen="repaired", **more) -> RepairResult:
+    networks, scenario = parts
+    graph = BlockGraph((Node((3, 8, 8)), Node((3, 8, 8)), Node((3, 8, 8), "F.relu")),
+                       (Edge(0, 1, ("a",), 1), Edge(0, 2, None, 1), Edge(1, 2, ("b",), 1)), "conv")
+    genotype = Genotype(graph, ("original", "sep_conv", "none"), (1.0, 0.5, 0.0), (1, 1, 1))
+    neurons = pd.DataFrame({"layer": ["a", "a", "b"], "channel": [0, 1, 0], "block": ["layer<1>", "layer<1>", "layer2"],
+                            "s": [0.9, 0.8, 0.7], "g": [1.0, 2.0, 3.0], "s_hat": [0.9, 0.5, 0.1], "rank": [1, 2, 3]})
+    summary = pd.DataFrame({"size": [2, 1], "count": [2, 0], "expected": [1.3, 0.7], "p": [0.33, 1.0]}, index=["layer<1>", "layer2"])
+    located = Localization("layer<1>", list(summary.index), neurons, pd.DataFrame({2: [2, 0]}, index=summary.index), summary, 2, 20, 70, 2.0, 0.5,
+                           {"ties": "exact"}, ["a doubt <b>"])
+    history = {"search": [{"epoch": 1, "loss": 0.9}], "finetune": [{"epoch": 0, "val": 0.8}, {"epoch": 1, "loss": 0.6, "val": 0.25}],
+               "control": [{"epoch": 0, "val": 1.0}, {"epoch": 1, "loss": float("nan"), "val": 0.5}]}
+    config = {"strategy": "pc-darts", "block": "layer<1>", "localized": True, "preset": "default", "seed": 7, "name": "archrepair",
+              "points": {"repaired": 0.75, "control": 1.0}}
+    made = RepairResult(networks[chosen], "archrepair", "layer<1>", genotype, chosen, VERDICTS[chosen],
+                        {"original": 1.0, "repaired": 0.25, "control": 0.5}, changes(networks["original"].state_dict(), networks[chosen].state_dict()),
+                        history, CostMeter(1234.4, 567.0, 8.9, 10 * 2**20), CostMeter(4321.0, 89.0, 1.2, 11 * 2**20), config, located, dict(networks),
+                        metrics_of(networks, scenario, chosen), ["beware of <i>this</i>"])
+    return replace(made, **more)
+
+
+def bare(parts) -> RepairResult:
+    "A result of which everything that may be absent is absent."
+    return make(parts, genotype=None, localization=None, candidates={}, metrics={}, history={}, warnings=[], config={}, changed={"1.bias": "3/3"},
+                cost=CostMeter(), control_cost=CostMeter(), block=None)
+
+
+RECORD = {"cell": {"method": "archrepair", "model": "resnet18", "dataset": "toy:fog:3", "tier": "smoke", "protocol": "clean", "seed": 7},
+          "versions": {"archrepair": "9.9", "commit": "abc1234"}, "metrics": {}, "repair": {}, "path": "x.json"}
+
+
+def test_every_section_is_there_and_the_page_is_sound(parts):
+    page = Checked(text := render_report(make(parts), scenario=parts[1], record=RECORD))
+    ids = [a["id"] for _, a in page.seen if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {"before-and-after", "what-was-fixed-what-broke", "examples", "candidates", "which-block-is-to-blame", "architecture", "training",
+            "what-changed", "what-it-cost", "what-was-asked", "how-to-load-it", "warnings"} <= set(ids)
+    links = {a["href"] for a in page.all("a")}
+    assert links and all(link[1:] in ids for link in links)
+    assert text.startswith("<!DOCTYPE html>") and page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == len(page.all("title")) == 1
+    assert len(page.all("svg")) == 5 and all(a["aria-label"] and a["role"] == "img" for a in page.all("svg"))
+    assert page.all("img") and all(a["alt"] for a in page.all("img"))
+    assert all(a.get("scope") in ("row", "col") for a in page.all("th"))
+    assert all(c["aria-labelledby"] in ids for c in page.all("section"))
+    references = re.findall(r"url\(#(.*?)\)", text) + [a["xlink:href"][1:] for a in page.all("use")]
+    assert references and set(references) <= set(ids)
+    for said in ("resnet18", "toy:fog:3", "smoke", "abc1234", "strategy pc-darts", "layer<1> (localized)", "beware of <i>this</i>", "a doubt <b>",
+                 "81 training images", "contains the repaired images", "no repair has seen", "archrepair.load"):
+        assert said in page.words, said
+
+
+def test_nothing_is_fetched_and_nothing_can_be_injected(parts):
+    text = render_report(make(parts), scenario=parts[1], record=RECORD, title="<script>x</script>")
+    page = Checked(text)
+    assert "<script" not in text and not page.all("script") and not page.all("link") and not page.all("i")
+    assert "://" not in text and "@import" not in text and "url(h" not in text
+    for name, attributes in page.seen:
+        for key in ("src", "href", "xlink:href"):
+            assert attributes.get(key, "#").startswith(("#", "data:image/png;base64,")), name
+        assert not any(key.startswith("on") for key in attributes)
+    assert any(a.get("content", "").startswith("default-src 'none'") for a in page.all("meta"))
+    assert "<script>alert(1)</script>" in page.words and 'b"&\'' in page.words
+
+
+def test_numbers_are_those_of_the_result(parts):
+    result = make(parts)
+    page = Checked(render_report(result, scenario=parts[1])).words
+    minus = lambda value, form: format(value, form).replace("-", "−")
+    for name, before in result.metrics["before"].items():
+        after = result.metrics["after"][name]
+        row = (f"{before['n']} {before['accuracy']:.2f} % {before['low']:.2f}–{before['high']:.2f} {after['accuracy']:.2f} % "
+               f"{after['low']:.2f}–{after['high']:.2f} {minus(after['accuracy'] - before['accuracy'], '+.2f')}")
+        assert row in page, row
+        flips = result.metrics["change"][name]
+        assert f"{flips['fixed']} {flips['repair_rate']:.2f} % {flips['broken']} {flips['negative_flips']:.2f} % {minus(flips['p'], '.2g')}" in page
+    for name in ("seen", "unseen"):
+        flips = result.metrics["change"][name]
+        assert f"{flips['fixed']} {flips['repair_rate']:.2f} % – – –" in page
+    held = {name: c["after"]["held_out"]["accuracy"] for name, c in result.metrics["candidates"].items()}
+    assert f"network 0.2500 {held['repaired']:.2f} %" in page and f"budget 0.5000 {held['control']:.2f} %" in page
+    assert "repaired ← returned" in page and "control ← returned" not in page
+    assert "Repair 1,234 567 8.9 10" in page and "Control 4,321 89 1.2 11" in page
+    assert "2 tensors changed (579 of their 579 numbers)" in page and "1.weight 576/576" in page
+    assert "Parameters 579 579" in page and "layer<1> 2 2 1.3 0.33" in page
+
+
+def test_the_verdict_leads(parts):
+    for chosen, tone in (("repaired", "good"), ("control", "even"), ("original", "bad")):
+        page = Checked(render_report(make(parts, chosen), scenario=parts[1]))
+        assert f"banner {tone}" in [a.get("class") for a in page.all("div")]
+        sentence = VERDICTS[chosen].split(" (")[0]
+        assert sentence[0].upper() + sentence[1:] + "." in page.words
+        assert ("The network that is returned does not use it" in page.words) == (chosen != "repaired")
+    assert "Nothing: the network returned is the original" in page.words and not page.all("img")
+
+
+def test_a_repair_that_lost_on_held_out_images_says_so(parts):
+    result = make(parts)
+    for points, expected in ((-1.5, True), (1.5, False)):
+        metrics = copy.deepcopy(result.metrics)
+        metrics["after"]["held_out"]["accuracy"] = metrics["before"]["held_out"]["accuracy"] + points
+        assert ("Beware" in render_report(replace(result, metrics=metrics))) == expected
+
+
+def test_metrics_are_computed_where_they_are_missing(parts):
+    networks, scenario = parts
+    full, before, after = make(parts), *(evaluate(networks[n], scenario) for n in ("original", "repaired"))
+    rows = lambda text: re.findall(r'<section aria-labelledby="(?:before-and-after|what-was-fixed-what-broke)".*?</section>', text, re.S)
+    expected = rows(render_report(full, scenario=scenario))
+    empty = replace(full, metrics={})
+    assert len(expected) == 2
+    assert rows(render_report(empty, scenario=scenario)) == expected
+    assert rows(render_report(empty, scenario=scenario, before=before, after=after)) == expected
+    assert rows(render_report(empty, record={"metrics": full.metrics})) == expected
+    alone = Checked(render_report(empty, before=before, after=after)).words
+    assert "Held out" in alone and "Failures never seen" not in alone
+
+
+def test_examples_are_the_answers_that_changed(parts):
+    networks, scenario = parts
+    result, before, after = make(parts), *(evaluate(networks[n], scenario) for n in ("original", "repaired"))
+    change = compare(before, after, scenario)["held_out"]
+    assert change.fixed > 12 > change.broken > 0, "the toy networks no longer show both cases"
+    text = render_report(result, scenario=scenario)
+    page = Checked(text)
+    assert f"Fixed: 12 of {change.fixed}" in page.words and f"Broken: {change.broken} of {change.broken}" in page.words
+    told = [re.fullmatch(r"(.*), predicted (.*) before and (.*) after", a["alt"]).groups() for a in page.all("img")]
+    assert len(told) == 12 + change.broken
+    assert all(true == now != was for true, was, now in told[:12]) and all(true == was != now for true, was, now in told[12:])
+    given_both = render_report(result, scenario=scenario, before=before, after=after)
+    assert given_both == text
+
+
+def test_absent_parts_leave_their_sections_out(parts):
+    page = Checked(render_report(bare(parts)))
+    assert [a["id"] for a in page.all("h2")] == ["before-and-after", "candidates", "architecture", "what-changed", "what-was-asked", "how-to-load-it"]
+    assert "on validation images alone" in page.words and "Weights only" in page.words and "0.2500" in page.words
+    assert not page.all("svg") and not page.all("img")
+
+
+def test_nan_and_unknown_names_are_shown_as_such(parts):
+    result = make(parts, validation={"original": float("nan"), "repaired": 0.25, "mine": 3.0})
+    page = Checked(render_report(result)).words
+    assert "the network as it came –" in page and "mine 3.0000" in page and "nan" not in page.lower()
+
+
+def test_same_result_same_page_and_the_networks_stay_as_they_are(parts):
+    networks, scenario = parts
+    result = make(parts)
+    networks["original"].train()
+    before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
+    with torch.random.fork_rng():
+        state = torch.get_rng_state()
+        assert render_report(result, scenario=scenario) == render_report(result, scenario=scenario)
+        assert torch.equal(state, torch.get_rng_state())
+    assert networks["original"].training
+    networks["original"].eval()
+    assert all(torch.equal(v, before[name][k]) for name, network in networks.items() for k, v in network.state_dict().items())
+
+
+def test_written_whole_or_not_at_all(parts, tmp_path, monkeypatch):
+    path = write_report(make(parts), tmp_path / "new" / "report.html", scenario=parts[1])
+    assert Checked(path.read_text("utf-8")).words and "archrepair.load('new', network)" in Checked(path.read_text("utf-8")).words
+    old = path.read_text("utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(ArchrepairError, match="cannot write .*report.html: No space left"):
+            write_report(bare(parts), path)
+    broken = make(parts, candidates={"original": nn.Linear(1, 1)})
+    with pytest.raises(RuntimeError):
+        write_report(broken, path, scenario=parts[1])
+    assert path.read_text("utf-8") == old and os.listdir(path.parent) == ["report.html"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArchrepairError, match="cannot write"):
+        write_report(bare(parts), tmp_path / "file" / "report.html")
+
+
+@given(st.text())
+def test_any_text_survives_the_way_into_a_page(text):
+    page = Checked(tag("p", text, title=text))
+    assert "".join(page.text) == text and page.seen == [("p", {"title": text})]
+
+
+def test_elements():
+    assert tag("p", "a", None, tag("b", 1), class_="x", aria_label="y", id=None) == '<p class="x" aria-label="y">a<b>1</b></p>'
+    assert section("Nothing", None, "") == "" and join("<", tag("b")) == "&lt;<b></b>"
+    assert Checked(table("none", (), [])).all("thead") == []
+
+
+def test_figures_take_their_colours_from_the_page():
+    drawn = figure("f", lambda ax: ax.plot([0, 1], color="#0173b2"), (3, 2), "caption", 'a "line"')
+    page = Checked(drawn)
+    assert "var(--blue)" in drawn and "var(--ink)" in drawn and "#0173b2" not in drawn and page.all("svg")[0]["aria-label"] == 'a "line"'
