@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['COLORS', 'draw_graph', 'as_svg']
 
-# %% ../nbs/lib/drawing.ipynb #f7cbf4fa
+# %% ../nbs/lib/drawing.ipynb #19710f36
 COLORS: dict[str, str] = {"none": "#cccccc", "skip": "#0173b2", "avg_pool": "#56b4e9", "max_pool": "#029e73", "sep_conv": "#de8f05",
                           "dil_conv": "#d55e00", "original": "#222222"}
 
@@ -49,7 +49,7 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax=None
         if chosen and not (above and not edge.inherited):
             ax.annotate(chosen.replace("_", " "), ((x0 + x1) / 2, height), xytext=(0, 5 if height >= 0 else -5), textcoords="offset points",
                         ha="center", va="bottom" if height >= 0 else "top", fontsize=8, color=color)
-    for index, node in enumerate(graph.nodes):
+    for index in range(len(graph.nodes)):
         name = "in" if index == 0 else "out" if index == depth else str(index)
         ax.annotate(name, (index, 0), ha="center", va="center", fontsize=9, zorder=3,
                     bbox={"boxstyle": "circle,pad=0.35", "facecolor": "white", "edgecolor": "#222222"})

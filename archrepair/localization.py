@@ -229,7 +229,7 @@ def count_blocks(selected: pd.DataFrame, blocks: list[str]) -> pd.Series:
     "How many of the selected neurons lie in each block: S_B of Table 9."
     return selected["block"].value_counts().reindex(blocks, fill_value=0).astype(int)
 
-# %% ../nbs/00_localization.ipynb #a80501c3
+# %% ../nbs/00_localization.ipynb #41b6701c
 @dataclass(frozen=True, repr=False, eq=False)
 class Localization:
     """The verdict on the blocks of one network.
@@ -302,8 +302,9 @@ class Localization:
         ax.bar(at, self.summary["count"], color=[colours[1] if b == self.block else colours[0] for b in self.blocks])
         ax.hlines(self.summary["expected"], at - 0.4, at + 0.4, colors="black", linestyles="--", label="expected by size")
         ax.set_xticks(at, self.blocks, rotation=90 if len(at) > 8 else 0)
-        ax.set(ylabel=f"neurons among the top {self.k}", title=f"most suspicious: {self.block}")
-        ax.legend(frameon=False)
+        top = max(self.summary["count"].max(), self.summary["expected"].max())
+        ax.set(ylabel=f"neurons among the top {self.k}", title=f"most suspicious: {self.block}", ylim=(0, top * 1.25))
+        ax.legend(frameon=False, loc="upper center")
         return ax
 
 

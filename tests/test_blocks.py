@@ -125,7 +125,7 @@ class Toy(nn.Module):
         randomise(self, 5)
 
     def forward(self, x):
-        n = x.shape[0]
+        n = x.shape[0] if self.how == "own size" else None
         y = self.stem(x)
         match self.how:
             case "plain": z = self.block(y * self.scale) * self.scale
@@ -170,9 +170,9 @@ def test_freeze():
 
 def test_views_have_one_shape_and_are_all_different(digits_test):
     images = digits_test.images[:5].clone()
-    views = [draw_view(images, v) for v in range(12)]
+    views = [draw_view(images, v) for v in range(10)]
     assert all(v.shape == images.shape and v.dtype == torch.uint8 for v in views)
-    assert not [(i, j) for i in range(12) for j in range(i) if torch.equal(views[i], views[j])]
+    assert not [(i, j) for i in range(10) for j in range(i) if torch.equal(views[i], views[j])]
     assert torch.equal(views[0], digits_test.images[:5]) and torch.equal(views[1], images.flip(2))
     assert all(torch.equal(v, draw_view(images, i)) for i, v in enumerate(views)) and torch.equal(images, digits_test.images[:5])
     assert not torch.equal(draw_view(images, 2, seed=1), views[2])
@@ -299,9 +299,8 @@ def test_the_key_changes_with_everything_that_changes_the_features(networks, cut
     stride = split(create_model("resnet18", 10, width=0.0625, stem_stride=1), "layer3").prefix
     later = split(networks["resnet18"], "layer4").prefix
     weights, buffers, eps = (copy.deepcopy(prefix) for _ in range(3))
-    next(weights.parameters()).data.view(-1)[0] += 1e-3
-    next(weights.buffers())  # the network has some
-    list(buffers.buffers())[0].view(-1)[0] += 1e-3
+    next(weights.parameters()).data[0, 0, 0, 0] += 1e-3
+    next(buffers.buffers())[0] += 1e-3
     next(m for m in eps.modules() if isinstance(m, nn.BatchNorm2d)).eps = 1e-2
     pixel = few.images.clone()
     pixel[5, 3, 3, 0] ^= 1

@@ -61,8 +61,8 @@ def test_neuron_level_changes_one_row(problem, data, layer, channel):
         assert differs.flatten(1).any(1).nonzero().tolist() == [[channel]] if differs.ndim > 1 else differs.nonzero().tolist() == [[channel]]
 
 
-def test_network_level_changes_everything(problem, data):
-    tuned = finetune(problem.network, data, level="network", line=(1.0,), lr=0.02, **FAST)
+def test_network_level_changes_everything(problem):
+    tuned = finetune(problem.network, problem.scenario.data, level="network", line=(1.0,), **FAST)
     assert changed(problem.network, tuned.model) == set(problem.network.state_dict()) and tuned.where is None
 
 

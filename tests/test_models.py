@@ -17,7 +17,7 @@ def test_the_papers_six():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_modes_and_finite_weights(name):
-    for size, stride, width in ((32, 1, 0.0625), (32, 2, 0.125), (64, 2, 0.0625)):
+    for size, stride, width in ((32, 1, 0.0625), (64, 2, 0.125)):
         model = create_model(name, 7, image_size=size, stem_stride=stride, width=width)
         with torch.inference_mode():
             logits = model(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
@@ -34,7 +34,7 @@ def test_at_224_px_the_stem_is_torchvisions():
         assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 5)
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_173_962), ("resnet50", 23_520_842), ("densenet121", 6_956_426),
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_173_962), ("densenet121", 6_956_426),
                                              ("efficientnet_b0", 4_020_358), ("vgg16", 14_728_266)])
 def test_full_width_has_the_well_known_number_of_parameters(name, count):
     "ResNets and VGG-16 as in the CIFAR ports; the others with torchvision's own number, less classes and stem."

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_unknown_names_are_attribute_errors():
         archrepair.repiar  # noqa: B018
 
 
+@cache
 def trees() -> dict[str, ast.Module]:
     return {m: ast.parse((PACKAGE / f"{m}.py").read_text()) for m in MODULES}
 
@@ -105,7 +107,8 @@ def test_docstrings_and_annotations(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_short_enough_to_read(module):
-    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) < 400
+    lines = (PACKAGE / f"{module}.py").read_text().splitlines()
+    assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) < 350
 
 
 # --- notebooks

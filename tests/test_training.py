@@ -57,9 +57,8 @@ def test_cost_by_hand():
     meter.add(100, 50)
     meter.add(10, share=0.25)
     assert (meter.forwards, meter.backwards) == (102.5, 50)
-    with meter.running(), pytest.raises(ZeroDivisionError):
-        with meter.running():
-            1 / 0
+    with pytest.raises(ZeroDivisionError), meter.running():
+        raise ZeroDivisionError
     assert meter.seconds > 0 and meter.peak_bytes > 1 << 20
     assert meter.as_dict().keys() == {"forwards", "backwards", "seconds", "peak_bytes"}
 
@@ -179,16 +178,16 @@ def test_training_learns_is_deterministic_and_leaves_the_global_stream_alone(qui
 def test_one_step_is_the_optimisers_own():
     "Nesterov momentum, clipping and decay of matrices alone: one epoch of one batch equals torch's SGD written out."
     ours, theirs, rows = small(), small(), Rows([table(n=16)])
-    fit(ours, rows, Recipe(epochs=1, lr=0.1, batch_size=16, weight_decay=0.01, clip=0.5))
+    fit(ours, rows, Recipe(epochs=1, lr=0.1, batch_size=16, weight_decay=0.01, clip=0.1))
     theirs.train()
     loss = nn.functional.cross_entropy(theirs(rows.inputs(rows.order(1, 16, None, 0)[0])[0]), rows.labels[rows.order(1, 16, None, 0)[0]])
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in theirs.parameters()]).norm()
     for p in theirs.parameters():
-        g = p.grad * min(1, 0.5 / float(norm)) + (0.01 * p.data if p.ndim > 1 else 0)
+        g = p.grad * min(1, 0.1 / float(norm)) + (0.01 * p.data if p.ndim > 1 else 0)
         p.data -= 0.1 * (g + 0.9 * g)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours.parameters(), theirs.parameters()))
-    assert float(norm) > 0.5, "the clip did something"
+    assert float(norm) > 0.2, "the clip did something"
 
 
 def test_the_rest_is_frozen_bit_for_bit():
@@ -291,7 +290,7 @@ def test_training_on_cached_features_equals_training_the_frozen_network_bit_for_
 
 # --- checkpoints
 
-RUN = Recipe(epochs=5, lr=0.1, batch_size=16, seed=3, patience=4)
+RUN = Recipe(epochs=5, lr=0.1, batch_size=16, seed=3, patience=5)
 
 
 def run(checkpoint=None, **options):
