@@ -23,7 +23,7 @@ _WHERE = {
     "Genotype": "genotype",
     "finetune": "finetuning",
     "ArchRepair": "repair", "RepairResult": "repair", "load": "repair",
-    "Cell": "experiments", "run": "experiments",
+    "Cell": "experiments", "original": "experiments", "run": "experiments",
 }
 
 __all__ = sorted(_WHERE)

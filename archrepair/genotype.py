@@ -40,7 +40,7 @@ class Slice:
         part = index % k
         return cls(k, part, (part * (c_in // k), c_in // k), (part * (c_out // k), c_out // k))
 
-# %% ../nbs/lib/genotype.ipynb #c9884102
+# %% ../nbs/lib/genotype.ipynb #187aa1e5
 WIDEN = ("keep", "full", "slice")
 
 
@@ -129,7 +129,8 @@ class Genotype:
         "Draw it with matplotlib; returns the axes."
         from archrepair.drawing import draw_graph
 
-        return draw_graph(self.graph, self.edges, ax, title)
+        partly = [e.key for i, e in enumerate(self.graph.edges) if self.choices[i] != "original" and self.carries_original(i)]
+        return draw_graph(self.graph, self.edges, ax, title, partly)
 
     def _repr_html_(self) -> str:
         from archrepair.drawing import as_svg

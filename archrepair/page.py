@@ -42,7 +42,7 @@ def join(*content: object) -> Html:
     "Elements and text, one after the other."
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in content if c is not None))
 
-# %% ../nbs/lib/page.ipynb #430f60bf
+# %% ../nbs/lib/page.ipynb #d3820c0a
 _STYLE = """
 .archrepair, .archrepair-page {
   --ink: #1b1e21; --soft: #5b6168; --line: #d5d9dd; --paper: #ffffff; --card: #f5f6f8;
@@ -65,7 +65,7 @@ _STYLE = """
   & .banner.bad { --tone: var(--red); }
   & .verdict { color: var(--tone); font-size: 1.5rem; font-weight: 700; line-height: 1.3; max-width: none; }
   & .scroll { overflow-x: auto; }
-  & table { border-collapse: collapse; width: 100%; color: inherit; font-variant-numeric: tabular-nums; }
+  & table { border-collapse: collapse; table-layout: auto; width: 100%; color: inherit; font-variant-numeric: tabular-nums; }
   & caption { text-align: left; padding: 0.3rem 0; }
   & th, & td { text-align: right; vertical-align: top; padding: 0.4rem 0.6rem; border: 0; border-top: 1px solid var(--line);
     background: none; overflow-wrap: normal; }
@@ -139,9 +139,9 @@ def note(text: str) -> Html:
     "A paragraph in small print."
     return tag("p", text, class_="note")
 
-# %% ../nbs/lib/page.ipynb #0b1efbf6
-_PAINT = {"#000000": "ink", "#222222": "ink", "#262626": "ink", "#ffffff": "paper", "#cccccc": "line", "#999999": "soft", "#0173b2": "blue",
-          "#56b4e9": "sky", "#029e73": "green", "#de8f05": "orange", "#d55e00": "red"}
+# %% ../nbs/lib/page.ipynb #7c495cca
+_PAINT = {"#000000": "ink", "#222222": "ink", "#262626": "ink", "#ffffff": "paper", "#cccccc": "line", "#999999": "soft",
+          "#0173b2": "blue", "#56b4e9": "sky", "#029e73": "green", "#de8f05": "orange", "#d55e00": "red"}
 _RC = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "font.size": 10,
        "axes.titlesize": 10, "text.color": "#222222", "xtick.color": "#222222", "ytick.color": "#222222", "axes.labelcolor": "#222222"}
 
@@ -165,7 +165,8 @@ def figure(name: str, draw: Callable, size: tuple[float, float], caption: str, a
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var(--{_PAINT[m[0]]})" if m[0] in _PAINT else m[0], svg)
     view = re.search(r'viewBox="(.*?)"', svg)[1]
     wide = float(view.split()[2]) * 4 / 3  # points to pixels
-    root = f'<svg viewBox="{view}" role="img" aria-label="{escape(alt)}" style="width: {wide:.0f}px; min-width: {min(wide, max(300, 0.62 * wide)):.0f}px">'
+    least = min(wide, max(300, 0.62 * wide))
+    root = f'<svg viewBox="{view}" role="img" aria-label="{escape(alt)}" style="width: {wide:.0f}px; min-width: {least:.0f}px">'
     svg = re.sub(r"<svg .*?>", lambda m: root, svg, count=1, flags=re.S)
     return tag("figure", scroll(Html(svg), caption), tag("figcaption", caption))
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['changes', 'RepairResult', 'load', 'Repairer', 'ArchRepair']
 
-# %% ../nbs/lib/repair.ipynb #0f802085
+# %% ../nbs/lib/repair.ipynb #b2fff3f6
 from .blockdata import BlockData, prepare
 from .blocks import get_block, replace_block
-from .errors import ArchrepairError, write_atomic
+from .errors import ArchrepairError, first_line, unknown, write_atomic
 from .finetuning import PRESETS, finetune
 from .genotype import Genotype
 from .graph import CannotRelax
@@ -48,7 +48,7 @@ def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, st
             result[name] = f"{differs}/{value.numel()}"
     return result
 
-# %% ../nbs/lib/repair.ipynb #f0d3aa3f
+# %% ../nbs/lib/repair.ipynb #f18c4e46
 @dataclass
 class RepairResult:
     """What a repair returns.
@@ -94,6 +94,8 @@ class RepairResult:
         save_weights(self.model, str(directory / "repaired.safetensors"))
         if self.genotype:
             write_atomic(directory / "genotype.json", lambda p: p.write_text(self.genotype.to_json() + "\n"))
+        else:
+            (directory / "genotype.json").unlink(missing_ok=True)  # an earlier repair's
         _write_json(directory / "repair.json", {**self.to_dict(), "searched": bool(self.genotype) and self.accepted})
         return directory
 
@@ -135,8 +137,8 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     try:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
-    except (OSError, ValueError, KeyError) as error:
-        raise ArchrepairError(f"{directory} holds no saved repair ({error}); give the folder that RepairResult.save wrote") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save wrote") from None
     if genotype is not None:
         block = genotype.build(copy.deepcopy(get_block(model, info["block"])))
         repaired = replace_block(model, info["block"], block)
@@ -152,7 +154,7 @@ class Repairer(Protocol):
 
     def repair(self, model: nn.Module, data: RepairData) -> RepairResult: ...
 
-# %% ../nbs/lib/repair.ipynb #486412fd
+# %% ../nbs/lib/repair.ipynb #b5233c77
 @dataclass
 class ArchRepair:
     """Block-level architecture-oriented repair (§3).
@@ -173,6 +175,14 @@ class ArchRepair:
     precision: str = "auto"
     seed: int = 0
     name: str = "archrepair"
+
+    def __post_init__(self):
+        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
+            raise unknown("preset", self.preset, PRESETS)
+        for names, least in ((("search_epochs", "finetune_epochs"), 0), (("k", "views", "failure_views"), 1)):
+            for name in names:
+                if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                    raise ArchrepairError(f"{name} is {getattr(self, name)!r}; expected a whole number from {least}")
 
     def repair(self, model: nn.Module, data: RepairData, *, checkpoints: str | Path | None = None) -> RepairResult:
         """Repair `model` (untouched, its device is used) on `data`.
@@ -247,9 +257,11 @@ class ArchRepair:
 
 
 def _judge(losses: dict[str, float]) -> tuple[str, str]:
-    "Which candidate to deploy, and why, from their validation losses; the method's own wins ties."
-    order = ["repaired", "control", "original"]
+    "Which candidate to deploy, and why, from their validation losses; the method's own wins ties, and the original those with the control."
+    order = ["repaired", "original", "control"]
     finite = {name: losses[name] for name in order if name in losses and math.isfinite(losses[name])}
+    if not finite:
+        return "original", "not accepted: the validation loss of no candidate is a number; the original is returned unchanged"
     chosen = min(finite, key=finite.get)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in finite.items())
     why = {"repaired": "accepted: the repaired block is no worse on validation than the original and than the control",

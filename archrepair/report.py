@@ -29,22 +29,27 @@ from .training import work
 if TYPE_CHECKING:
     from archrepair.repair import RepairResult
 
-# %% ../nbs/lib/report.ipynb #af75bf86
-def _metrics(scenario: Scenario | None, before: Evaluation | None, after: Evaluation | None) -> dict:
-    "Metrics in the layout of a record from two evaluations; empty without them."
+# %% ../nbs/lib/report.ipynb #f78bf1ff
+def _metrics(result: RepairResult, scenario: Scenario | None, before: Evaluation | None, after: Evaluation | None) -> dict:
+    "Metrics in the layout of a record; what is missing is evaluated where there is a scenario, and without any they are empty."
+    networks = result.candidates if scenario is not None else {}
+    if "original" in networks:
+        before, after = before or evaluate(networks["original"], scenario), after or evaluate(result.model, scenario)
     if before is None or after is None:
         return {}
     plain = lambda parts: {name: asdict(part) for name, part in parts.items()}
     alone = lambda: {name: Comparison.of(before.correct[name], after.correct[name]) for name in before.correct}
-    change = alone() if scenario is None else compare(before, after, scenario)
-    return {"before": plain(before.scores), "after": plain(after.scores), "change": plain(change)}
+    others = {name: evaluate(network, scenario) for name, network in networks.items() if name not in ("original", result.chosen)}
+    return {"before": plain(before.scores), "after": plain(after.scores),
+            "change": plain(alone() if scenario is None else compare(before, after, scenario)),
+            "candidates": {name: {"after": plain(other.scores)} for name, other in others.items()}}
 
 
 def _number(value: float | None, form: str = ",.2f", unit: str = "") -> str:
     "A number with a true minus sign, or a dash where there is none."
     return "–" if value is None or not math.isfinite(value) else format(value, form).replace("-", "−") + unit
 
-# %% ../nbs/lib/report.ipynb #97f69818
+# %% ../nbs/lib/report.ipynb #aa5d8614
 def _verdict(result: RepairResult, metrics: dict) -> Html:
     sentence = result.verdict.partition(" (loss:")[0]
     sign, tone = {"repaired": ("✓ ", "good"), "control": ("✕ ", "even")}.get(result.chosen, ("✕ ", "bad"))
@@ -52,13 +57,15 @@ def _verdict(result: RepairResult, metrics: dict) -> Html:
     change = metrics.get("change", {}).get("held_out")
     if change and result.chosen != "original":
         n, old, new = metrics["before"]["held_out"]["n"], *(metrics[when]["held_out"]["accuracy"] for when in ("before", "after"))
-        lines.append(tag("p", f"On {n:,} held-out images accuracy goes from {old:.2f} % to {new:.2f} % ({_number(new - old, '+.2f')} points): "
-                              f"{change['fixed']} mistakes fixed, {change['broken']} right answers broken (McNemar p = {change['p']:.2g})."))
+        lines.append(tag("p", f"On {n:,} held-out images accuracy goes from {old:.2f} % to {new:.2f} % "
+                              f"({_number(new - old, '+.2f')} points): {change['fixed']} mistakes fixed, {change['broken']} right answers "
+                              f"broken (McNemar p = {change['p']:.2g})."))
         if new < old:
-            lines.append(tag("p", tag("strong", "Beware: "), "validation preferred this network, the held-out images do not."))
+            tone, chance = "even", "" if change["p"] < 0.05 else "; the difference may be chance"
+            lines.append(tag("p", tag("strong", "Beware: "), f"validation preferred this network, yet it gets fewer held-out images right{chance}."))
     return tag("div", *lines, class_=f"banner {tone}")
 
-# %% ../nbs/lib/report.ipynb #5667e842
+# %% ../nbs/lib/report.ipynb #eafb3c25
 SETS: dict[str, tuple[str, str]] = {
     "held_out": ("Held out", "no repair has seen these images: the row to believe"),
     "full": ("Full test set", "contains the repaired images, which flatters every repair"),
@@ -69,7 +76,7 @@ SETS: dict[str, tuple[str, str]] = {
 
 def _measured(metrics: dict) -> Html:
     if not metrics.get("after"):
-        return section("Before and after", tag("p", "The networks were compared on validation images alone; no test images were given."))
+        return section("Before and after", tag("p", "The networks were compared on validation images alone; there are no test images."))
     before, after = metrics["before"], metrics["after"]
     names = [name for name in SETS if name in before and name in after]
     score = lambda s: join(_number(s["accuracy"], unit=" %"), tag("small", f"{_number(s['low'])}–{_number(s['high'])}"))
@@ -78,10 +85,10 @@ def _measured(metrics: dict) -> Html:
 
     def draw(ax):
         for y, name in enumerate(reversed(names)):
-            for scores, color, marker, shift, when in ((before, "#999999", "o", 0.13, "before"), (after, "#0173b2", "D", -0.13, "after")):
-                s = scores[name]
-                ax.plot((s["low"], s["high"]), (y + shift,) * 2, color=color, linewidth=2, solid_capstyle="round")
-                ax.plot(s["accuracy"], y + shift, marker, color=color, markersize=7, label=when if not y else None)
+            pair = (before[name], "#999999", "o", y + 0.13, "before"), (after[name], "#0173b2", "D", y - 0.13, "after")
+            for s, color, marker, at, when in pair:
+                ax.plot((s["low"], s["high"]), (at, at), color=color, linewidth=2, solid_capstyle="round")
+                ax.plot(s["accuracy"], at, marker, color=color, markersize=7, label=when if not y else None)
         ax.set_yticks(range(len(names)), [SETS[n][0] for n in reversed(names)])
         ax.set(xlabel="accuracy, %", ylim=(-0.5, len(names) - 0.5))
         ax.grid(axis="x", color="#cccccc", linewidth=0.6)
@@ -92,7 +99,7 @@ def _measured(metrics: dict) -> Html:
                    table("Accuracy with 95 % intervals, difference in points", ("Images", "n", "Before", "After", "Difference"), rows),
                    figure("sets", draw, (4.9, 1.2 + 0.5 * len(names)), "Accuracy before and after; bars are 95 % intervals.", alt))
 
-# %% ../nbs/lib/report.ipynb #2e219fe6
+# %% ../nbs/lib/report.ipynb #b9903d48
 def _flips(metrics: dict) -> Html:
     labels = {"unseen": ("Failures never seen", "held out: does the repair generalise?"),
               "seen": ("Failures given", "the repair has learned from these"), **SETS}
@@ -101,11 +108,11 @@ def _flips(metrics: dict) -> Html:
     rows = [(named(*labels[n]), change[n]["fixed"], _number(change[n]["repair_rate"], unit=" %"),
              *(losses(change[n]) if n in SETS else ("–",) * 3)) for n in labels if n in change]  # what failed before cannot break
     heads = ("Images", "Fixed", "Repair rate", "Broken", "Negative flips", "p")
-    return section("What was fixed, what broke", table("Answers that changed", heads, rows),
-                   note("The repair rate is the share of former mistakes that are now right, negative flips are the share of formerly "
-                        "right answers that are now wrong; p is McNemar's exact test of fixed against broken.")) if rows else Html()
+    words = note("The repair rate is the share of former mistakes that are now right, negative flips are the share of formerly right "
+                 "answers that are now wrong; p is McNemar's exact test of fixed against broken.")
+    return section("What was fixed, what broke", table("Answers that changed", heads, rows), words) if rows else Html()
 
-# %% ../nbs/lib/report.ipynb #11820e37
+# %% ../nbs/lib/report.ipynb #db811f4c
 def _candidates(result: RepairResult, metrics: dict) -> Html:
     words = {"original": "the network as it came", "control": "plain fine-tuning of the same block, same budget",
              "repaired": "the method's own network"}
@@ -113,14 +120,15 @@ def _candidates(result: RepairResult, metrics: dict) -> Html:
     sets = [name for name in ("held_out", "clean_held_out") if name in metrics.get("before", {})]
     rows = []
     for name in sorted(result.validation, key=[*words, *result.validation].index):
-        scores = metrics["before"] if sets and name == "original" else metrics.get("candidates", {}).get(name, {}).get("after", {})
+        scores = metrics.get({"original": "before", result.chosen: "after"}.get(name)) or {}
+        scores = scores or metrics.get("candidates", {}).get(name, {}).get("after", {})
         rows.append((named(name + (" ← returned" if name == result.chosen else ""), words.get(name, "")),
                      _number(result.validation[name], ".4f"), *(_number(scores.get(s, {}).get("accuracy"), unit=" %") for s in sets),
                      _number(100 * points.get(name, math.nan), ".0f", " %")))
     heads = ("Network", "Validation loss", *(SETS[s][0] for s in sets), "Along the line")
     return section("Candidates", table("Loss on validation images and accuracy on test images", heads, rows),
-                   note("The lowest validation loss wins, and the method's own network wins ties. The last column says how far along the line "
-                        "from the original weights (0 %) to the trained ones (100 %) the weights were taken."))
+                   note("The lowest validation loss wins, and the method's own network wins ties. The last column says how far along the "
+                        "line from the original weights (0 %) to the trained ones (100 %) the weights were taken."))
 
 # %% ../nbs/lib/report.ipynb #86a99fe8
 def _examples(result: RepairResult, scenario: Scenario, changed: Tensor | None = None, limit: int = 12) -> Html:
@@ -142,7 +150,7 @@ def _examples(result: RepairResult, scenario: Scenario, changed: Tensor | None =
         parts.append(tag("ul", *items, class_="thumbs") if items else None)
     return section("Examples", *parts)
 
-# %% ../nbs/lib/report.ipynb #6611dc46
+# %% ../nbs/lib/report.ipynb #ad688f1a
 def _localization(result: RepairResult) -> Html:
     found = result.localization
     if found is None:
@@ -181,13 +189,13 @@ def _architecture(result: RepairResult) -> Html:
 
     edges = ", ".join(f"{edge.replace('_', ' to ')} {choice.replace('_', ' ')}" for edge, choice in result.genotype.edges.items()
                       if choice != "none")
-    drawn = figure("graph", draw, (max(4.0, 1.9 * depth + 1.5), 6),
-                   f"{result.block} after the search: nodes are features, arrows are layers; dark ones were there before.", f"Edges: {edges}")
+    words = f"{result.block} after the search: nodes are features, arrows are layers; dark ones were there before."
+    drawn = figure("graph", draw, (max(4.0, 1.9 * depth + 1.5), 6), words, f"Edges: {edges}")
     remarks = ["The search kept the architecture that the block came with." if result.genotype.is_original else "",
                "" if result.accepted else "This is what the search found. The network that is returned does not use it."]
     return section("Architecture", drawn, *(tag("p", remark) for remark in remarks if remark))
 
-# %% ../nbs/lib/report.ipynb #8c4b3871
+# %% ../nbs/lib/report.ipynb #6b03dbfc
 def _curves(result: RepairResult) -> Html:
     styles = {"search": ("#de8f05", "s", "-"), "finetune": ("#0173b2", "o", "-"), "control": ("#999999", "^", "--")}
 
@@ -216,8 +224,8 @@ def _changed(result: RepairResult, scenario: Scenario | None) -> Html:
         return section("What changed", tag("p", "Nothing: the network returned is the original, bit for bit."))
     counts = [tuple(map(int, what.split("/"))) for what in result.changed.values() if "/" in what]
     others = [f"{n} {kind}" for kind in ("added", "removed") if (n := sum(what == kind for what in result.changed.values()))]
-    said = f"{len(counts)} tensors changed ({sum(c for c, _ in counts):,} of their {sum(n for _, n in counts):,} numbers)"
-    said = tag("p", ", ".join([said, *others]) + ". Everything else in the network is as it was, bit for bit.")
+    same = f"{len(counts)} changed ({sum(c for c, _ in counts):,} of their {sum(n for _, n in counts):,} numbers)"
+    said = tag("p", "Tensors of the state dict: " + ", ".join([*([same] if counts else ()), *others]) + ". Everything else in the network is as it was, bit for bit.")
     names = table("Entries of the state dict that differ", ("Name", "Numbers changed"), result.changed.items())
     names = tag("details", tag("summary", "Name by name"), names)
     if (original := result.candidates.get("original")) is None:
@@ -233,14 +241,14 @@ def _changed(result: RepairResult, scenario: Scenario | None) -> Html:
 
 def _cost(result: RepairResult) -> Html:
     spent = [("Repair", result.cost), ("Control", result.control_cost)]
-    rows = [(what, _number(c.forwards, ",.0f"), _number(c.backwards, ",.0f"), _number(c.seconds, ",.1f"), _number(c.peak_bytes / 2**20, ",.0f"))
-            for what, c in spent if c.forwards or c.seconds]
+    rows = [(what, *(_number(value, form) for value, form in ((c.forwards, ",.0f"), (c.backwards, ",.0f"), (c.seconds, ",.1f"),
+                                                             (c.peak_bytes / 2**20, ",.0f")))) for what, c in spent if c.forwards or c.seconds]
     heads = ("Stage", "Forward passes", "Backward passes", "Seconds", "Peak memory, MiB")
     return section("What it cost", table("Cost of the repair, and of the control it is compared with", heads, rows),
                    note("A pass is one image through the whole network; a part of the network counts as its share of the work. "
                         "Memory is the GPU's where there is one, else the whole process's.")) if rows else Html()
 
-# %% ../nbs/lib/report.ipynb #1a094d43
+# %% ../nbs/lib/report.ipynb #30982be6
 def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, record: dict) -> Html:
     cell, config, images = record.get("cell", {}), dict(result.config), metrics.get("images", {})
     protocol = cell.get("protocol") or (scenario.protocol if scenario else None)
@@ -256,11 +264,13 @@ def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, recor
     how = {True: " (localized)", False: " (given)"}.get(config.pop("localized", None), "")
     settings = [f"{key} {value}" for key, value in config.items() if value is not None and key not in ("name", "points")]
     rows = {"Method": result.method, "Network": cell.get("model") or type(result.model).__name__,
-            "Dataset": cell.get("dataset") or (scenario.test.name if scenario else None), "Protocol": f"{protocol}{meaning}" if protocol else None,
-            "Tier": cell.get("tier"), "Seed": seed, "Block": f"{block}{how}" if block else "the whole network",
-            "Images": ", ".join(f"{images[key]:,} {word}" for key, word in words.items() if key in images),
+            "Dataset": cell.get("dataset") or (scenario.test.name if scenario else None),
+            "Protocol": f"{protocol}{meaning}" if protocol else None, "Tier": cell.get("tier"), "Seed": seed,
+            "Block": f"{block}{how}" if block else "the whole network",
+            "Images": ", ".join(f"{images[key]:,} {word}" for key, word in words.items() if images.get(key)),
             "Settings": " · ".join(settings), "Ran on": " · ".join(f"{key} {value}" for key, value in versions.items() if value)}
-    return section("What was asked", table("The repair that was asked for", (), [row for row in rows.items() if row[1] not in (None, "")], "text"))
+    given = [row for row in rows.items() if row[1] not in (None, "")]
+    return section("What was asked", table("The repair that was asked for", (), given, "text"))
 
 
 def _loading(path: Path, scenario: Scenario | None) -> Html:
@@ -270,20 +280,17 @@ def _loading(path: Path, scenario: Scenario | None) -> Html:
         lines += ["", f"# its inputs come from {scenario.data.transform!r}"]
     return section("How to load it", tag("pre", tag("code", "\n".join(lines)), tabindex=0))
 
-# %% ../nbs/lib/report.ipynb #6c070742
+# %% ../nbs/lib/report.ipynb #169598d7
 def render_report(result: RepairResult, path: str | Path = "report.html", *, scenario: Scenario | None = None,
                   before: Evaluation | None = None, after: Evaluation | None = None, title: str | None = None,
                   record: dict | None = None) -> str:
     "The page of `write_report` as text; of `path` only the folder's name is used, in the lines on how to load the network."
     record, original = record or {}, result.candidates.get("original")
-    metrics, examples = result.metrics or record.get("metrics") or {}, Html()
-    if scenario is not None and original is not None:
-        if not metrics:
-            before, after = before or evaluate(original, scenario), after or evaluate(result.model, scenario)
-        if result.chosen != "original":
-            changed = before.correct["held_out"] != after.correct["held_out"] if before and after else None
-            examples = _examples(result, scenario, changed)
-    metrics = metrics or _metrics(scenario, before, after)
+    metrics = result.metrics or record.get("metrics") or _metrics(result, scenario, before, after)
+    examples = None
+    if scenario is not None and original is not None and result.chosen != "original":
+        changed = before.correct["held_out"] != after.correct["held_out"] if before and after else None
+        examples = _examples(result, scenario, changed)
     doubts = result.localization.warnings if result.localization is not None else ()
     doubts = [*dict.fromkeys(result.warnings), *(f"localization: {doubt}" for doubt in doubts)]
     warnings = section("Warnings", tag("ul", *(tag("li", doubt) for doubt in doubts))) if doubts else None
@@ -296,7 +303,8 @@ def render_report(result: RepairResult, path: str | Path = "report.html", *, sce
     about = [result.method, f"{cell['tier']} tier" if "tier" in cell else "", f"{scenario.protocol} protocol" if scenario else "",
              f"seed {result.config['seed']}" if "seed" in result.config else ""]
     lead = join(note(" · ".join(filter(None, about))), _verdict(result, metrics))
-    return document(title, lead, body, f"Written by archrepair {archrepair.__version__}. This page is one file and loads nothing.")
+    foot = f"Written by archrepair {archrepair.__version__}. This page is one file and loads nothing."
+    return document(title, lead, body, foot)
 
 
 def write_report(result: RepairResult, path: str | Path, *, scenario: Scenario | None = None, before: Evaluation | None = None,

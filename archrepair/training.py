@@ -181,7 +181,7 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
 
-# %% ../nbs/lib/training.ipynb #1c878d27
+# %% ../nbs/lib/training.ipynb #7ab93025
 @dataclass
 class History:
     "What happened: one entry an epoch, and which epoch's weights were kept (0: those that came in)."
@@ -217,8 +217,12 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     steps = len(rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed))
     state = {"model": model, "optimizer": optimizer, **(extra or {})}
     history, best = History(), copy.deepcopy(model.state_dict())
+    meter, clock = meter if meter is not None else CostMeter(), time.perf_counter()
+    before = copy.copy(meter)
     if checkpoint is not None and Path(checkpoint).exists():
-        history, best = _resume(Path(checkpoint), state, recipe)
+        history, best, cost = _resume(Path(checkpoint), state, recipe)
+        meter.add(cost["forwards"], cost["backwards"])  # a repair that resumes costs what it would have cost in one go
+        meter.seconds, clock = meter.seconds + cost["seconds"], clock - cost["seconds"]
     elif validate:
         history.epochs.append({"epoch": 0, "val": validate()})
 
@@ -253,8 +257,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
                     if after_step:
                         after_step()
                     total += loss.detach() * len(batch)
-                    if meter:
-                        meter.add(len(batch), len(batch), share)
+                    meter.add(len(batch), len(batch), share)
                     advance(1)
                     if step % 50 == 0:
                         advance(0, epoch=epoch, loss=float(loss.detach()))
@@ -273,7 +276,9 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
             if after_epoch and after_epoch(epoch):
                 entry["stopped"] = True
             if checkpoint is not None:
-                _save(Path(checkpoint), state, history, best, recipe)
+                cost = {"forwards": meter.forwards - before.forwards, "backwards": meter.backwards - before.backwards,
+                        "seconds": time.perf_counter() - clock}
+                _save(Path(checkpoint), state, history, best, recipe, cost)
     model.load_state_dict(best)
     model.eval()
     return history
@@ -292,14 +297,14 @@ def _stale(history: History, patience: int | None) -> bool:
     return patience is not None and bool(history.epochs) and history.epochs[-1]["epoch"] - history.kept >= patience
 
 
-def _save(path: Path, state: dict, history: History, best: dict, recipe: Recipe) -> None:
+def _save(path: Path, state: dict, history: History, best: dict, recipe: Recipe, cost: dict[str, float]) -> None:
     "Write a checkpoint, whole or not at all."
-    content = {"recipe": asdict(recipe), "epochs": history.epochs, "kept": history.kept, "best": best,
+    content = {"recipe": asdict(recipe), "epochs": history.epochs, "kept": history.kept, "best": best, "cost": cost,
                "state": {name: part.state_dict() for name, part in state.items()}}
     write_atomic(path, lambda temporary: torch.save(content, temporary))
 
 
-def _resume(path: Path, state: dict, recipe: Recipe) -> tuple[History, dict]:
+def _resume(path: Path, state: dict, recipe: Recipe) -> tuple[History, dict, dict[str, float]]:
     "Load a checkpoint into `state`; it must come from the same recipe."
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -310,7 +315,7 @@ def _resume(path: Path, state: dict, recipe: Recipe) -> tuple[History, dict]:
         raise ArchrepairError(f"cannot resume from {path} ({first_line(error)[:80]}); remove it to start afresh") from None
     if not same:
         raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
-    return History(content["epochs"], content["kept"]), content["best"]
+    return History(content["epochs"], content["kept"]), content["best"], content["cost"]
 
 # %% ../nbs/lib/training.ipynb #4e7d6457
 def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: Callable[[Tensor], Tensor] | None = None,

@@ -41,7 +41,7 @@ def check_exported() -> None:
         copy.mkdir()
         for part in ("nbs", "archrepair"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-        for part in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
+        for part in ("settings.ini", "pyproject.toml", "setup.py"):
             shutil.copy(ROOT / part, copy)
         call("nbdev-export", cwd=copy)
         call("nbdev-clean", cwd=copy)
@@ -56,14 +56,26 @@ def _content(path: Path) -> bytes | None:
 
 
 def readme() -> str:
-    "README.md from nbs/index.ipynb: cells tagged `hide` and `#|` directives left out, code blocks fenced as Python."
+    "README.md from nbs/index.ipynb, without cells tagged `remove-cell` and the code of cells tagged `remove-input`."
     with tempfile.TemporaryDirectory() as folder:
         call("jupyter", "nbconvert", "--to", "markdown", README_NOTEBOOK, "--output-dir", folder, "--output", "README",
-             "--TagRemovePreprocessor.enabled=True", "--TagRemovePreprocessor.remove_cell_tags=hide", "--log-level=ERROR")
+             "--TagRemovePreprocessor.enabled=True", "--TagRemovePreprocessor.remove_cell_tags=remove-cell",
+             "--TagRemovePreprocessor.remove_input_tags=remove-input", "--log-level=ERROR")
         text = (Path(folder) / "README.md").read_text()
-    text = re.sub(r"(?m)^#\|.*\n", "", text)
+    text = _python_fences(text)
     text = re.sub(r"<style[^>]*>.*?</style>\n?", "", text, flags=re.S)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _python_fences(text: str) -> str:
+    "Name the language of fences that name none: those are the notebook's code cells."
+    lines, inside = text.split("\n"), False
+    for i, line in enumerate(lines):
+        if line.startswith("```"):
+            if not inside and line == "```":
+                lines[i] = "```python"
+            inside = not inside
+    return "\n".join(lines)
 
 
 def experiment_notebooks() -> list[Path]:

@@ -77,15 +77,16 @@ def test_dead_start_and_warm_up():
     strategy.arch_step(context)
     for row, mask, edge in zip(strategy.arch["alpha"].grad, strategy.mask, strategy.graph.edges):
         others = row[:-1] if edge.inherited is not None else row[1:-1]
-        assert torch.allclose(others[mask[:-1] if edge.inherited is not None else mask[1:-1]], others[1].expand(1), rtol=1e-3, atol=1e-9)
+        assert torch.allclose(others[mask[:-1] if edge.inherited is not None else mask[1:-1]], others[1].expand(1), rtol=1e-5, atol=1e-9)
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9)
     for _ in range(5):
         optimizer.zero_grad()
         context.loss(None).backward()
         optimizer.step()
     strategy.arch_step(context)
-    rows = strategy.arch["alpha"].grad[:, 1:-1]
-    assert bool((rows.std(1) > 0.01 * rows.abs().mean(1)).all())
+    rows, inherited = strategy.arch["alpha"].grad[:, 1:-1], strategy.mask[:, -1]
+    spread = rows.std(1) / rows.abs().mean(1)
+    assert float(spread[~inherited].min()) > 0.05 and float(spread[inherited].min()) > 1e-5
 
 
 def test_an_architecture_step_changes_nothing_but_the_architecture():
@@ -189,7 +190,7 @@ def test_half_precision_and_cost():
 
 def test_a_rate_that_cannot_move_is_reported():
     assert any("arch_lr=None" in w for w in quick(epochs=1, arch_lr=1e-5).warnings)
-    assert not quick(epochs=1).warnings
+    assert not any("arch_lr=None" in w for w in quick(epochs=1).warnings)
 
 
 def test_mistakes_are_one_line():
