@@ -23,7 +23,7 @@ META := settings.ini setup.py pyproject.toml
 	@touch $@ .venv/.run
 
 repair: .venv/.run
-	$(BIN)/archrepair repair --tier smoke --dataset digits:gaussian_noise:5 --out outputs/repair --force
+	$(BIN)/archrepair repair --tier smoke --dataset digits:fog:3 --out outputs/repair --force
 
 test: .venv/.dev
 	$(BIN)/python tests/run.py

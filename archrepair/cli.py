@@ -22,7 +22,7 @@ __all__ = ['app', 'Model', 'Weights', 'Dataset', 'TierName', 'Seed', 'Protocol',
 # %% ../nbs/lib/cli.ipynb #139106de
 from .errors import ArchrepairError, first_line, unknown, write_atomic
 
-# %% ../nbs/lib/cli.ipynb #eb4d6c0e
+# %% ../nbs/lib/cli.ipynb #e96b4744
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
                   no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -62,7 +62,7 @@ def _show(title: str, columns: list[str], rows: list[list[object]]) -> None:
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row))
-    Console(soft_wrap=False).print(table)
+    Console(emoji=False, markup=False).print(table)  # or cifar10:fog:3 would come out with a weather symbol
 
 
 def _print_json(content: object) -> None:

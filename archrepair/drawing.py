@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['COLORS', 'draw_graph', 'as_svg']
 
-# %% ../nbs/lib/drawing.ipynb #2e771cc5
+# %% ../nbs/lib/drawing.ipynb #52882825
 COLORS: dict[str, str] = {"none": "#cccccc", "skip": "#0173b2", "avg_pool": "#56b4e9", "max_pool": "#029e73", "sep_conv": "#de8f05",
                           "dil_conv": "#d55e00", "original": "#222222"}
 
 
-def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axes | None = None, title: str = "") -> Axes:
+def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axes | None = None, title: str = "",
+               partly: Collection[str] = ()) -> Axes:
     """Draw `graph` on `ax` (default: a new figure) and return the axes.
 
     `choices` gives the operation on each edge by its key; edges with `none` are left out. Without it all edges are drawn: inherited ones

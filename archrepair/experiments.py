@@ -189,7 +189,7 @@ class Cell:
             name += "-" + hashlib.sha256(json.dumps(cell.options).encode()).hexdigest()[:8]
         return outputs_of(cell.tier, outputs) / "records" / _slug(cell.dataset) / cell.model / f"{name}.json"
 
-# %% ../nbs/lib/experiments.ipynb #f200afa9
+# %% ../nbs/lib/experiments.ipynb #08ba3abe
 def scenario_of(cell: Cell, start: Original | None = None, *, outputs: Path | None = None, device: str = "auto") -> tuple[Original, Scenario]:
     "The original and the repair problem of a cell. Raises `NoFailures` where the network makes no mistake."
     cell = cell.resolved()
@@ -199,7 +199,7 @@ def scenario_of(cell: Cell, start: Original | None = None, *, outputs: Path | No
     clean = test if corruption is None else load_dataset(base, "test")
     right = is_correct(predict(start.network, test, start.transform), test.labels)
     scenario = build_scenario(start.train, test, right, clean=clean, protocol=cell.protocol, n_failures=start.tier.failures,
-                              n_train=start.tier.repair_train, seed=cell.seed)
+                              n_train=start.tier.repair_train, transform=start.transform, seed=cell.seed)
     return start, scenario
 
 

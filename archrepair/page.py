@@ -42,7 +42,7 @@ def join(*content: object) -> Html:
     "Elements and text, one after the other."
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in content if c is not None))
 
-# %% ../nbs/lib/page.ipynb #d3820c0a
+# %% ../nbs/lib/page.ipynb #11b29af9
 _STYLE = """
 .archrepair, .archrepair-page {
   --ink: #1b1e21; --soft: #5b6168; --line: #d5d9dd; --paper: #ffffff; --card: #f5f6f8;
@@ -104,7 +104,12 @@ _STYLE = """
   & thead th:first-child { position: absolute; clip-path: inset(50%); }
   & td small { font-size: 0.75rem; white-space: normal; } } }
 @media print { .archrepair { max-width: none; font-size: 10.5pt;
-  & nav { display: none; } & figure, & tr, & .banner { break-inside: avoid; } & h2, & h3 { break-after: avoid; } } }
+  & nav { display: none; }
+  & figure, & table, & .banner { break-inside: avoid; }
+  & h2, & h3, & caption { break-after: avoid; }
+  & figure svg { min-width: 0 !important; }
+  & .pair figure { flex: 1 1 0; }
+  & pre { white-space: pre-wrap; } } }
 """
 
 # %% ../nbs/lib/page.ipynb #08bef688

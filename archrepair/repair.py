@@ -48,7 +48,7 @@ def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, st
             result[name] = f"{differs}/{value.numel()}"
     return result
 
-# %% ../nbs/lib/repair.ipynb #f18c4e46
+# %% ../nbs/lib/repair.ipynb #96ad5b02
 @dataclass
 class RepairResult:
     """What a repair returns.
@@ -140,7 +140,12 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save wrote") from None
     if genotype is not None:
-        block = genotype.build(copy.deepcopy(get_block(model, info["block"])))
+        original = copy.deepcopy(get_block(model, info["block"]))
+        try:
+            block = genotype.build(original)
+        except (RuntimeError, AttributeError, LookupError) as error:
+            raise ArchrepairError(f"{directory} is the repair of another architecture: its genotype does not fit {info['block']} "
+                                  f"({first_line(error)[:80]}); give the network that was repaired") from None
         repaired = replace_block(model, info["block"], block)
     else:
         repaired = copy.deepcopy(model)
@@ -154,7 +159,7 @@ class Repairer(Protocol):
 
     def repair(self, model: nn.Module, data: RepairData) -> RepairResult: ...
 
-# %% ../nbs/lib/repair.ipynb #b5233c77
+# %% ../nbs/lib/repair.ipynb #3bd3faab
 @dataclass
 class ArchRepair:
     """Block-level architecture-oriented repair (§3).
@@ -230,6 +235,8 @@ class ArchRepair:
                 control = finetune(model, data, where=block, preset=self.preset, prepared=prepared, checkpoint=at("control"), **recipe)
             history["control"] = control.history.epochs
             candidates["control"], losses["control"] = control.model, control.val
+        if len(data.val_failures) < 10:
+            notes = [*notes, f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images"]
         chosen, verdict = _judge(losses)
         for module, training in modes.items():
             module.training = training

@@ -248,7 +248,7 @@ def _cost(result: RepairResult) -> Html:
                    note("A pass is one image through the whole network; a part of the network counts as its share of the work. "
                         "Memory is the GPU's where there is one, else the whole process's.")) if rows else Html()
 
-# %% ../nbs/lib/report.ipynb #30982be6
+# %% ../nbs/lib/report.ipynb #401ee547
 def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, record: dict) -> Html:
     cell, config, images = record.get("cell", {}), dict(result.config), metrics.get("images", {})
     protocol = cell.get("protocol") or (scenario.protocol if scenario else None)
@@ -264,7 +264,7 @@ def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, recor
     how = {True: " (localized)", False: " (given)"}.get(config.pop("localized", None), "")
     settings = [f"{key} {value}" for key, value in config.items() if value is not None and key not in ("name", "points")]
     rows = {"Method": result.method, "Network": cell.get("model") or type(result.model).__name__,
-            "Dataset": cell.get("dataset") or (scenario.test.name if scenario else None),
+            "Dataset": cell.get("dataset") or (scenario.test.name.removesuffix("/test") if scenario else None),
             "Protocol": f"{protocol}{meaning}" if protocol else None, "Tier": cell.get("tier"), "Seed": seed,
             "Block": f"{block}{how}" if block else "the whole network",
             "Images": ", ".join(f"{images[key]:,} {word}" for key, word in words.items() if images.get(key)),
@@ -280,7 +280,7 @@ def _loading(path: Path, scenario: Scenario | None) -> Html:
         lines += ["", f"# its inputs come from {scenario.data.transform!r}"]
     return section("How to load it", tag("pre", tag("code", "\n".join(lines)), tabindex=0))
 
-# %% ../nbs/lib/report.ipynb #169598d7
+# %% ../nbs/lib/report.ipynb #f3797873
 def render_report(result: RepairResult, path: str | Path = "report.html", *, scenario: Scenario | None = None,
                   before: Evaluation | None = None, after: Evaluation | None = None, title: str | None = None,
                   record: dict | None = None) -> str:
@@ -295,7 +295,7 @@ def render_report(result: RepairResult, path: str | Path = "report.html", *, sce
     doubts = [*dict.fromkeys(result.warnings), *(f"localization: {doubt}" for doubt in doubts)]
     warnings = section("Warnings", tag("ul", *(tag("li", doubt) for doubt in doubts))) if doubts else None
     cell = record.get("cell", {})
-    dataset = cell.get("dataset") or (scenario.test.name if scenario is not None else None)
+    dataset = cell.get("dataset") or (scenario.test.name.removesuffix("/test") if scenario is not None else None)
     title = title or f"Repair of {cell.get('model') or type(result.model).__name__}" + (f" on {dataset}" if dataset else "")
     body = join(warnings, _measured(metrics), _flips(metrics), examples, _candidates(result, metrics), _localization(result),
                 _architecture(result), _curves(result), _changed(result, scenario), _cost(result),

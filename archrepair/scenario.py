@@ -18,7 +18,7 @@ __all__ = ['PROTOCOLS', 'RepairData', 'Scenario', 'build_scenario']
 from .data import ImageSet, Normalize, holdout
 from .errors import ArchrepairError, NoFailures, unknown
 
-# %% ../nbs/lib/scenario.ipynb #5d0047b8
+# %% ../nbs/lib/scenario.ipynb #976291f2
 @dataclass(frozen=True)
 class RepairData:
     """What a repair may see, D_repair = D_fail ∪ D_train of §4.1, with validation images beside it.
@@ -54,11 +54,12 @@ class RepairData:
     def of(cls, failures: ImageSet, train: ImageSet, *, val: ImageSet | None = None, transform: Callable | None = None,
            failure_rate: float = 0.5, val_fraction: float = 0.1, seed: int = 0) -> RepairData:
         "Build one from failing and training images: a tenth of each is set aside for validation where `val` is not given."
+        transform = transform or Normalize.of(train)  # of all of it: that is what the network was trained with
         keep, aside = holdout(failures.labels, val_fraction, seed)
         if val is None:
             rest, held = holdout(train.labels, val_fraction, 0)
             train, val = train.select(rest), train.select(held)
-        return cls(failures.select(keep), train, val, transform or Normalize.of(train), failures.select(aside), failure_rate)
+        return cls(failures.select(keep), train, val, transform, failures.select(aside), failure_rate)
 
     def subset(self, n_train: int | None, seed: int = 0) -> RepairData:
         "The same with at most `n_train` training images, drawn class by class."
@@ -67,7 +68,7 @@ class RepairData:
         _, some = holdout(self.train.labels, n_train / len(self.train), seed)
         return RepairData(self.failures, self.train.select(some), self.val, self.transform, self.val_failures, self.failure_rate)
 
-# %% ../nbs/lib/scenario.ipynb #02cd29f3
+# %% ../nbs/lib/scenario.ipynb #b23db5e3
 PROTOCOLS = ("clean", "paper")
 
 
@@ -88,11 +89,13 @@ class Scenario:
 
 
 def build_scenario(train: ImageSet, test: ImageSet, correct: Tensor, *, clean: ImageSet | None = None,
-                   protocol: str = "clean", n_failures: int = 1000, n_train: int | None = None, seed: int = 0) -> Scenario:
+                   protocol: str = "clean", n_failures: int = 1000, n_train: int | None = None,
+                   transform: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> Scenario:
     """Draw a repair set and the held-out images under one of `PROTOCOLS`.
 
     `correct` (bool, one per image of `test`) says which test images the network gets right. Up to `n_failures` of the wrong ones
-    are drawn; a tenth of them and of `train` is set aside for validation. Raises `NoFailures` where nothing is wrong.
+    are drawn; a tenth of them and of `train` is set aside for validation. `transform` (default: `Normalize.of(train)`) must be the one
+    the network was trained with. Raises `NoFailures` where nothing is wrong.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
@@ -103,7 +106,7 @@ def build_scenario(train: ImageSet, test: ImageSet, correct: Tensor, *, clean: I
     pool, other = holdout(test.labels, 0.5, seed) if protocol == "clean" else (everything, everything)
     wrong = pool[~correct[pool]]
     drawn = wrong[torch.randperm(len(wrong), generator=torch.Generator().manual_seed(seed))[:n_failures]].sort().values
-    data = RepairData.of(test.select(drawn), train, failure_rate=len(wrong) / max(1, len(pool)), seed=seed)
+    data = RepairData.of(test.select(drawn), train, transform=transform, failure_rate=len(wrong) / max(1, len(pool)), seed=seed)
     if protocol == "paper":
         other = everything[~torch.isin(everything, drawn)]
     return Scenario(data.subset(n_train, seed), test, test if clean is None else clean, other, drawn, protocol)

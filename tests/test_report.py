@@ -74,9 +74,9 @@ def images(n: int, seed: int) -> ImageSet:
 def parts():
     "A scenario of 120 test images with its original and a network that answers differently."
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         original, repaired, control = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(3))
-    repaired[0] = nn.Flatten()
+        repaired.append(nn.Linear(3, 3))
     train, test, clean = images(90, 0), images(120, 1), images(120, 2)
     right = is_correct(predict(original, test, Normalize.of(train)), test.labels)
     return {"original": original, "repaired": repaired, "control": control}, build_scenario(train, test, right, clean=clean, n_failures=20)
@@ -163,6 +163,8 @@ def test_nothing_is_fetched_and_nothing_can_be_injected(parts):
 
 def test_numbers_are_those_of_the_result(parts, undrawn):
     result = make(parts)
+    scores = [result.metrics["before"], *(c["after"] for c in result.metrics["candidates"].values())]
+    assert len({s["held_out"]["accuracy"] for s in scores}) == 3, "the toy networks no longer differ"
     page = Checked(render_report(result, scenario=parts[1])).words
     minus = lambda value, form: format(value, form).replace("-", "−")
     for name, before in result.metrics["before"].items():
@@ -176,11 +178,12 @@ def test_numbers_are_those_of_the_result(parts, undrawn):
         flips = result.metrics["change"][name]
         assert f"{flips['fixed']} {flips['repair_rate']:.2f} % – – –" in page
     held = {name: c["after"]["held_out"]["accuracy"] for name, c in result.metrics["candidates"].items()}
+    assert f"came 1.0000 {result.metrics['before']['held_out']['accuracy']:.2f} %" in page
     assert f"network 0.2500 {held['repaired']:.2f} %" in page and f"budget 0.5000 {held['control']:.2f} %" in page
     assert "repaired ← returned" in page and "control ← returned" not in page
     assert "Repair 1,234 567 8.9 10" in page and "Control 4,321 89 1.2 11" in page
-    assert "2 changed (579 of their 579 numbers)" in page and "1.weight 576/576" in page
-    assert "Parameters 579 579" in page and "layer<1> 2 2 1.3 0.33" in page
+    assert "2 changed (579 of their 579 numbers), 2 added." in page and "1.weight 576/576" in page
+    assert "Parameters 579 591" in page and "layer<1> 2 2 1.3 0.33" in page
 
 
 def test_the_verdict_leads(parts, undrawn):
