@@ -98,7 +98,7 @@ def main() -> None:
         for notebook in experiment_notebooks():
             call("papermill", notebook, Path(folder) / notebook.name, "-p", "tier", "smoke", "-k", "python3", "--no-progress-bar",
                  "--cwd", ROOT / "nbs", stdout=subprocess.DEVNULL)
-    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "not gpu and not slow", "--durations=8")
+    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "-m", "not gpu and not slow", "--durations=8")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def test_validation_that_is_given_is_kept():
 
 def test_the_default_transform_is_that_of_the_training_images():
     data = RepairData.of(TEST.select(torch.arange(30)), TRAIN)
-    assert data.transform == Normalize.of(data.train)
+    assert data.transform == Normalize.of(TRAIN)  # of all of them: what is set aside for validation does not change it
+    assert data.subset(10).transform == data.transform
 
 
 def test_no_failures():
