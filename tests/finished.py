@@ -13,7 +13,7 @@ import pytest
 from archrepair.cli import main
 
 DATASET = "digits:brightness:5"
-REPAIR = ("repair", "--tier", "smoke", "--dataset", DATASET, "--search-epochs", "2", "--finetune-epochs", "2")
+REPAIR = ("repair", "--tier", "smoke", "--dataset", DATASET, "--search-epochs", "2", "--finetune-epochs", "1")
 ORIGINAL = Path("outputs", "smoke", "originals", "digits-resnet18-s0.safetensors")
 FILES = {"record.json", "repair.json", "genotype.json", "repaired.safetensors", "report.html"}
 

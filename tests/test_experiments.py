@@ -117,7 +117,7 @@ def test_a_diverged_run_leaves_nothing(start, tmp_path, monkeypatch):
 def test_the_schema_of_a_record(record):
     assert record.keys() == {"cell", "metrics", "repair", "versions"}
     assert record["cell"] == {"method": "archrepair", "model": "resnet18", "dataset": DATASET, "seed": 0, "tier": "smoke", "protocol": "clean",
-                              "block": None, "options": [["finetune_epochs", 2], ["preset", "default"], ["search_epochs", 2], ["strategy", "pc-darts"]]}
+                              "block": None, "options": [["finetune_epochs", 1], ["preset", "default"], ["search_epochs", 2], ["strategy", "pc-darts"]]}
     sets, metrics = {"full", "held_out", "clean_full", "clean_held_out"}, record["metrics"]
     assert metrics.keys() == {"before", "after", "change", "candidates", "images"} and set(metrics["candidates"]) == {"repaired", "control"}
     for part in (metrics, *metrics["candidates"].values()):
@@ -278,7 +278,7 @@ main(sys.argv[1:])
 
 def test_killed_four_times_and_still_the_same(tmp_path, record):
     "kill -9 while the original is trained, the block searched, it and the control fine-tuned; the result is that of an undisturbed run."
-    done = subprocess.run([sys.executable, "-c", KILLER, *REPAIR, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=280,
+    done = subprocess.run([sys.executable, "-c", KILLER, *REPAIR, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=290,
                           env={**os.environ, "ARCHREPAIR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     kills, _, _ = done.stdout.partition("{")
