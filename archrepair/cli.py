@@ -22,7 +22,7 @@ __all__ = ['app', 'Model', 'Weights', 'Dataset', 'TierName', 'Seed', 'Protocol',
 # %% ../nbs/lib/cli.ipynb #139106de
 from .errors import ArchrepairError, first_line, unknown, write_atomic
 
-# %% ../nbs/lib/cli.ipynb #e96b4744
+# %% ../nbs/lib/cli.ipynb #4a6d88d5
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
                   no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -34,9 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ArchrepairError as error:
         print(f"archrepair: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("archrepair: interrupted; run the same command again to resume", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of a KeyboardInterrupt
+            print("archrepair: interrupted; run the same command again to resume", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -57,7 +58,8 @@ def _show(title: str, columns: list[str], rows: list[list[object]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    print(title)  # a title of the table's own would be wrapped at the table's width
+    table = Table()
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:

@@ -26,8 +26,9 @@ __all__ = ['METHODS', 'Original', 'build_network', 'original', 'pick_device', 'o
            'Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full', 'repair_into', 'digest', 'measure',
            'versions', 'summarise']
 
-# %% ../nbs/lib/experiments.ipynb #6c275bed
+# %% ../nbs/lib/experiments.ipynb #dab138d4
 import archrepair
+from .blocks import get_block
 from .data import ImageSet, Normalize, home, holdout, load_dataset, parse_version
 from .errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from .evaluation import Score, compare, evaluate, is_correct, predict
@@ -216,7 +217,7 @@ def method_of(cell: Cell, tier: Tier) -> Repairer:
         raise unknown(f"option of {cell.method}", wrong[0], kind.__dataclass_fields__)
     return kind(**settings)
 
-# %% ../nbs/lib/experiments.ipynb #a549f229
+# %% ../nbs/lib/experiments.ipynb #b9cb7280
 @dataclass
 class Record:
     "A finished cell: `cell`, `metrics` (before, after, change), `repair` (RepairResult.to_dict), `versions`, `path`."
@@ -263,6 +264,8 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
     cell = cell.resolved()
     method = method_of(cell, resolve_tier(cell.tier))
     start, scenario = scenario_of(cell, start, outputs=outputs, device=device)
+    if cell.block is not None:
+        get_block(start.network, cell.block)  # before anything is written
     checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), "weights": digest(start.path)})
     try:
         result = method.repair(start.network, scenario.data, checkpoints=checkpoints)

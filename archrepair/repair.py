@@ -159,7 +159,7 @@ class Repairer(Protocol):
 
     def repair(self, model: nn.Module, data: RepairData) -> RepairResult: ...
 
-# %% ../nbs/lib/repair.ipynb #3bd3faab
+# %% ../nbs/lib/repair.ipynb #3bb3bf6a
 @dataclass
 class ArchRepair:
     """Block-level architecture-oriented repair (§3).
@@ -217,7 +217,7 @@ class ArchRepair:
                     found = search(model, block, data, strategy=self.strategy, epochs=self.search_epochs, seed=self.seed, prepared=prepared,
                                    precision=precision, meter=meter, checkpoint=at("search"))
                 genotype, start, notes = found.genotype, found.block, list(found.warnings)
-                origin = genotype.build(copy.deepcopy(get_block(model, block)))
+                origin = genotype.build(copy.deepcopy(get_block(model, block)), neutral=True)
                 history["search"] = found.history
             except CannotRelax as error:
                 notes = [f"weights only: {error}"]

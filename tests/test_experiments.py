@@ -43,7 +43,7 @@ def record():
 def test_paths_are_stable():
     assert Cell(dataset="cifar10:fog:3", tier="lite").path(Path("o")).as_posix() == (
         "o/lite/records/cifar10~fog~3/resnet18/archrepair-localized-clean-s0.json")
-    assert CELL.path(Path("o")).as_posix() == "o/smoke/records/digits~brightness~5/resnet18/archrepair-layer4-clean-s0-1ada9a1f.json"
+    assert CELL.path(Path("o")).as_posix() == "o/smoke/records/digits~brightness~5/resnet18/archrepair-layer4-clean-s0-a7ddbd2c.json"
     assert Cell(tier="smoke").path(Path("o")) == Cell(tier="smoke", dataset="digits").path(Path("o"))
     assert dataclasses.replace(CELL, options=tuple(reversed(SHORT))).path() == CELL.path()
     assert CELL.resolved() == CELL.resolved().resolved()
@@ -215,6 +215,26 @@ def test_the_original_is_trained_once(home, monkeypatch):
     assert load_file(home / ORIGINAL)["fc.bias"].eq(7).all() and tree(home).keys() == before.keys()
 
 
+def test_the_training_of_an_original_resumes(home, monkeypatch):
+    from archrepair import training
+
+    save, saved = training._save, []
+
+    def interrupted(path, *more):
+        save(path, *more)
+        saved.append(path)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        original(tier="smoke")
+    assert saved[1].exists() and not (home / ORIGINAL).exists()
+    original(tier="smoke")
+    assert len(saved) == TIERS["smoke"].train_epochs  # none was trained twice
+    assert (home / ORIGINAL).read_bytes() == (finished() / ORIGINAL).read_bytes() and [p.name for p in saved[0].parent.iterdir()] == [ORIGINAL.name]
+
+
 @pytest.mark.parametrize("device", ["cpu:x", "tpu9", "meta", "mps", "cuda:99"])
 def test_devices_that_are_not_there(device):
     with pytest.raises(ArchrepairError, match="device") as error:
@@ -249,11 +269,12 @@ def test_a_repair_is_claimed_by_its_cell_and_its_weights(start, tmp_path, monkey
 
 KILLER = """
 import os, signal, sys
-from archrepair import training
+import matplotlib.pyplot, scipy.stats, sklearn.datasets  # once, before the forks
+from archrepair import experiments, report, training
 from archrepair.cli import main
 
 save = training._save
-for file, after in (("checkpoint.pt", 2), ("search.pt", 1), ("finetune.pt", 1), ("control.pt", 2)):
+for file, after in (("search.pt", 1), ("control.pt", 2)):
     child = os.fork()
     if not child:
         count = 0
@@ -276,16 +297,16 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_four_times_and_still_the_same(tmp_path, record):
-    "kill -9 while the original is trained, the block searched, it and the control fine-tuned; the result is that of an undisturbed run."
+def test_killed_twice_and_still_the_same(tmp_path, record):
+    "kill -9 while the block is searched and while the control is fine-tuned; the result is that of an undisturbed run."
+    furnish(tmp_path, repaired=False)
     done = subprocess.run([sys.executable, "-c", KILLER, *REPAIR, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=290,
                           env={**os.environ, "ARCHREPAIR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     kills, _, _ = done.stdout.partition("{")
-    assert kills.split("\n") == [f"{f} {int(signal.SIGKILL)}" for f in ("checkpoint.pt", "search.pt", "finetune.pt", "control.pt")] + [""]
+    assert kills.split("\n") == [f"{f} {int(signal.SIGKILL)}" for f in ("search.pt", "control.pt")] + [""]
     assert sorted(tree(tmp_path)) == sorted(tree(finished()))  # no checkpoint and no half file is left
     folder, undisturbed = tmp_path / "outputs" / "repair", finished() / "outputs" / "repair"
-    assert (tmp_path / ORIGINAL).read_bytes() == (finished() / ORIGINAL).read_bytes()
     for name in ("repaired.safetensors", "genotype.json"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
@@ -308,6 +329,6 @@ def test_an_interrupted_ending_is_no_finished_repair(home, monkeypatch, capsys):
     assert err == "archrepair: interrupted; run the same command again to resume\n" and not (folder / "record.json").exists()
     monkeypatch.undo()
     monkeypatch.setenv("ARCHREPAIR_HOME", str(home))
-    monkeypatch.setattr("archrepair.training.Rows.inputs", lambda *a, **k: pytest.fail("was trained again"))
+    monkeypatch.setattr("torch.optim.SGD.step", lambda *a, **k: pytest.fail("was trained again"))
     assert command(*REPAIR) == 0
     assert {p.name for p in folder.iterdir()} == FILES and tree(folder)["repaired.safetensors"] == undisturbed["repaired.safetensors"]
