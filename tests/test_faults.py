@@ -113,7 +113,7 @@ def weights(path: Path, kind: str) -> Path:
         torch.save(create_model("resnet18", 10, width=0.125), path)
     elif kind == "code":
         path = path.with_suffix(".pt")
-        path.write_bytes(pickle.dumps({"state_dict": Bomb()}))
+        path.write_bytes(pickle.dumps({"state_dict": Bomb()}, protocol=2))
     elif kind == "code in an archive":
         path = path.with_suffix(".pth")
         torch.save({"fc.weight": Bomb()}, path)
@@ -222,7 +222,7 @@ def test_training_that_diverges_leaves_the_last_weights(room, capsys, monkeypatc
     one_line(capsys, room, "training on digits.*loss is nan", "train", *SMOKE, "--force")
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", ["repaired.safetensors", "record.json"])  # the first file written and the last
 def test_a_disk_that_is_full_at_any_file(fixed, capsys, monkeypatch, name):
     "No file is lost or halved; the record is gone if anything it vouched for was to change, and the next call ends the work."
     before, replace = tree(fixed), os.replace
