@@ -40,7 +40,7 @@ class Slice:
         part = index % k
         return cls(k, part, (part * (c_in // k), c_in // k), (part * (c_out // k), c_out // k))
 
-# %% ../nbs/lib/genotype.ipynb #187aa1e5
+# %% ../nbs/lib/genotype.ipynb #4f5d0d81
 WIDEN = ("keep", "full", "slice")
 
 
@@ -64,6 +64,8 @@ class Genotype:
         if not len(self.choices) == len(self.coefficients) == len(self.ks) == len(self.graph.edges) or self.widen not in WIDEN:
             raise ArchrepairError(f"a genotype needs one choice for each of its {len(self.graph.edges)} edges and widen in {WIDEN}; it has "
                                   f"{len(self.choices)} and {self.widen!r}")
+        if wrong := [k for k in self.ks if not isinstance(k, int) or k < 1]:
+            raise ArchrepairError(f"channels cannot be divided into {wrong[0]!r} parts; expected whole numbers from 1")
         for edge, choice in zip(self.graph.edges, self.choices):
             if choice not in edge.candidates:
                 raise ArchrepairError(f"edge {edge.key} cannot be {choice!r}: expected one of {', '.join(edge.candidates)}")
@@ -104,17 +106,15 @@ class Genotype:
         return self.graph.edges[index].inherited is not None and (
             self.choices[index] == "original" or (self.ks[index] > 1 and self.widen != "full"))
 
-    def is_alive(self, index: int) -> bool:
-        "Does anything travel along this edge?"
-        return self.choices[index] != "none" or self.carries_original(index)
-
-    def needed(self) -> set[int]:
-        "The nodes on which the output depends, found by walking back from it."
-        nodes = {len(self.graph.nodes) - 1}
-        for j in range(len(self.graph.nodes) - 1, 0, -1):
-            if j in nodes:
-                nodes |= {e.source for i, e in self.graph.incoming(j) if self.is_alive(i)}
-        return nodes
+    def live(self) -> list[int]:
+        "The edges, by index, that lie on a way from the input to the output; the others are left out when the block is built."
+        edges = [(i, e) for i, e in enumerate(self.graph.edges) if self.choices[i] != "none" or self.carries_original(i)]
+        fed, needed = {0}, {len(self.graph.nodes) - 1}
+        for _, edge in sorted(edges, key=lambda pair: pair[1].target):
+            fed |= {edge.target} if edge.source in fed else set()
+        for _, edge in sorted(edges, key=lambda pair: -pair[1].target):
+            needed |= {edge.source} if edge.target in needed else set()
+        return [i for i, e in edges if e.source in fed and e.target in needed]
 
     def build(self, block: nn.Module, *, neutral: bool = False, seed: int = 0) -> RepairedBlock:
         """The block of this genotype on top of `block`, the original one, which is not changed.
@@ -122,6 +122,7 @@ class Genotype:
         Inherited layers carry the original's weights, times their coefficients; added operations are fresh and silent. `neutral` leaves
         the coefficients out: as long as every inherited layer lives on, in the slice or outside, the result computes exactly what `block`
         does. Names and shapes of the parameters are those of every block of this genotype, so `load_state_dict` restores a searched one.
+        Raises `ArchrepairError` if no edges lead from the input to the output (`supernet.guard` sees to it that some do).
         """
         return RepairedBlock(self, block, torch.Generator().manual_seed(seed), neutral)
 
@@ -137,7 +138,7 @@ class Genotype:
 
         return as_svg(self.draw)
 
-# %% ../nbs/lib/genotype.ipynb #b9075cba
+# %% ../nbs/lib/genotype.ipynb #1903346e
 class Scale(nn.Module):
     "A fixed factor for each channel."
 
@@ -153,10 +154,10 @@ class Scale(nn.Module):
 def fold(layers: nn.Sequential, factors: Tensor, neutral: bool = False) -> nn.Sequential:
     "`layers` followed by a factor for each channel (1 if `neutral`), in place where the last layer can take it."
     last = layers[-1] if len(layers) else None
-    if isinstance(last, nn.BatchNorm2d) and last.affine:
+    if type(last) is nn.BatchNorm2d and last.affine:  # a subclass may do more than normalise, or to its weights before it does
         last.weight *= 1.0 if neutral else factors
         last.bias *= 1.0 if neutral else factors
-    elif isinstance(last, nn.Conv2d):
+    elif type(last) is nn.Conv2d:
         last.weight *= 1.0 if neutral else factors.view(-1, 1, 1, 1)
         if last.bias is not None:
             last.bias *= 1.0 if neutral else factors
@@ -174,11 +175,13 @@ class RepairedBlock(nn.Module):
         self.wrapper = graph.wrapper
         self.inherited, self.added = nn.ModuleDict(), nn.ModuleDict()
         self.plan: list[list[tuple[int, str, tuple[int, int, int, int] | None]]] = []
-        needed = genotype.needed()
+        live = genotype.live()
+        if not live:
+            raise ArchrepairError("the genotype leads nowhere: no edges that are not None connect the input with the output; give it some")
         first = next((p for p in block.parameters()), torch.zeros(1))
         for j in range(1, len(graph.nodes)):
             steps = []
-            for index, edge in graph.incoming(j) if j in needed else []:
+            for index, edge in [pair for pair in graph.incoming(j) if pair[0] in live]:
                 if genotype.carries_original(index):
                     factors = original_factors(genotype, index).to(first)
                     self.inherited[edge.key] = fold(build_chain(block, edge.inherited), factors, neutral)

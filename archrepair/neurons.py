@@ -20,7 +20,7 @@ __all__ = ['Wiring', 'wire', 'watch']
 # %% ../nbs/lib/neurons.ipynb #11d7e7cd
 from .errors import ArchrepairError
 
-# %% ../nbs/lib/neurons.ipynb #2f3fd5f7
+# %% ../nbs/lib/neurons.ipynb #0c31ab21
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -30,7 +30,8 @@ class Wiring:
     """Where the neurons of a network are read.
 
     `layers`: name and number of neurons of each conv and linear layer but the one that gives the logits, in the order of their
-    first call. `owners`: for each call of each module to hook, the layer whose pre-activation it returns (None: no one's).
+    first call. `owners`: for each call of each module to hook, the layer whose pre-activation it returns (None: no one's). A module
+    inside a BatchNorm is that one's activation, and takes the pre-activation instead.
     """
 
     layers: dict[str, int]
@@ -64,7 +65,8 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
         if isinstance(m, _LAYERS):
             handles.append(m.register_forward_hook(lambda m, args, output, name=name: on_layer(name, output)))
         elif isinstance(m, _NORMS):
-            handles.append(m.register_forward_hook(lambda m, args, output, name=name: on_norm(name, args[0])))
+            reader = ".".join([name, *[child for child, _ in m.named_children()][-1:]])
+            handles.append(m.register_forward_hook(lambda m, args, output, name=reader: on_norm(name, args[0])))
     try:
         with torch.no_grad():  # not inference_mode: its tensors have no versions
             logits = network(example)
@@ -78,7 +80,7 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
     kept = {name: tuple(None if o == head else o for o in order) for name, order in owners.items()}
     return Wiring(layers, {name: order for name, order in kept.items() if any(order)})
 
-# %% ../nbs/lib/neurons.ipynb #5a138863
+# %% ../nbs/lib/neurons.ipynb #b3f9d89c
 @contextmanager
 def watch(network: nn.Module, wiring: Wiring, see: Callable[[str, Tensor, Callable[[Tensor], Tensor]], None]) -> Iterator[None]:
     """Call `see(layer, z, view)` with every pre-activation of one forward pass; the hooks are gone afterwards.
@@ -100,7 +102,11 @@ def watch(network: nn.Module, wiring: Wiring, see: Callable[[str, Tensor, Callab
     handles = []
     try:
         for name, order in wiring.owners.items():
-            handles.append(network.get_submodule(name).register_forward_hook(hook(name, order)))
+            module, read = network.get_submodule(name), hook(name, order)
+            if isinstance(network.get_submodule(name.rpartition(".")[0]), _NORMS):
+                handles.append(module.register_forward_pre_hook(lambda module, args, read=read: read(module, args, args[0])))
+            else:
+                handles.append(module.register_forward_hook(read))
         yield
     finally:
         for handle in handles:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['CostMeter', 'work', 'Rows', 'Recipe', 'autocast', 'default_precision', 'History', 'fit', 'train_original']
+__all__ = ['CostMeter', 'work', 'Rows', 'Recipe', 'autocast', 'default_precision', 'History', 'fit', 'sgd', 'train_original']
 
 # %% ../nbs/lib/training.ipynb #66ca6494
 from .blocks import Features, image_features
@@ -28,7 +28,7 @@ from .errors import ArchrepairError, TrainingDiverged, first_line, unknown, writ
 from .progress import track
 from .tiers import Tier
 
-# %% ../nbs/lib/training.ipynb #c06f6aa2
+# %% ../nbs/lib/training.ipynb #5d01adeb
 @dataclass
 class CostMeter:
     "What a repair costs: sample-forwards and sample-backwards in passes through the whole network, seconds, peak bytes."
@@ -37,6 +37,7 @@ class CostMeter:
     backwards: float = 0.0
     seconds: float = 0.0
     peak_bytes: int = 0
+    _runs = False
 
     def add(self, forwards: float = 0, backwards: float = 0, share: float = 1.0) -> None:
         "Count samples through a part of the network that does `share` of its work."
@@ -45,11 +46,19 @@ class CostMeter:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[CostMeter]:
-        "Add the time spent inside, and note the largest memory in use (of the GPU where there is one, else of the process)."
-        start = time.perf_counter()
+        """Add the time spent inside, and note the largest memory in use (of the GPU where there is one, else of the process).
+
+        Inside another `running` of the same meter nothing is added: time is counted once.
+        """
+        if self._runs:
+            yield self
+            return
+        start, self._runs = time.perf_counter(), True
+        _reset_peak()
         try:
             yield self
         finally:
+            self._runs = False
             self.seconds += time.perf_counter() - start
             self.peak_bytes = max(self.peak_bytes, _peak_bytes())
 
@@ -57,8 +66,17 @@ class CostMeter:
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
+def _reset_peak() -> None:
+    "Begin a new measurement of the largest memory in use, where the system can (a GPU, Linux)."
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_bytes() -> int:
-    "The largest memory used so far: of the GPU where there is one, else of the process (ru_maxrss is in bytes on macOS alone)."
+    "The largest memory used since: of the GPU where there is one, else of the process (ru_maxrss is in bytes on macOS alone)."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -181,7 +199,7 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
 
-# %% ../nbs/lib/training.ipynb #7ab93025
+# %% ../nbs/lib/training.ipynb #e6a16c29
 @dataclass
 class History:
     "What happened: one entry an epoch, and which epoch's weights were kept (0: those that came in)."
@@ -196,14 +214,14 @@ class History:
 
 
 def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.Module] | None = None,
-        groups: list[dict] | None = None, validate: Callable[[], float] | None = None, keep: str = "best",
+        groups: list[dict] | torch.optim.Optimizer | None = None, validate: Callable[[], float] | None = None, keep: str = "best",
         before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None, extra: dict[str, object] | None = None,
         checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
     """Train `model` in place on `rows` and return the history.
 
     `trainable`: modules in train mode (default: all); parameters that do not require gradients never move. `groups`: the optimiser's
-    parameter groups, each with its own `lr` (default: all trainable parameters at `recipe.lr`). `validate()` gives a loss, lower is
+    parameter groups, each with its own `lr`, or the optimiser itself (default: all trainable parameters at `recipe.lr`). `validate()` gives a loss, lower is
     better; `keep` is `best` (by validation, weights that came in included) or `last`. `before_step(epoch, step)` and `after_step()` run
     around every step; `after_epoch(epoch)` may return True to stop. `extra` are objects with `state_dict`/`load_state_dict` that are
     saved with the `checkpoint` file. `share` is the part of the network's work that a step does. Raises `TrainingDiverged` when
@@ -211,7 +229,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     """
     device = next(model.parameters()).device
     groups = groups or _decay_groups(trainable or [model], recipe.lr, recipe.weight_decay)
-    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=0.0, nesterov=recipe.momentum > 0)
+    optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     steps = len(rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed))
@@ -282,6 +300,11 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     model.load_state_dict(best)
     model.eval()
     return history
+
+
+def sgd(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
+    "The optimiser of a recipe: SGD with Nesterov's momentum over groups that carry their own rates and decay."
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=0.0, nesterov=recipe.momentum > 0)
 
 
 def _decay_groups(modules: Sequence[nn.Module], lr: float, weight_decay: float) -> list[dict]:
