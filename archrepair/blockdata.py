@@ -22,7 +22,7 @@ from .evaluation import is_correct, predict, validation_loss
 from .scenario import RepairData
 from .training import CostMeter, Rows, work
 
-# %% ../nbs/lib/blockdata.ipynb #a0dfd997
+# %% ../nbs/lib/blockdata.ipynb #c10bc60a
 @dataclass
 class BlockData:
     """The four parts of a `RepairData` as inputs of `cut.tail()`, with the original's logits.
@@ -86,10 +86,10 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     """
     device = next(model.parameters()).device
     meter = meter if meter is not None else CostMeter()
-    cut = split(model, block) if block is not None else None
+    example = data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(device))
+    cut = split(model, block, example) if block is not None else None
     original = freeze(copy.deepcopy(model)) if cut is None else cut.model
     sets = {"train": data.train, "failures": spread_views(data.failures, failure_views), "val": data.val, "val_failures": data.val_failures}
-    example = data.transform(data.train.batch(torch.arange(1)).to(device))
     tail = cut.tail() if cut else original
     share = 1.0
     if cut and cut.prefix is not None:

@@ -130,13 +130,14 @@ def _separate(names: str | None) -> list[str] | None:
     "The names in a list that is separated by commas."
     return None if names is None else [name.strip() for name in names.split(",")]
 
-# %% ../nbs/lib/cli.ipynb #bfdd7ebf
+# %% ../nbs/lib/cli.ipynb #3982b10e
 @app.command()
 def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
            protocol: Protocol = "clean", device: Device = "auto",
            method: Annotated[str, typer.Option(help="repair method; see `archrepair list methods`")] = "archrepair",
            strategy: Annotated[str, typer.Option(help="search strategy; see `archrepair list strategies`")] = "pc-darts",
            block: Annotated[str | None, typer.Option(help="block to repair, any part of the network; default: the localized one")] = None,
+           level: Annotated[str | None, typer.Option(help="block, or layer for the most suspicious convolution alone; default: block")] = None,
            blocks: Blocks = None,
            preset: Annotated[str, typer.Option(help="fine-tuning recipe: default or paper")] = "default",
            search_epochs: Annotated[int | None, typer.Option(help="0 repairs weights alone; default: the tier's")] = None,
@@ -151,8 +152,8 @@ def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset 
 
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
-    given = {"strategy": strategy, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs, "views": views,
-             "blocks": _separate(blocks)}
+    given = {"strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
+             "views": views, "blocks": _separate(blocks)}
     fields, usual = method_class(method).__dataclass_fields__, {"strategy": "pc-darts", "preset": "default"}  # not every method has these
     options = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in given.items()
                     if value is not None and (name in fields or value != usual.get(name)))

@@ -147,7 +147,7 @@ class Repairer(Protocol):
 
     def repair(self, model: nn.Module, data: RepairData) -> RepairResult: ...
 
-# %% ../nbs/lib/repair.ipynb #25a6683f
+# %% ../nbs/lib/repair.ipynb #08171140
 LEVELS = ("block", "layer")
 
 
@@ -158,6 +158,8 @@ def layer_names(model: nn.Module, example: Tensor, blocks: Sequence[str] | None 
     `ArchrepairError` where there are none.
     """
     blocks = block_names(model) if blocks is None else list(blocks)
+    for block in blocks:
+        get_block(model, block)
     inside = lambda name: any(name == block or name.startswith(f"{block}.") for block in blocks)
     parts = {name: get_block(model, name) for name in wire(freeze(copy.deepcopy(model)), example).layers if inside(name)}
     if names := [name for name, m in parts.items() if isinstance(m, nn.Conv2d)]:
@@ -187,14 +189,15 @@ def _prepare_layer(model: nn.Module, layer: str, data: RepairData, **options) ->
     tail, path = freeze(prepared.cut.tail()), f"block.{layer[len(outer) + 1:]}"
     return replace(prepared, cut=_Inside(tail, layer, None, tail.get_submodule(path), None, path))
 
-# %% ../nbs/lib/repair.ipynb #591e3064
+# %% ../nbs/lib/repair.ipynb #d467ee15
 @dataclass
 class ArchRepair:
     """Block-level architecture-oriented repair (§3).
 
-    `block` None localizes one, of all or of the candidates `blocks`; else it names it. `level` is `block`, or `layer` for a single convolution: the most suspicious one inside the
-    blocks, or inside `block`. `strategy` is the search strategy; 0 `search_epochs` repair weights alone. `preset` is the
-    recipe of fine-tuning (`finetuning.PRESETS`), lasting `finetune_epochs`. `k` is the number of neurons that vote for a block or layer.
+    `block` None localizes one, of all or of the candidates `blocks`; else it names it. `level` is `block`, or `layer` for a single
+    convolution, the most suspicious one inside the blocks or inside `block`. `strategy` is the search strategy; 0 `search_epochs` repair
+    weights alone. `preset` is the recipe of fine-tuning (`finetuning.PRESETS`), lasting `finetune_epochs`. `k` is the number of neurons
+    that vote for a block or layer.
     `views` and `failure_views` are the numbers of augmented views of each training image and failure. `precision` is `fp32`, `bf16` or `auto`.
     """
 
@@ -237,7 +240,7 @@ class ArchRepair:
         located, block = None, self.block
         candidates = [block] if block is not None else None if self.blocks is None else list(self.blocks)
         if self.level == "layer":
-            candidates = layer_names(model, data.transform(data.failures.batch(torch.arange(1)).to(device)), candidates)
+            candidates = layer_names(model, data.transform(data.train.batch(torch.arange(1)).to(device)), candidates)
         if block is None or candidates != [block]:
             with meter.running():
                 located = localize(model, data, candidates, k=self.k, precision=precision, meter=meter)

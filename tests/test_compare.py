@@ -22,13 +22,13 @@ from archrepair.repair import load
 from archrepair.runs import Runs, method_cell, versions_of
 
 CELL = Cell(dataset=DATASET, tier="smoke")
-METHODS = ["archrepair", "retrain", "surgical:variant=auto-rgn"]
+METHODS = ["archrepair", "retrain:views=2"]
 VERSIONS = ["own", "contrast:5", "clean"]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A project whose cached originals of seeds 0 and 1 are one network, with a comparison of three methods that was run to its end."
+    "A project whose cached originals of seeds 0 and 1 are one network, with a comparison of two methods that was run to its end."
     folder, said = tmp_path_factory.mktemp("project"), []
     furnish(folder, repaired=False)
     (folder / str(ORIGINAL).replace("s0", "s1")).write_bytes((folder / ORIGINAL).read_bytes())
@@ -102,7 +102,7 @@ def test_the_table_says_what_the_records_say(project):
         assert (run["forwards"], run["backwards"]) == (record.repair["cost"]["forwards"], record.repair["cost"]["backwards"])
     held = [[r["held_out"] for r in table.runs if r["method"] == m] for m in METHODS]
     assert table.tests == {m: wilcoxon(held[i], held[0]) for i, m in enumerate(METHODS) if i}
-    assert table.summary("retrain")["held_out"] == Summary.of(held[1])
+    assert table.summary(METHODS[1])["held_out"] == Summary.of(held[1])
 
 
 def test_own_and_returned_networks_are_told_apart():
@@ -117,7 +117,7 @@ def test_robust_accuracy_is_that_of_the_networks_kept(project):
     outputs, table, _ = project
     runs = Runs(outputs)
     assert table.versions == [DATASET, "digits:contrast:5", "digits"]
-    for label in ("original", "retrain"):
+    for label in ("original", METHODS[1]):
         cell = replace(CELL, method="original") if label == "original" else method_cell(label, CELL, 1)
         start, scenario = runs.problem(cell)
         network = start.network if label == "original" else load(runs.file(cell, "networks", ""), start.network)
@@ -138,7 +138,7 @@ def test_a_second_call_runs_nothing(project, idle):
     other = compare_methods(METHODS, CELL, seeds=[0, 1], corruptions=VERSIONS, epochs=1, runs=Runs(outputs, log=again.append))
     assert json.dumps(other.to_dict()) == json.dumps(table.to_dict()) and not again and tree(outputs) == before
     few = compare_methods(METHODS[1:], CELL, seeds=[1], corruptions=["clean", "own"], epochs=1, runs=Runs(outputs))
-    assert [r["held_out"] for r in few.runs if r["method"] == "retrain"] == [r["held_out"] for r in table.runs if r["method"] == "retrain"][1:]
+    assert [r["held_out"] for r in few.runs if r["method"] == METHODS[1]] == [r["held_out"] for r in table.runs if r["method"] == METHODS[1]][1:]
     assert few.tests == {} and sum("retrain" in line and "on" not in line.split() for line in said) == 2  # one run a seed, its network with it
 
 
@@ -150,9 +150,9 @@ def test_a_new_corruption_needs_no_new_repair(project, monkeypatch, tmp_path):
     said = []
     with monkeypatch.context() as patch:
         patch.setattr(runs_module, "run_full", lambda *a, **k: pytest.fail("was run"))
-        table = compare_methods(["retrain"], CELL, corruptions=["own", "fog"], epochs=1, runs=Runs(tmp_path / "o", log=said.append))
+        table = compare_methods(METHODS[1:], CELL, corruptions=["own", "fog"], epochs=1, runs=Runs(tmp_path / "o", log=said.append))
     assert table.versions == [DATASET, "digits:fog:5"] and sorted(said) == ["original on digits:fog:5, seed 0", "retrain on digits:fog:5, seed 0"]
-    cell = method_cell("retrain", CELL, 1)
+    cell = method_cell(METHODS[1], CELL, 1)
     runs = Runs(tmp_path / "o")
     path = runs.file(cell, "robust")
     content = json.loads(path.read_text())
@@ -180,7 +180,7 @@ def test_the_printed_table(project):
     _, table, _ = project
     frame = table.frame()
     assert list(frame.index) == ["original", *METHODS] and "full test" not in frame and f"p vs {METHODS[0]}" in frame
-    assert frame.loc["original", "seconds"] == "–" and frame.loc["retrain", "held out"] == f"{table.summary('retrain')['held_out']}".removesuffix(" (n 2)")
+    assert frame.loc["original", "seconds"] == "–" and frame.loc[METHODS[1], "held out"] == f"{table.summary(METHODS[1])['held_out']}".removesuffix(" (n 2)")
     assert "n = 2 seeds" in table.caption and "1 passes over" in table.caption and table.caption in table._repr_html_()
     assert "full test" in replace(table, cell=replace(table.cell, protocol="paper")).frame()
 
@@ -205,7 +205,7 @@ def test_a_network_of_ones_own(project, tmp_path):
     with pytest.raises(ArchrepairError, match="need a folder of their own"):
         Runs(weights=other)
     with pytest.raises(ArchrepairError, match="is the record of other weights"):
-        compare_methods(["retrain"], CELL, epochs=1, runs=Runs(outputs, weights=other))
+        compare_methods(METHODS[1:], CELL, epochs=1, runs=Runs(outputs, weights=other))
     table = compare_methods(["retrain"], CELL, epochs=1, runs=Runs(tmp_path / "own", weights=other))
     assert Record.read(method_cell("retrain", CELL, 1).path(tmp_path / "own")).versions["weights"] == runs_module.digest(other)
     assert table.runs[0]["method"] == "retrain" and not list((tmp_path / "own").rglob("originals"))
@@ -293,7 +293,7 @@ def test_the_command(project, capsys, idle, monkeypatch):
         out, err = said(capsys, *arguments)
         assert table.caption in out and not err and "2 pairs cannot give p below 0.5" in out
         assert ("retrain" in out.split("held out")[0]) == (width == 60)
-    assert str(np.round(table.summary("retrain")["seconds"].mean, 1)) in out
+    assert str(np.round(table.summary(METHODS[1])["seconds"].mean, 1)) in out
 
 
 def test_the_command_on_blocks(project, capsys):

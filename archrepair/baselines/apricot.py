@@ -81,9 +81,9 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
                 m.reset_parameters()
     return blank.to(device)
 
-# %% ../../nbs/baselines/apricot.ipynb #2d9f1b9f
+# %% ../../nbs/baselines/apricot.ipynb #739007eb
 PRESETS: dict[str, dict] = {
-    "default": {"start": "hot", "reduced": 10, "subset": 0.25, "reduced_epochs": None, "reduced_lr": 0.1, "batch": 0, "sweeps": 2,
+    "default": {"start": "scratch", "reduced": 10, "subset": 0.25, "reduced_epochs": None, "reduced_lr": 0.1, "batch": 0, "sweeps": 2,
                 "retrain_epochs": None, "lr": 0.01, "patience": 2},
     "paper": {"start": "scratch", "reduced": 20, "subset": 0.5, "reduced_epochs": 60, "reduced_lr": 0.1, "batch": 20, "sweeps": 100,
               "retrain_epochs": 5, "lr": 0.1, "patience": 100},
@@ -148,6 +148,7 @@ class Apricot(Baseline):
         state = problem.resume("sweeps") or {"step": 0, "best": copy.deepcopy(network.state_dict()), "val": problem.validate(network),
                                              "stale": 0, "history": []}
         network.load_state_dict(state["best"])
+        self._forget(problem, f"retrain-{state['step'] - 1}")
         per_sweep = -(-len(failures) // (self.batch or len(failures)))
         history = problem.history["adjustments"] = state["history"]
         while state["step"] < self.sweeps * per_sweep and state["stale"] < self.patience:
@@ -180,19 +181,18 @@ class Apricot(Baseline):
         weights, right, history = None, [], []
         for r in range(self.reduced):
             seed = self.seed * 10_007 + r
-            kept = problem.resume(f"reduced-{r}")
+            name, kept = f"training-{r}", problem.resume(f"reduced-{r}")
             if kept is None:
                 network = problem.network() if self.start == "hot" else fresh(problem.network(), seed)
                 images = train.select(holdout(train.labels, self.subset, seed)[1])
                 recipe = Recipe(self.reduced_epochs, self.reduced_lr, schedule="onecycle", precision=problem.precision, seed=seed)
-                name = f"training-{r}"
                 trained = problem.train(network, Rows([image_features(images, problem.data.transform, problem.device)]), recipe, name, validate=None)
                 problem.history.pop(name)
                 hits = is_correct(predict(network, failures, precision=problem.precision, meter=problem.meter), failures.labels)
                 kept = {"weights": flat(network), "right": hits,
                         "loss": trained.epochs[-1]["loss"] if trained.epochs else None}
                 problem.keep(f"reduced-{r}", **kept)
-                self._forget(problem, name)
+            self._forget(problem, name)
             if weights is None:
                 weights = torch.empty(self.reduced, len(kept["weights"]), device=problem.device)
             weights[r] = kept["weights"]

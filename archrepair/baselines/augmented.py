@@ -79,7 +79,7 @@ def warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     views = F.grid_sample(images, grid.view(b, v * h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
     return views.view(b, 3, v, h, w).transpose(1, 2)
 
-# %% ../../nbs/baselines/augmented.ipynb #54428de7
+# %% ../../nbs/baselines/augmented.ipynb #7a827e08
 PRESETS: dict[str, Recipe] = {
     "default": replace(FINETUNING["default"], imitation=0.0),
     "paper": FINETUNING["paper"],
@@ -117,7 +117,7 @@ class Augmented(Baseline):
         epochs = self.epochs
         if self.budget == "cost" and epochs:
             epochs = max(1, math.floor(epochs * 3 / cost))
-        problem.found["epochs"] = epochs
+        problem.found["passes"] = epochs
         return replace(recipe, epochs=epochs, precision=problem.precision, seed=self.seed)
 
     def train(self, problem: Problem, network: nn.Module, images: Images, read: Callable[[Tensor, int], Tensor], recipe: Recipe,

@@ -22,7 +22,7 @@ from ..errors import ArchrepairError
 from ..randomness import image_keys, random_uniform
 from ..training import Recipe
 
-# %% ../../nbs/baselines/augmix.ipynb #79ee7bea
+# %% ../../nbs/baselines/augmix.ipynb #6e787396
 def posterize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     "Keep the 4 − ⌊0.4·level⌋ highest bits of each grey level."
     step = torch.exp2(8.0 - (4 - (level * 0.4).floor()))[:, None, None, None]
@@ -50,7 +50,7 @@ def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     table = torch.where(step > 0, table.clamp_max(255), torch.arange(256, device=x.device))
     return table.gather(1, flat).float().view_as(x)
 
-
+# %% ../../nbs/baselines/augmix.ipynb #4e94fd27
 def _moved(x: Tensor, a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
     "Every image by a matrix of its own, rounded to grey levels; numbers stand for all images."
     columns = [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x)) for v in (a, b, tx, c, d, ty)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'random_chromosomes', 'mutate', 'cross', 'most_different',
+__all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross', 'most_different', 'random_chromosomes',
            'repeated', 'Search', 'Sensei', 'grid', 'robustness']
 
 # %% ../../nbs/baselines/sensei.ipynb #9a64e6cd
@@ -59,14 +59,7 @@ def variants(images: Tensor, genes: Tensor, padding: str = "zeros") -> Tensor:
     brightness, contrast = (genes[..., i, None, None, None].float() * STEPS[i] for i in (5, 6))
     return to_uint8(((moved + brightness).clamp_(0, 255) * (1 + contrast)).flatten(0, 1)).unflatten(0, genes.shape[:2])
 
-# %% ../../nbs/baselines/sensei.ipynb #bb2bc8bd
-def random_chromosomes(keys: Tensor, count: int, active: Tensor, stream: int = 0) -> Tensor:
-    "`count` chromosomes an image, int8 B×count×7, uniform over what each gene in `active` (bool 7) can be, the others 0."
-    reach = torch.tensor(REACH, device=keys.device)
-    u = random_uniform(keys, count * 7, stream).view(-1, count, 7)
-    return ((u * (2 * reach + 1)).long() - reach).mul_(active).to(torch.int8)
-
-
+# %% ../../nbs/baselines/sensei.ipynb #1cc66c7d
 def mutate(genes: Tensor, count: int, keys: Tensor, active: Tensor, doubled: Tensor, stream: int = 0) -> Tensor:
     """`count` mutants of each chromosome, int8 B×7 to B×count×7.
 
@@ -81,7 +74,7 @@ def mutate(genes: Tensor, count: int, keys: Tensor, active: Tensor, doubled: Ten
     reach = torch.tensor(REACH, device=genes.device)
     return torch.where(rank < (int(active.sum()) + 1) // 2, new, old).clamp(-reach, reach).to(torch.int8)
 
-
+# %% ../../nbs/baselines/sensei.ipynb #c806a7e5
 def cross(one: Tensor, other: Tensor, count: int, keys: Tensor, stream: int = 0) -> Tensor:
     "`count` children of two chromosomes, int8 B×7 each to B×count×7: every gene comes from either."
     first = random_uniform(keys, count * 7, stream).view(-1, count, 7) < 0.5
@@ -93,6 +86,13 @@ def most_different(queue: Tensor) -> Tensor:
     reach = torch.tensor(REACH, device=queue.device)
     distance = ((queue - queue[:, :1]).abs() / (2 * reach)).sum(-1)
     return queue[torch.arange(len(queue), device=queue.device), distance.argmax(1)]
+
+# %% ../../nbs/baselines/sensei.ipynb #8b77654a
+def random_chromosomes(keys: Tensor, count: int, active: Tensor, stream: int = 0) -> Tensor:
+    "`count` chromosomes an image, int8 B×count×7, uniform over what each gene in `active` (bool 7) can be, the others 0."
+    reach = torch.tensor(REACH, device=keys.device)
+    u = random_uniform(keys, count * 7, stream).view(-1, count, 7)
+    return ((u * (2 * reach + 1)).long() - reach).mul_(active).to(torch.int8)
 
 
 def repeated(genes: Tensor) -> Tensor:
@@ -261,21 +261,21 @@ class Sensei(Augmented):
         problem.history["queue"] = search.epochs
         return network
 
-# %% ../../nbs/baselines/sensei.ipynb #ff35d8bf
+# %% ../../nbs/baselines/sensei.ipynb #e604c958
 def grid() -> Tensor:
     "The 81 chromosomes whose rotation, shifts and shear are at either end or 0: int8 81×7."
     ends = [torch.tensor([-reach, 0, reach], dtype=torch.int8) for reach in REACH[:4]]
     return nn.functional.pad(torch.cartesian_prod(*ends), (0, 3))
 
 
-def robustness(network: nn.Module, images: ImageSet, transform: Callable[[Tensor], Tensor], *, padding: str = "zeros",
-               precision: str = "fp32", batch_size: int = 10) -> Robust:
-    "Robust accuracy of a network over the variants of `grid` of every image."
-    device, chromosomes = next(network.parameters()).device, grid()
+def robustness(network: nn.Module, images: ImageSet, transform: Callable[[Tensor], Tensor], chromosomes: Tensor | None = None, *,
+               padding: str = "zeros", precision: str = "fp32", batch_size: int = 10) -> Robust:
+    "Robust accuracy of a network in eval mode over variants of every image: those of `chromosomes` (int8 V×7; default: `grid()`)."
+    device, chromosomes = next(network.parameters()).device, grid() if chromosomes is None else chromosomes
     right = []
     with torch.inference_mode(), autocast(device, precision):
         for positions in torch.arange(len(images)).split(batch_size):
             many = variants(images.batch(positions).to(device), chromosomes.to(device).expand(len(positions), -1, -1), padding)
             answers = network(transform(many.flatten(0, 1))).argmax(1).view(len(positions), -1)
             right.append(answers.cpu() == images.labels[positions][:, None])
-    return robust_accuracy({str(tuple(c[:4])): bits for c, bits in zip(chromosomes.tolist(), torch.cat(right).T)})
+    return robust_accuracy({str(tuple(c)): bits for c, bits in zip(chromosomes.tolist(), torch.cat(right).T)})

@@ -19,7 +19,7 @@ __all__ = ['Found', 'constriction', 'pso', 'differential_evolution']
 from ..errors import ArchrepairError
 from ..progress import track
 
-# %% ../../nbs/baselines/swarm.ipynb #8a850f8f
+# %% ../../nbs/baselines/swarm.ipynb #46d1f6c7
 @dataclass
 class Found:
     """What a search found: `best` (D), the position with the highest `fitness` seen.
@@ -52,7 +52,7 @@ def _begin(objective: Callable[[Tensor], Tensor], start: Tensor, resume: dict | 
     if start.ndim != 2 or not start.numel():
         raise ArchrepairError(f"a population of shape {tuple(start.shape)}; expected members × dimensions, at least one of each")
     if resume:
-        return {k: v.to(start.device) if isinstance(v, Tensor) else v for k, v in resume.items()}
+        return {k: v.to(start.device) if isinstance(v, Tensor) else v for k, v in resume.items()} | {"history": [*resume["history"]]}
     fitness = _score(objective, start)
     return {"position": start.clone(), "elite": start.clone(), "elite_fitness": fitness, "stale": 0,
             "history": [_entry(0, fitness, fitness)], **more}
