@@ -122,7 +122,7 @@ def _unknown_block(model: nn.Module, name: str) -> ArchrepairError:
     return ArchrepairError(f"unknown block {name!r}: {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(known)}, and any other "
                            "part by its name")
 
-# %% ../nbs/lib/blocks.ipynb #6d70aaa2
+# %% ../nbs/lib/blocks.ipynb #8b3a3b58
 class _Entry(nn.Module):
     "A network that takes images and no options."
 
@@ -209,19 +209,32 @@ def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
 
     The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals `model(x)` bit for bit in eval mode. With an
     `example` (B×3×H×W, B at least 2) this is tried, and that what enters the block has one row an image; otherwise there is no cut.
-    Raises `ArchrepairError` for an unknown block and for one that does not run as a whole.
+    Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an example) one that is never called.
     """
     get_block(model, block, whole=True)
     frozen = freeze(copy.deepcopy(model))
     parts = _cut(frozen, block)
     cut = Split(frozen, block, parts[0] if parts else None, frozen.get_submodule(block), parts[1] if parts else None)
-    if parts and example is not None:
-        with torch.no_grad():
-            features = cut.features(example)
-            rows = isinstance(features, Tensor) and len(features) == len(example)
-            if not rows or not torch.allclose(cut.tail()(features), frozen(example), rtol=1e-3, atol=1e-4):
-                cut.prefix = cut.suffix = None
+    if example is not None:
+        _try(cut, example)
     return cut
+
+
+@torch.no_grad()
+def _try(cut: Split, example: Tensor) -> None:
+    "Give up the cut where it does not do what the network does to `example`; complain of a block that is never called."
+    called: list[nn.Module] = []
+    hook = cut.block.register_forward_pre_hook(lambda module, given: called.append(module))
+    expected = cut.model(example)
+    hook.remove()
+    if not called:
+        raise ArchrepairError(f"block {cut.name} ({type(cut.block).__name__}) is never called: it does not run in eval mode, or what is around "
+                              "it uses its weights alone; name another, or what is around it")
+    if cut.prefix is not None:
+        features = cut.features(example)
+        rows = isinstance(features, Tensor) and len(features) == len(example)
+        if not rows or not torch.allclose(cut.tail()(features), expected, rtol=1e-3, atol=1e-4):
+            cut.prefix = cut.suffix = None
 
 
 def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:

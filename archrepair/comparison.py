@@ -23,7 +23,7 @@ from .tiers import resolve_tier
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/lib/comparison.ipynb #681d507f
+# %% ../nbs/lib/comparison.ipynb #84cbbbc2
 FIGURES: dict[str, str] = {
     "held_out": "held out", "unseen": "unseen fixed", "seen": "seen fixed", "negative_flips": "flips", "clean": "clean", "full": "full test",
     "robust": "robust mean", "strict": "robust strict", "seconds": "seconds", "forwards": "forwards", "backwards": "backwards"}
@@ -45,7 +45,7 @@ def figures(record: Record, score: str = "repaired") -> dict[str, float]:
             "seconds": cost["seconds"], "forwards": cost["forwards"], "backwards": cost["backwards"], "accepted": float(record.repair["accepted"])}
 
 
-@dataclass
+@dataclass(repr=False)
 class MethodTable:
     """Methods on one grid.
 
@@ -94,6 +94,9 @@ class MethodTable:
         return {"cell": asdict(self.cell), "budget": self.budget, "versions": self.versions, "seeds": self.seeds, "runs": self.runs,
                 "summary": {label: {k: asdict(v) for k, v in self.summary(label).items() if v.n} for label in ("original", *self.labels)},
                 "tests": {label: asdict(test) for label, test in self.tests.items()}}
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.frame().to_string()}"
 
     def _repr_html_(self) -> str:
         return self.frame().style.set_caption(self.caption).to_html()
@@ -159,8 +162,8 @@ def _budget(cell: Cell, epochs: int | None, record: Record) -> str:
     return (f"{passes} passes over the {images['train'] + images['failures']:,} images of the repair set; forwards and backwards count images "
             "through the whole network")
 
-# %% ../nbs/lib/comparison.ipynb #85cf7709
-@dataclass
+# %% ../nbs/lib/comparison.ipynb #1f6997d6
+@dataclass(repr=False)
 class BlockTable:
     """Every block repaired in turn.
 
@@ -220,6 +223,9 @@ class BlockTable:
         "Everything, JSON-able."
         return {"cell": asdict(self.cell), "method": self.method, "verdict": self.verdict, "localized": self.localized, "best": self.best,
                 "seeds": self.seeds, "lost": asdict(self.lost), "correlation": asdict(self.correlation), "runs": self.runs}
+
+    def __repr__(self) -> str:
+        return f"{self.verdict}\n{self.frame().to_string()}"
 
     def _repr_html_(self) -> str:
         return self.frame().style.set_caption(self.verdict).to_html()

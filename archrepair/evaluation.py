@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['predict', 'is_correct', 'wilson', 'Score', 'Comparison', 'Evaluation', 'evaluate', 'compare', 'validation_loss',
-           'Robust', 'robust_accuracy', 'Summary', 'Paired', 'wilcoxon', 'spearman', 'mcnemar']
+__all__ = ['predict', 'is_correct', 'wilson', 'Score', 'Paired', 'mcnemar', 'Comparison', 'Evaluation', 'evaluate', 'compare',
+           'validation_loss', 'Robust', 'robust_accuracy', 'Summary', 'wilcoxon', 'spearman']
 
 # %% ../nbs/lib/evaluation.ipynb #9f7feae0
 from .blocks import Features, image_features
@@ -81,6 +81,36 @@ class Score:
         right, n = int(correct.sum()), len(correct)
         low, high = wilson(right, n)
         return cls(round(100 * right / n, 3) if n else math.nan, n, round(100 * low, 3), round(100 * high, 3))
+
+# %% ../nbs/lib/evaluation.ipynb #aea032d5
+@dataclass(frozen=True)
+class Paired:
+    "A two-sided test on pairs: which `test` was used, its `statistic` and `p`, `n` pairs that differ `of` all, and a `note` of doubt."
+
+    test: str
+    statistic: float
+    p: float
+    n: int
+    of: int
+    note: str = ""
+
+
+def mcnemar(fixed: int, broken: int, method: str = "auto") -> Paired:
+    """McNemar's test: of the images two networks disagree on, `fixed` are right in the second and `broken` in the first.
+
+    `method`: `exact` (binomial; the statistic is the smaller count), `chi2` (with continuity correction) or `auto`: exact below 25.
+    """
+    from scipy import stats
+
+    if method not in ("auto", "exact", "chi2"):
+        raise unknown("method of McNemar's test", method, ("auto", "exact", "chi2"))
+    n = fixed + broken
+    if not n:
+        return Paired("mcnemar", 0.0, 1.0, 0, 0, "the two networks agree on every image")
+    if method == "exact" or method == "auto" and n < 25:
+        return Paired("mcnemar, exact binomial", float(min(fixed, broken)), float(stats.binomtest(fixed, n).pvalue), n, n)
+    statistic = max(0, abs(fixed - broken) - 1) ** 2 / n
+    return Paired("mcnemar, chi2 with continuity correction", statistic, float(stats.chi2.sf(statistic, 1)), n, n)
 
 # %% ../nbs/lib/evaluation.ipynb #77634c48
 @dataclass(frozen=True)
@@ -197,19 +227,7 @@ class Summary:
     def __str__(self) -> str:
         return format(self, "")
 
-# %% ../nbs/lib/evaluation.ipynb #cdeb3804
-@dataclass(frozen=True)
-class Paired:
-    "A two-sided test on pairs: which `test` was used, its `statistic` and `p`, `n` pairs that differ `of` all, and a `note` of doubt."
-
-    test: str
-    statistic: float
-    p: float
-    n: int
-    of: int
-    note: str = ""
-
-
+# %% ../nbs/lib/evaluation.ipynb #f58b08f8
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Paired:
     """Wilcoxon's signed-rank test of paired runs; the statistic is the smaller sum of ranks.
 
@@ -260,21 +278,3 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> Paired:
     rho = float(a @ b) / norm
     p = float(np.mean(np.abs(every) >= abs(rho) - 1e-9))
     return Paired("spearman, exact", rho, p, n, n, f"{n} pairs cannot give p below {2 / math.factorial(n):.3g}" if n < 5 else "")
-
-# %% ../nbs/lib/evaluation.ipynb #a79a9498
-def mcnemar(fixed: int, broken: int, method: str = "auto") -> Paired:
-    """McNemar's test: of the images two networks disagree on, `fixed` are right in the second and `broken` in the first.
-
-    `method`: `exact` (binomial; the statistic is the smaller count), `chi2` (with continuity correction) or `auto`: exact below 25.
-    """
-    from scipy import stats
-
-    if method not in ("auto", "exact", "chi2"):
-        raise unknown("method of McNemar's test", method, ("auto", "exact", "chi2"))
-    n = fixed + broken
-    if not n:
-        return Paired("mcnemar", 0.0, 1.0, 0, 0, "the two networks agree on every image")
-    if method == "exact" or method == "auto" and n < 25:
-        return Paired("mcnemar, exact binomial", float(min(fixed, broken)), float(stats.binomtest(fixed, n).pvalue), n, n)
-    statistic = max(0, abs(fixed - broken) - 1) ** 2 / n
-    return Paired("mcnemar, chi2 with continuity correction", statistic, float(stats.chi2.sf(statistic, 1)), n, n)

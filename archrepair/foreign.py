@@ -26,7 +26,7 @@ __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_wei
 # %% ../nbs/lib/foreign.ipynb #aa4f3859
 from .errors import ArchrepairError, first_line, unknown
 
-# %% ../nbs/lib/foreign.ipynb #c28c5369
+# %% ../nbs/lib/foreign.ipynb #b3640428
 def _torchvision(name: str, n_classes: int, image_size: int) -> nn.Module:
     "A network of torchvision as it is, told the image size where it must know it; without auxiliary classifiers."
     more: dict[str, object] = {}
@@ -74,10 +74,13 @@ def unknown_network(name: str, known: Iterable[str]) -> ArchrepairError:
     known = list(known)
     close = [n for n in known if n.endswith(f":{name}")] or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return ArchrepairError(f"unknown model {name!r}: {hint}expected a name that `archrepair list models` shows, torchvision:NAME, timm:NAME, "
-                           "or package.module:factory (a module that is installed or in the current directory)")
+    library = name.partition(":")[0]
+    shown = (f"one that `archrepair list models '{library}:*'` shows" if library in LIBRARIES else
+             "one that `archrepair list models` shows, torchvision:NAME, timm:NAME, or package.module:factory (a module that is installed "
+             "or in the current directory)")
+    return ArchrepairError(f"unknown model {name!r}: {hint}expected {shown}")
 
-# %% ../nbs/lib/foreign.ipynb #2dbe5e98
+# %% ../nbs/lib/foreign.ipynb #9616fbb0
 def _own(spec: str, n_classes: int) -> nn.Module:
     "What the callable `package.module:factory` returns for so many classes."
     try:
@@ -121,7 +124,7 @@ def _find(spec: str) -> Callable:
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and what it needs is not
-        raise unknown_network(spec, [f"{library}:{attribute}" for library in LIBRARIES]) from None
+        raise unknown_network(spec, [f"{n}:{attribute}" for n in difflib.get_close_matches(module, LIBRARIES, n=1, cutoff=0.75)]) from None
     try:
         factory = operator.attrgetter(attribute)(found)
     except AttributeError:

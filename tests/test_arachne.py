@@ -291,7 +291,7 @@ def test_only_the_weights_of_the_front_change(problem, options):
     assert best == sorted(best) and result.config["fitness"] == best[-1]
     assert result.block == ("fc" if "layers" not in options else None)
     if options.get("search") == "de":
-        weight = problem.network.fc.weight
+        weight = problem.network.fc.weight.data
         assert all(2 * float(weight.min()) - 1e-6 <= entry["after"] <= 2 * float(weight.max()) + 1e-6 for entry in front)
 
 

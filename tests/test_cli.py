@@ -19,7 +19,7 @@ from archrepair.models import create_model, load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ("--tier", "smoke")
-COMMANDS = ("train", "localize", "repair", "evaluate", "corrupt", "list", "run")
+COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "corrupt", "list", "run")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from families import NETWORKS, Place, entering, hard, network, preserved, random_genotype, relaxed, run, start, walk
+from families import NETWORKS, Place, discretised, entering, network, preserved, relaxed, run, start, walk
 from torch import nn
 
 from archrepair.blocks import block_names, replace_block
@@ -12,7 +12,6 @@ from archrepair.genotype import WIDEN, Genotype
 from archrepair.graph import BlockGraph, extract
 from archrepair.models import create_model
 from archrepair.operations import CANDIDATES
-from archrepair.supernet import discretise
 
 KS = (1, 2, 4, None)
 
@@ -117,29 +116,6 @@ def test_every_convolution_can_be_searched_as_a_block_of_its_own(name):
 
 
 # --- discretised
-
-def discretised(place: Place, seed: int, k: int | None, widen: str) -> tuple[Genotype, nn.Module]:
-    "A random architecture of a block with audible operations; where nothing is given up, it is the supernet's equal."
-    supernet = relaxed(place.block, extract(place.block, place.x), k, noise=0.3)
-    genotype = random_genotype(supernet, seed, widen)
-    block = discretise(supernet.eval(), genotype, place.block)
-    if widen != "full" and not skips_a_node(genotype):
-        for train in (False, True) if seed % 4 == 0 else (False,):
-            expected = run(supernet, place.x, hard(genotype), train=train)
-            found = run(block, place.x, train=train)
-            assert torch.allclose(found, expected, atol=3e-5 * float(expected.abs().max())), (place.name, seed, genotype.edges, train)
-    assert torch.isfinite(run(block, place.x)).all()
-    return genotype, block.requires_grad_(False).eval()
-
-
-def skips_a_node(genotype: Genotype) -> bool:
-    "Does a node that nothing feeds have an inherited layer outside the slice? The supernet sends zeros through it, the block leaves it out."
-    fed = {0}
-    for index, edge in sorted(enumerate(genotype.graph.edges), key=lambda pair: pair[1].target):
-        if edge.source in fed and (genotype.choices[index] != "none" or genotype.carries_original(index)):
-            fed.add(edge.target)
-    return any(e.source not in fed and genotype.carries_original(i) for i, e in enumerate(genotype.graph.edges))
-
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*is deprecated")
 @pytest.mark.parametrize("name", NETWORKS)

@@ -81,7 +81,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
                 m.reset_parameters()
     return blank.to(device)
 
-# %% ../../nbs/baselines/apricot.ipynb #739007eb
+# %% ../../nbs/baselines/apricot.ipynb #6ee0d87a
 PRESETS: dict[str, dict] = {
     "default": {"start": "scratch", "reduced": 10, "subset": 0.25, "reduced_epochs": None, "reduced_lr": 0.1, "batch": 0, "sweeps": 2,
                 "retrain_epochs": None, "lr": 0.01, "patience": 2},
@@ -158,7 +158,7 @@ class Apricot(Baseline):
             wrong = ~is_correct(predict(network, failures.select(some), precision=problem.precision, meter=problem.meter), failures.labels[some])
             signs = signs_of(right[some[wrong]], self.direction)
             moved = self._adjust(problem, network, weights, signs, rows)
-            entry = {"adjustment": len(history) + 1, "failures": int(wrong.sum()), "divided": int(signs.any(1).sum()), "moved": moved}
+            entry = {"epoch": len(history) + 1, "failures": int(wrong.sum()), "divided": int(signs.any(1).sum()), "moved": moved}
             name = f"retrain-{state['step']}"
             recipe = Recipe(self.retrain_epochs, self.lr, precision=problem.precision, seed=self.seed * 10_007 + state["step"])
             trained = problem.train(network, rows, recipe, name)
@@ -190,14 +190,14 @@ class Apricot(Baseline):
                 problem.history.pop(name)
                 hits = is_correct(predict(network, failures, precision=problem.precision, meter=problem.meter), failures.labels)
                 kept = {"weights": flat(network), "right": hits,
-                        "loss": trained.epochs[-1]["loss"] if trained.epochs else None}
+                        "training_loss": trained.epochs[-1]["loss"] if trained.epochs else None}
                 problem.keep(f"reduced-{r}", **kept)
             self._forget(problem, name)
             if weights is None:
                 weights = torch.empty(self.reduced, len(kept["weights"]), device=problem.device)
             weights[r] = kept["weights"]
             right.append(kept["right"])
-            history.append({"network": r, "loss": kept["loss"], "right": float(kept["right"].double().mean())})
+            history.append({"network": r, "training_loss": kept["training_loss"], "right": float(kept["right"].double().mean())})
         problem.history["reduced"] = history
         return weights, torch.stack(right, 1)
 

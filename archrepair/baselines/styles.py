@@ -13,10 +13,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STYLIZERS', 'haar', 'inverse_haar', 'whiten_and_colour', 'haar_wct', 'fourier', 'moments', 'find_stylizer', 'restyle']
+__all__ = ['STYLIZERS', 'moments', 'fourier', 'whiten_and_colour', 'haar', 'inverse_haar', 'haar_wct', 'find_stylizer', 'restyle']
 
 # %% ../../nbs/baselines/styles.ipynb #12a49abe
 from ..errors import ArchrepairError, unknown
+
+# %% ../../nbs/baselines/styles.ipynb #9508a82e
+def moments(content: Tensor, style: Tensor) -> Tensor:
+    "Each channel with the style's mean and standard deviation: float B×3×H×W both, to B×3×H×W, not clipped; a flat channel stays flat."
+    spread = lambda x: x.std((2, 3), correction=0, keepdim=True)
+    scaled = (content - content.mean((2, 3), keepdim=True)) / spread(content).clamp_min(1e-3)
+    return scaled * spread(style) + style.mean((2, 3), keepdim=True)
+
+# %% ../../nbs/baselines/styles.ipynb #7afc6586
+def fourier(content: Tensor, style: Tensor) -> Tensor:
+    "The phases of the content with the amplitudes of the style: float B×3×H×W both, to B×3×H×W, not clipped."
+    spectrum, other = torch.fft.rfft2(content), torch.fft.rfft2(style)
+    return torch.fft.irfft2(torch.polar(other.abs(), spectrum.angle()), s=content.shape[-2:])
+
+# %% ../../nbs/baselines/styles.ipynb #4c72e4a2
+def whiten_and_colour(content: Tensor, style: Tensor, floor: float = 1e-3) -> Tensor:
+    """The linear map that gives values the mean and covariance of others: float64 …×C×P and …×C×Q to …×C×P.
+
+    x ↦ Σs^½ Σc^−½ (x − μc) + μs. Directions in which the content varies by less than `floor` have nothing to be stretched, and stay 0.
+    """
+    means = content.mean(-1, keepdim=True), style.mean(-1, keepdim=True)
+    centred = content - means[0], style - means[1]
+    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centred])
+    values, vectors = torch.linalg.eigh(covariances)
+    powers = torch.stack([torch.where(values[0] > floor, values[0].clamp_min(floor).rsqrt(), 0), values[1].clamp_min(0).sqrt()])
+    whitening, colouring = (vectors * powers[..., None, :]) @ vectors.mT
+    return colouring @ (whitening @ centred[0]) + means[1]
 
 # %% ../../nbs/baselines/styles.ipynb #6d659168
 def haar(x: Tensor) -> Tensor:
@@ -36,21 +63,7 @@ def inverse_haar(bands: Tensor) -> Tensor:
     bottom = torch.stack([s + x - y - xy, s - x - y + xy], -1).flatten(-2)
     return torch.stack([top, bottom], -2).flatten(-3, -2) / 2
 
-# %% ../../nbs/baselines/styles.ipynb #55ed8610
-def whiten_and_colour(content: Tensor, style: Tensor, floor: float = 1e-3) -> Tensor:
-    """The linear map that gives values the mean and covariance of others: float64 …×C×P and …×C×Q to …×C×P.
-
-    x ↦ Σs^½ Σc^−½ (x − μc) + μs. Directions in which the content varies by less than `floor` have nothing to be stretched, and stay 0.
-    """
-    means = content.mean(-1, keepdim=True), style.mean(-1, keepdim=True)
-    centred = content - means[0], style - means[1]
-    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centred])
-    values, vectors = torch.linalg.eigh(covariances)
-    powers = torch.stack([torch.where(values[0] > floor, values[0].clamp_min(floor).rsqrt(), 0), values[1].clamp_min(0).sqrt()])
-    whitening, colouring = (vectors * powers[..., None, :]) @ vectors.mT
-    return colouring @ (whitening @ centred[0]) + means[1]
-
-
+# %% ../../nbs/baselines/styles.ipynb #7ef87a0a
 def haar_wct(content: Tensor, style: Tensor, levels: int = 2) -> Tensor:
     """Whitening and colouring of every Haar band's colours: float B×3×H×W (grey levels) both, to B×3×H×W, not clipped.
 
@@ -72,19 +85,6 @@ def _restyle(content: Tensor, style: Tensor, levels: int) -> Tensor:
     c, s = (bands[:, :, 1:].transpose(1, 2) for bands in (content, style))  # B×3 bands×3 channels
     details = whiten_and_colour(c.flatten(3), s.flatten(3)).view(c.shape).transpose(1, 2)
     return inverse_haar(torch.cat([average[:, :, None], details], 2))
-
-# %% ../../nbs/baselines/styles.ipynb #a9fdc5c6
-def fourier(content: Tensor, style: Tensor) -> Tensor:
-    "The phases of the content with the amplitudes of the style: float B×3×H×W both, to B×3×H×W, not clipped."
-    spectrum, other = torch.fft.rfft2(content), torch.fft.rfft2(style)
-    return torch.fft.irfft2(torch.polar(other.abs(), spectrum.angle()), s=content.shape[-2:])
-
-
-def moments(content: Tensor, style: Tensor) -> Tensor:
-    "Each channel with the style's mean and standard deviation: float B×3×H×W both, to B×3×H×W, not clipped; a flat channel stays flat."
-    spread = lambda x: x.std((2, 3), correction=0, keepdim=True)
-    scaled = (content - content.mean((2, 3), keepdim=True)) / spread(content).clamp_min(1e-3)
-    return scaled * spread(style) + style.mean((2, 3), keepdim=True)
 
 # %% ../../nbs/baselines/styles.ipynb #e832206e
 STYLIZERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"haar-wct": haar_wct, "fourier": fourier, "moments": moments}

@@ -1,0 +1,117 @@
+"""What the batched forms of the baselines are worth, beside a faithful naive run in the same process.
+
+    python benchmarks/bench_baselines.py [CASE ...]
+
+Each case compares results before times, on one thread, in process time. Prints one JSON object a case.
+"""
+import argparse
+import copy
+import json
+import statistics
+import time
+
+import torch
+
+from archrepair.baselines import apricot, arachne
+from archrepair.blocks import cache_features, image_features
+from archrepair.data import Normalize, load_dataset
+from archrepair.models import create_model
+
+
+def seconds(run, rounds=3):
+    "Median process time of a call."
+    taken = []
+    for _ in range(rounds):
+        start = time.process_time()
+        run()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def lite_network():
+    "ResNet-18 as the lite tier has it, and 1,100 images."
+    digits = load_dataset("digits")
+    return create_model("resnet18", 10, width=0.25, stem_stride=2).eval(), digits.select(torch.arange(1100)), Normalize.of(digits)
+
+
+def arachne_search(layer="fc", members=100, generations=100, naive_members=2):
+    """One search of Arachne: 100 members × 100 generations × (900 failures + 200 guards).
+
+    Naive: every member's weights are written into a copy of the network, and all images are sent through all of it; a few members
+    are timed, the rest cost the same.
+    """
+    network, images, transform = lite_network()
+    naive_rows = image_features(images, transform)
+    there = arachne.downstream(network, [layer])
+    weight = there.modules[layer].weight
+    sites = [arachne.Site(layer, tuple(int(i) for i in torch.unravel_index(torch.tensor(n * weight.numel() // 12), weight.shape)), 0, 0)
+             for n in range(12)]
+    values = torch.randn(members, len(sites), generator=torch.Generator().manual_seed(0)) * weight.std()
+    cache = lambda: cache_features(there.cut, images, transform)
+    rows, population = cache(), arachne.Population(there, sites)
+    few = values[:naive_members]
+
+    def naive():
+        right = []
+        for member in few:
+            alone = arachne.patch(copy.deepcopy(network), sites, member.tolist())
+            with torch.inference_mode():
+                logits = torch.cat([alone(naive_rows.batch(some)) for some in torch.arange(len(images)).split(500)])
+            right.append(int((logits.argmax(1) == images.labels).sum()))
+        return right
+
+    assert naive() == population.tally(few, rows).right.int().tolist()
+    batched, full = seconds(lambda: population.tally(values, rows)), seconds(naive) / naive_members * members
+    search, plain = seconds(cache) + generations * batched, generations * full
+    return {"layer": layer, "weights": len(sites), "members": members, "generations": generations, "images": len(images),
+            "seconds a generation": round(batched, 4), "naive": round(full, 2), "ratio": round(full / batched),
+            "seconds a search, cache included": round(search, 2), "naive search": round(plain), "search ratio": round(plain / search)}
+
+
+def apricot_combination(failures=900, networks=20, rate=0.25):
+    "The adjustment of all parameters for 900 failures: one weighted sum, and the loop of means over the failures."
+    network, _, _ = lite_network()
+    w = apricot.flat(network)
+    generator = torch.Generator().manual_seed(0)
+    others = w + 0.1 * torch.randn(networks, len(w), generator=generator)
+    right = torch.rand(failures, networks, generator=generator) < rate
+
+    def single():
+        alpha, beta = apricot.combination(apricot.signs_of(right), 1e-3)
+        return alpha * w + beta.float() @ others
+
+    def loop():
+        moving = w.clone()
+        for row in right:
+            if row.all() or not row.any():
+                continue
+            good, bad = others[row].mean(0), others[~row].mean(0)
+            moving += 1e-3 * (row.float().mean() * (good - moving) - (~row).float().mean() * (bad - moving))
+        return moving
+
+    assert torch.allclose(single(), loop(), atol=1e-5) and not torch.allclose(loop(), w, atol=1e-3)
+    one, many = seconds(single), seconds(loop, 1)
+    return {"failures": failures, "networks": networks, "parameters": len(w), "seconds": round(one, 5), "naive": round(many, 3),
+            "ratio": round(many / one)}
+
+
+CASES = {
+    "arachne": arachne_search,
+    "arachne, a convolution": lambda: arachne_search("layer4.1.conv2", members=20, naive_members=1),
+    "apricot": apricot_combination,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
+    args = parser.parse_args()
+    if wrong := [case for case in args.cases if case not in CASES]:
+        parser.error(f"unknown case {wrong[0]}; expected some of {', '.join(CASES)}")
+    torch.set_num_threads(1)
+    for name in args.cases or CASES:
+        print(json.dumps({"case": name, **CASES[name]()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
