@@ -28,7 +28,7 @@ from .data import ImageSet
 from .errors import ArchrepairError
 from .models import DenseGroup, DenseUnit
 
-# %% ../nbs/lib/blocks.ipynb #18031b33
+# %% ../nbs/lib/blocks.ipynb #773bb39d
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ENDS = re.compile(r"(^|[._])(stem|aux|head|classifier|logits)|embed|pool", re.IGNORECASE)
 _NUMBERED = re.compile(r"(layer|stage|block)_?[1-9]\d*")
@@ -85,7 +85,9 @@ def _open(name: str, module: nn.Module, last: nn.Module | None) -> dict[str, nn.
     numbered = {n: m for n, m in parts.items() if _NUMBERED.fullmatch(n.rpartition(".")[2]) and _size(m) > 1}
     if len(numbered) > 1:
         return numbered
-    classifies = lambda m: any(x is last for x in m.modules()) and not any(isinstance(x, nn.Conv2d) for x in m.modules())
+    kinds = [type(m) for m in parts.values()]  # of a kind with others, and more than a sequence, it is rather a layer of a transformer
+    classifies = lambda m: (any(x is last for x in m.modules()) and not any(isinstance(x, nn.Conv2d) for x in m.modules())
+                            and (m is last or isinstance(m, nn.Sequential) or kinds.count(type(m)) == 1))
     parts = {n: m for n, m in parts.items() if not _ENDS.search(n[len(name):]) and not classifies(m)}
     several = {n: m for n, m in parts.items() if _size(m) > 1}
     if sum(map(_size, several.values())) > 0.75 * sum(map(_size, parts.values())):
@@ -122,7 +124,7 @@ def _unknown_block(model: nn.Module, name: str) -> ArchrepairError:
     return ArchrepairError(f"unknown block {name!r}: {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(known)}, and any other "
                            "part by its name")
 
-# %% ../nbs/lib/blocks.ipynb #8b3a3b58
+# %% ../nbs/lib/blocks.ipynb #9784b3a1
 class _Entry(nn.Module):
     "A network that takes images and no options."
 
@@ -233,6 +235,7 @@ def _try(cut: Split, example: Tensor) -> None:
     if cut.prefix is not None:
         features = cut.features(example)
         rows = isinstance(features, Tensor) and len(features) == len(example)
+        cut.features(example.flip(0))  # what modules may remember is now another batch's, as it will be when features come from a cache
         if not rows or not torch.allclose(cut.tail()(features), expected, rtol=1e-3, atol=1e-4):
             cut.prefix = cut.suffix = None
 

@@ -36,7 +36,7 @@ def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tens
 
 EXPORTS: dict[str, Callable[[nn.Module, Tensor, Path], Callable[[Tensor], Tensor]]] = {".pt2": _write_pt2, ".onnx": _write_onnx}
 
-# %% ../nbs/lib/exporting.ipynb #bd3aac78
+# %% ../nbs/lib/exporting.ipynb #ddf2373e
 @torch.no_grad()
 def export_network(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     """Write `model`, in eval mode and on the CPU, to a `.pt2` (torch.export) or `.onnx` file (needs the extra `export`); returns its path.
@@ -48,7 +48,7 @@ def export_network(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     path = Path(path)
     if path.suffix not in EXPORTS:
         raise ArchrepairError(f"cannot export to {path.name}; expected a name that ends in {' or '.join(EXPORTS)}")
-    model = copy.deepcopy(model).cpu().eval()
+    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)  # a file has no use for other layouts
     example = torch.cat([example, example]).cpu()[:max(2, len(example))]  # a batch of one would be taken for a constant
     expected = model(example)
 

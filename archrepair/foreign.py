@@ -80,14 +80,15 @@ def unknown_network(name: str, known: Iterable[str]) -> ArchrepairError:
              "or in the current directory)")
     return ArchrepairError(f"unknown model {name!r}: {hint}expected {shown}")
 
-# %% ../nbs/lib/foreign.ipynb #9616fbb0
-def _own(spec: str, n_classes: int) -> nn.Module:
+# %% ../nbs/lib/foreign.ipynb #b8d834e2
+def _own(spec: str, n_classes: int, seed: int) -> nn.Module:
     "What the callable `package.module:factory` returns for so many classes."
     try:
         with _importing_from_here():
             found = _find(spec)
             if isinstance(found, nn.Module):  # to call it would be to run it
                 return copy.deepcopy(found)
+            torch.default_generator.manual_seed(seed)  # now, since to import a module may draw numbers, and happens once
             made = found(**_asked_for(found, n_classes))
     except ArchrepairError:
         raise
@@ -146,7 +147,7 @@ def _asked_for(factory: Callable, n_classes: int) -> dict[str, int]:
         name = "num_classes"  # as in torchvision's own builders
     return {name: n_classes} if name else {}
 
-# %% ../nbs/lib/foreign.ipynb #5a5d8abb
+# %% ../nbs/lib/foreign.ipynb #39ba3af6
 def build(name: str, n_classes: int, image_size: int, seed: int = 0) -> nn.Module:
     """The network of that name (with a colon) in eval mode, checked on two black images of `image_size` px.
 
@@ -173,9 +174,9 @@ def _make(name: str, n_classes: int, image_size: int, seed: int) -> nn.Module:
     if library in LIBRARIES and f"{library}:{rest.partition('.')[0]}" not in (known := list_networks(f"{library}:*")):  # less timm's tag
         raise unknown_network(name, known)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
         if library not in LIBRARIES:
-            return _own(name, n_classes)
+            return _own(name, n_classes, seed)
+        torch.default_generator.manual_seed(seed)
         try:
             return LIBRARIES[library](rest, n_classes, image_size)
         except Exception as error:  # a size that patches do not divide, say: each network refuses in its own way

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from archrepair.baselines import apricot, arachne
+from archrepair.baselines import apricot, patches
 from archrepair.blocks import cache_features, image_features
 from archrepair.data import Normalize, load_dataset
 from archrepair.models import create_model
@@ -42,19 +42,19 @@ def arachne_search(layer="fc", members=100, generations=100, naive_members=2):
     """
     network, images, transform = lite_network()
     naive_rows = image_features(images, transform)
-    there = arachne.downstream(network, [layer])
+    there = patches.downstream(network, [layer])
     weight = there.modules[layer].weight
-    sites = [arachne.Site(layer, tuple(int(i) for i in torch.unravel_index(torch.tensor(n * weight.numel() // 12), weight.shape)), 0, 0)
+    sites = [patches.Site(layer, tuple(int(i) for i in torch.unravel_index(torch.tensor(n * weight.numel() // 12), weight.shape)))
              for n in range(12)]
     values = torch.randn(members, len(sites), generator=torch.Generator().manual_seed(0)) * weight.std()
     cache = lambda: cache_features(there.cut, images, transform)
-    rows, population = cache(), arachne.Population(there, sites)
+    rows, population = cache(), patches.Population(there, sites)
     few = values[:naive_members]
 
     def naive():
         right = []
         for member in few:
-            alone = arachne.patch(copy.deepcopy(network), sites, member.tolist())
+            alone = patches.patch(copy.deepcopy(network), sites, member.tolist())
             with torch.inference_mode():
                 logits = torch.cat([alone(naive_rows.batch(some)) for some in torch.arange(len(images)).split(500)])
             right.append(int((logits.argmax(1) == images.labels).sum()))

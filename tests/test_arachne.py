@@ -5,21 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.arachne import (
-    Arachne,
-    Population,
-    Site,
-    downstream,
-    forward_impact,
-    impacts,
-    localize,
-    pareto_front,
-    patch,
-    patchable,
-    spread_by_label,
-    tap,
-)
+from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize, pareto_front, spread_by_label
 from archrepair.baselines.common import Problem
+from archrepair.baselines.patches import Population, Site, downstream, patch, patchable, tap
 from archrepair.blocks import Features, freeze, image_features
 from archrepair.data import ImageSet
 from archrepair.errors import ArchrepairError
@@ -196,7 +184,7 @@ def test_impacts_of_no_inputs_are_zero():
     (["layer4.0.conv1", "layer4.0.downsample.0", "fc"], "layer4.0", False), (["conv1"], "conv1", True)])
 def test_the_network_is_cut_as_late_as_it_can_be(problem, digits, layers, where, direct):
     example = problem.transform(digits.batch(torch.arange(3)))
-    there = downstream(problem.network, layers, example[:1])
+    there = downstream(problem.network, layers, example)
     assert there.cut.name == where and there.direct == direct and 0 < there.share <= 1
     assert torch.equal(there.tail(there.cut.features(example)), copy.deepcopy(problem.network).eval()(example))
     for name in layers:
@@ -238,7 +226,7 @@ def assert_equal_the_loop(network, layers, x, sites):
 def test_a_population_is_the_loop_over_its_members(problem, digits, layers):
     network = copy.deepcopy(problem.network).eval()
     x, labels = problem.transform(digits.batch(torch.arange(12))), digits.labels[:12]
-    sites = [Site(name, index, 0, 0) for name in layers for index in (
+    sites = [Site(name, index) for name in layers for index in (
         tuple(int(i) for i in torch.unravel_index(torch.tensor(n * 37 + 5), network.get_submodule(name).weight.shape)) for n in range(4))]
     population, values = assert_equal_the_loop(network, layers, x, sites)
     features = population.network.cut.features(x)
@@ -257,7 +245,7 @@ def test_a_population_is_the_loop_over_its_members(problem, digits, layers):
 
 def test_a_network_that_cannot_be_cut(untouched):
     network = Branching().eval()
-    sites = [Site("left", (1, 3), 0, 0), Site("right", (0, 2), 0, 0), Site("head", (2, 5), 0, 0)]
+    sites = [Site("left", (1, 3)), Site("right", (0, 2)), Site("head", (2, 5))]
     with untouched(network):
         assert downstream(network, ["left"]).cut.prefix is None
         assert_equal_the_loop(network, ["left", "right", "head"], rand(6, 8, dtype=torch.float32), sites)
@@ -267,7 +255,7 @@ def test_a_network_that_cannot_be_cut(untouched):
 
 def test_a_tally_of_no_inputs():
     there = downstream(small_net(True), ["5"])
-    population = Population(there, [Site("5", (0, 0), 0, 0)])
+    population = Population(there, [Site("5", (0, 0))])
     tally = population.tally(torch.zeros(3, 1), rows_of(torch.zeros(0, 80), torch.zeros(0, dtype=torch.int64)))
     assert not torch.stack([tally.right, tally.loss, tally.credit]).any()
 
@@ -313,7 +301,7 @@ def test_what_it_costs(problem):
     cost = {}
     for n in (10, 20):
         cost[n] = Arachne(population=n, iterations=4, positives=40, patience=9).repair(problem.network, data).cost
-    share = downstream(problem.network, ["fc"], problem.transform(data.train.batch(torch.arange(1)))).share
+    share = downstream(problem.network, ["fc"], problem.transform(data.train.batch(torch.arange(2)))).share
     assert share < 0.01
     assert cost[20].forwards - cost[10].forwards == pytest.approx(10 * 5 * (len(data.failures) + 40) * share)
     assert cost[10].backwards == cost[20].backwards == pytest.approx(2 * len(data.failures) * share)
@@ -370,7 +358,7 @@ def test_every_network(name, digits):
     data = RepairData.of(some.select(torch.arange(10)), some.select(torch.arange(10, 40)))
     layer = patchable(network)
     assert layer == patchable(network, ",".join(layer)) and isinstance(network.get_submodule(layer[0]), nn.Linear)
-    sites = [Site(layer[0], (1, 0), 0, 0), Site(layer[0], (7, 3), 0, 0)]
+    sites = [Site(layer[0], (1, 0)), Site(layer[0], (7, 3))]
     assert_equal_the_loop(network, layer, data.transform(some.batch(torch.arange(5))), sites)
     result = Arachne(population=5, iterations=1).repair(network, data)
     assert set(changes(network.state_dict(), result.candidates["repaired"].state_dict())) <= {f"{layer[0]}.weight"}
@@ -387,7 +375,7 @@ def test_convolutions_of_every_family(name, layer, digits):
     assert len(found) >= 1
     weight = network.get_submodule(layer).weight
     centre = tuple(k // 2 for k in weight.shape[2:])
-    sites = [*found, Site(layer, (1, 0, *centre), 0, 0)]
+    sites = [*found, Site(layer, (1, 0, *centre))]
     assert_equal_the_loop(network, [layer], x, list({s.index: s for s in sites}.values()))
 
 

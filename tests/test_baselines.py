@@ -28,6 +28,10 @@ QUICK: dict[str, dict] = {
     "archrepair": {"search_epochs": 1, "finetune_epochs": 1, "block": "layer3"},
     "retrain": {"epochs": 1},
     "surgical": {"epochs": 1},
+    "mode": {"epochs": 2, "rounds": 2, "round_epochs": 1},
+    "birdnn": {"epochs": 2},
+    "arachne": {"population": 10, "iterations": 4, "positives": 40},
+    "apricot": {"epochs": 1, "reduced": 2, "subset": 0.2, "sweeps": 1, "retrain_epochs": 1},
 }
 NAMES = sorted(METHODS)
 

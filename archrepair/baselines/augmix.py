@@ -22,7 +22,7 @@ from ..errors import ArchrepairError
 from ..randomness import image_keys, random_uniform
 from ..training import Recipe
 
-# %% ../../nbs/baselines/augmix.ipynb #6e787396
+# %% ../../nbs/baselines/augmix.ipynb #3ff0d22e
 def posterize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     "Keep the 4 − ⌊0.4·level⌋ highest bits of each grey level."
     step = torch.exp2(8.0 - (4 - (level * 0.4).floor()))[:, None, None, None]
@@ -35,9 +35,10 @@ def solarize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 
 def autocontrast(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    "Stretch each channel to 0…255; a flat one stays."
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    return torch.where(high > low, ((x - low) * 255 / (high - low).clamp_min(1) + 1e-3).floor(), x)
+    "Stretch each channel to 0…255, to the last bit as Pillow does, which rounds down in double precision; a flat channel stays."
+    low, high = x.double().amin((2, 3), keepdim=True), x.double().amax((2, 3), keepdim=True)
+    scale = high.new_tensor(255) / (high - low)  # 255 / tensor would be its reciprocal times 255, which is not the same
+    return torch.where(high > low, (x.double() * scale - low * scale).floor().clamp(0, 255), x.double()).to(x.dtype)
 
 
 def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recip
             keep(**state)
     return state["rounds"]
 
-# %% ../../nbs/baselines/birdnn.ipynb #0fe90f20
+# %% ../../nbs/baselines/birdnn.ipynb #a1b5de8b
 STYLES = ("retraining", "fine-tuning")
 TARGETS = ("logits", "features")
 
@@ -208,7 +208,11 @@ class BIRDNN(Baseline):
         wiring = wire(original, example)
         layers = scalable(original, wiring, example)
         right = torch.where(problem.correct("train"))[0]
-        drawn = right[matched(data.failures.labels, data.train.labels[right], len(data.failures), problem.generator("positives"))]
+        drawn = matched(data.failures.labels, data.train.labels[right], len(data.failures), problem.generator("positives"))
+        if not len(drawn):
+            problem.warnings.append("no training image of any failure's label is handled; failures were compared with images of other labels")
+            drawn = torch.randperm(len(right), generator=problem.generator("positives"))[:len(data.failures)]
+        drawn = right[drawn]
         sides = [train.select(drawn), failures]
         table = []
         for rows in sides:

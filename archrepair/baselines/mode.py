@@ -57,18 +57,19 @@ def diagnose(train: Tensor, test: Tensor, theta: float = 0.92, gamma: float = 0.
     under, over = (train < theta) & (test < theta), train - test > gamma
     return {i: "under-fit" if under[i] else "over-fit" for i in range(len(train)) if under[i] or over[i]}
 
-# %% ../../nbs/baselines/mode.ipynb #56442f0d
+# %% ../../nbs/baselines/mode.ipynb #c2a82a47
 def feature_models(states: dict[str, Tensor], labels: Tensor, n_classes: int, ridge: float = 1e-2) -> dict[str, Tensor]:
     """What a linear head on top of each layer answers, int64 N a layer, fitted to the labels in closed form.
 
     `states` are activations, N×channels a layer; they are standardised, so `ridge` is relative to unit variance.
     """
-    target = nn.functional.one_hot(labels, n_classes).double()
-    found = {}
+    target, found = nn.functional.one_hot(labels, n_classes).double(), {}
     for layer, state in states.items():
         x = state.double() - state.double().mean(0)
         x = torch.cat([x / x.std(0, correction=0).clamp_min(1e-9), torch.ones(len(x), 1, dtype=torch.float64)], 1)
-        head = torch.linalg.solve(x.T @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=torch.float64), x.T @ target / len(x))
+        penalty = torch.full((x.shape[1],), ridge, dtype=torch.float64)
+        penalty[-1] = 0.0  # the intercept is free
+        head = torch.linalg.solve(x.T @ x / len(x) + penalty.diag(), x.T @ target / len(x))
         found[layer] = (x @ head).argmax(1)
     return found
 
