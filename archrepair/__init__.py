@@ -24,7 +24,10 @@ _WHERE = {
     "Genotype": "genotype",
     "finetune": "finetuning",
     "ArchRepair": "repair", "RepairResult": "repair", "load": "repair",
-    "Cell": "experiments", "original": "experiments", "run": "experiments",
+    "Cell": "experiments", "METHODS": "experiments", "original": "experiments", "run": "experiments",
+    "STRATEGIES": "strategies", "SearchStrategy": "strategies",
+    "compare_blocks": "comparison", "compare_methods": "comparison",
+    "make_strategy": "strategies", "mcnemar": "evaluation", "robust_accuracy": "evaluation", "wilcoxon": "evaluation",
 }
 
 __all__ = sorted(_WHERE)

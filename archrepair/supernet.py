@@ -53,7 +53,7 @@ def _scaled(layers: nn.Sequential, x: Tensor, factor: Tensor) -> Tensor:
         return scaled_norm([last], layers[:-1](x), last.weight * factor, last.bias * factor, last.running_mean.clone(), last.running_var.clone())
     return _times(layers(x), factor)
 
-# %% ../nbs/lib/supernet.ipynb #3059c3d3
+# %% ../nbs/lib/supernet.ipynb #8a03cbda
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
     """A 3×3 depthwise convolution of B×C×H×W with C×1×3×3 and a padding of `dilation`, arranged so that its gradient is fast on a CPU.
 
@@ -70,7 +70,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
         x = nn.functional.pad(x, (0, w * d - width, 0, (h + gap) * d - height))
     grids = x.permute(0, 2, 3, 1).reshape(b, h + gap, d, -1).permute(2, 0, 1, 3)
     grids = grids.reshape(-1, b * (h + gap) if gap else h, w, d * c).permute(0, 3, 1, 2)
-    y = nn.functional.conv2d(_packed(grids), weight.repeat(d, 1, 1, 1), None, 1, 1, 1, d * c)
+    y = nn.functional.conv2d(_packed(grids), weight if d == 1 else torch.cat([weight] * d), None, 1, 1, 1, d * c)
     y = y.permute(0, 2, 3, 1).reshape(d, b, h + gap, -1)[:, :, :h].permute(1, 2, 0, 3).reshape(b, h * d, w * d, c)
     return _packed(y[:, :height, :width].permute(0, 3, 1, 2))
 

@@ -185,6 +185,13 @@ def test_networks_that_agree_are_warned_of(problem, small):
     assert not changes(problem.network.state_dict(), result.candidates["repaired"].state_dict())
 
 
+def test_an_adjustment_that_destroys_the_network_is_undone(problem, small):
+    result = Apricot(**QUICK | {"lr": 1e30, "reduced_epochs": 0}).repair(problem.network, small)
+    (entry,) = result.history["adjustments"]
+    assert not entry["kept"] and math.isnan(entry["val"]) and any("adjustment 1 was given up" in w for w in result.warnings)
+    assert not changes(problem.network.state_dict(), result.candidates["repaired"].state_dict())
+
+
 @pytest.mark.parametrize("writes", [2, 3, 4, 6])
 def test_killed_anywhere_it_goes_on_where_it_was(problem, small, tmp_path, monkeypatch, writes):
     data, method = small, lambda: Apricot(**QUICK | {"sweeps": 2})
@@ -230,6 +237,11 @@ def test_a_network_without_batch_norm(digits):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
     result = Apricot(**QUICK | {"subset": 0.4}).repair(network, data)
     assert result.cost.backwards > 0
+
+
+def test_a_subset_without_images(problem, small):
+    with pytest.raises(ArchrepairError, match="a subset of 0.001 of 300 training images leaves 0.*raise subset"):
+        Apricot(**QUICK | {"subset": 0.001}).repair(problem.network, small)
 
 
 def test_settings():

@@ -253,6 +253,32 @@ def test_a_network_that_cannot_be_cut(untouched):
     assert measures["left"][0].any() and measures["left"][1].any()
 
 
+class Tokens(nn.Module):
+    "Layers in a list, on B×tokens×features; one that is never called."
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6))])
+        self.norm, self.head, self.spare = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = x.flatten(1).unflatten(1, (-1, 6))
+        for stage in self.stages:
+            x = x + stage(self.norm(x))
+        return self.head(x.mean(1))
+
+
+def test_layers_in_lists_and_on_tokens():
+    torch.manual_seed(0)
+    network, x = Tokens().eval(), rand(6, 30, dtype=torch.float32)
+    for layers in (["stages.0"], ["stages.1.2"], ["stages.1.0", "head"]):
+        there = downstream(network, layers, x)
+        found = localize(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
+        assert_equal_the_loop(network, layers, x, found)
+    with pytest.raises(ArchrepairError, match="spare.*never called"):
+        downstream(network, ["spare"], x)
+
+
 def test_a_tally_of_no_inputs():
     there = downstream(small_net(True), ["5"])
     population = Population(there, [Site("5", (0, 0))])

@@ -163,9 +163,9 @@ def test_folded_is_multiplied_on_every_network(name):
         plain = network(x)
         for member, got in zip(factors, together):
             folded = fold(copy.deepcopy(network), layers, places, member)
-            torch.testing.assert_close(folded(x), got, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+            torch.testing.assert_close(folded(x), got, rtol=1e-4, atol=2e-5 * float(plain.abs().max()))
             assert folded.state_dict().keys() == network.state_dict().keys()
-        assert (together[1] - plain).abs().max() > 1e-2 * plain.abs().max()
+        assert (together[1] - plain).abs().max() > 1e-3 * plain.abs().max()
         same = fold(copy.deepcopy(network), layers, places, torch.ones(30))
         assert all(torch.equal(v, same.state_dict()[k]) for k, v in network.state_dict().items())
         with scaled(network, layers, places, torch.ones(1, 30)):
@@ -212,7 +212,8 @@ def test_no_cut_no_matter(problem):
     shares = []
     for first in ("conv1", "layer2.1.conv2", "layer4.0.downsample.0", "fc"):
         later = {layer: names for layer, names in layers.items() if list(layers).index(layer) >= list(layers).index(first)}
-        places = sorted([(first, 1), *places_of(problem.network, later, 8)], key=lambda p: list(layers).index(p[0]))
+        places = sorted({(first, 1), *places_of(problem.network, later, 9)}, key=lambda p: (list(layers).index(p[0]), p[1] != 1))
+        places = places[:9]
         behaviour = Behaviour.of(problem.network, first, x, allowed, negative)
         shares.append(behaviour.share)
         expected = torch.stack([is_correct(predict(fold(copy.deepcopy(problem.network), layers, places, f), as_features(x)), torch.arange(12) % 10) for f in factors])
@@ -237,7 +238,7 @@ def test_the_swarm_finds_multipliers_and_never_does_worse_than_none():
     layers = scalable(network, wire(network, x[:1]), x[:1])
     behaviour = Behaviour.of(network, "0", x, nn.functional.one_hot(labels, 2).bool(), negative)
     passes = []
-    search = lambda **more: search_multipliers(behaviour, layers, [("0", 0), ("0", 1)], stream, on_pass=passes.append, **more)
+    search = lambda **more: search_multipliers(behaviour, layers, [("0", 0), ("0", 1)], stream, on_pass=passes.append, speed=0.5, **more)
     found = search()
     assert -found.history[0]["best"] == 0.5 and found.fitness == 0.0 and found.best.abs().max() <= 1
     assert behaviour.good(layers, [("0", 0), ("0", 1)], 1 + found.best[None]).all()

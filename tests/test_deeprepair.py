@@ -18,6 +18,7 @@ from archrepair.baselines.styles import STYLIZERS, find_stylizer, fourier, haar,
 from archrepair.data import ImageSet
 from archrepair.errors import ArchrepairError
 from archrepair.scenario import RepairData
+from archrepair.training import Recipe
 
 SIZES = (8, 32, 64, 224)
 
@@ -251,7 +252,7 @@ def test_every_size(size):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     for p in network.parameters():
         p.data = torch.randn(p.shape, generator=generator) * 0.2
-    result = DeepRepair(epochs=1, keep="last").repair(network, RepairData.of(images(5), images(12)))
+    result = DeepRepair(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=6)).repair(network, RepairData.of(images(4), images(8), val=images(4)))
     assert not same(result.candidates["repaired"], network)
 
 

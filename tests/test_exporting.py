@@ -42,7 +42,6 @@ def exported(case, suffix, folder) -> None:
         assert torch.allclose(forward(IMAGES[:n]), expected[:n], atol=1e-4 * float(expected.abs().max())), n
 
 
-@pytest.mark.filterwarnings("ignore:No complete tensor found")
 @pytest.mark.parametrize("case", CASES)
 def test_a_program_takes_batches_of_any_size(case, tmp_path):
     exported(case, ".pt2", tmp_path)

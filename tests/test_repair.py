@@ -364,7 +364,6 @@ def test_load_on_another_architecture_is_one_line(searched, result, tmp_path, ot
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore:No complete tensor found")
 def test_export_takes_batches_of_any_size(searched, result, images, tmp_path):
     one = dataclasses.replace(result, model=searched[1])
     with torch.inference_mode():

@@ -121,7 +121,7 @@ def as_features(x: Tensor, labels: Tensor | None = None) -> Features:
     "Points N×dimensions as the rows that training and prediction read (labels 0 where there are none)."
     return Features(torch.zeros(len(x), dtype=torch.int64) if labels is None else labels, lambda positions, view: x[positions])
 
-# %% ../../nbs/baselines/domains.ipynb #c1a5fdf5
+# %% ../../nbs/baselines/domains.ipynb #d25e897a
 ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "strong right")
 DOMAIN = Box((-1.0,) * 5, (1.0,) * 5)
 
@@ -131,7 +131,7 @@ def advise(x: Tensor) -> Tensor:
 
     Distances run from 0 to 10 km, angles from −π to π (left is positive), speeds from 100 to 300 m/s. If both fly straight on, they are closest
     in t seconds, d metres apart. Clear of conflict unless d < 1500 and t < 40 (with both now at least 500 m apart), else a turn away
-    from where the intruder will pass: a strong one where t < 20.
+    from where the intruder will pass: a strong one where t < 12.
     """
     distance, bearing, heading = (x[:, 0] + 1) * 5000, x[:, 1] * math.pi, x[:, 2] * math.pi
     own, intruder = (200 + 100 * x[:, i] for i in (3, 4))
@@ -140,7 +140,7 @@ def advise(x: Tensor) -> Tensor:
     t = (-(place * velocity).sum(1) / velocity.square().sum(1).clamp_min(1.0)).clamp_min(0.0)
     closest = place + velocity * t[:, None]
     danger = (closest.norm(dim=1) < 1500) & (t < 40) & (t > 0) | (distance < 500)
-    strong, left = (t < 20), closest[:, 1] < 0  # it passes on the right: turn left
+    strong, left = (t < 12), closest[:, 1] < 0  # it passes on the right: turn left
     turn = torch.where(left, 1, 2) + 2 * strong
     return torch.where(danger, turn, 0)
 

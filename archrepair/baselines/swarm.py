@@ -13,11 +13,18 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Found', 'constriction', 'pso', 'differential_evolution']
+__all__ = ['constriction', 'Found', 'pso', 'differential_evolution']
 
 # %% ../../nbs/baselines/swarm.ipynb #e1cde07b
 from ..errors import ArchrepairError
 from ..progress import track
+
+# %% ../../nbs/baselines/swarm.ipynb #a37f9302
+def constriction(phi: float = 4.1) -> float:
+    "Clerc and Kennedy's χ = 2 / (φ − 2 + √(φ² − 4φ)) for φ > 4: with inertia χ and pulls χ·φ/2 a swarm contracts."
+    if not phi > 4:
+        raise ArchrepairError(f"phi is {phi}; expected a number above 4: at 4 and below a swarm need not contract")
+    return 2 / (phi - 2 + math.sqrt(phi * phi - 4 * phi))
 
 # %% ../../nbs/baselines/swarm.ipynb #46d1f6c7
 @dataclass
@@ -76,14 +83,7 @@ def _run(state: dict, move: Callable[[dict, int], Tensor], iterations: int, pati
     winner = int(state["elite_fitness"].argmax())
     return Found(state["elite"][winner].clone(), float(state["elite_fitness"][winner]), state["elite"], history)
 
-# %% ../../nbs/baselines/swarm.ipynb #bc79179a
-def constriction(phi: float = 4.1) -> float:
-    "Clerc and Kennedy's χ = 2 / (φ − 2 + √(φ² − 4φ)) for φ > 4: with inertia χ and pulls χ·φ/2 a swarm contracts."
-    if not phi > 4:
-        raise ArchrepairError(f"phi is {phi}; expected a number above 4: at 4 and below a swarm need not contract")
-    return 2 / (phi - 2 + math.sqrt(phi * phi - 4 * phi))
-
-
+# %% ../../nbs/baselines/swarm.ipynb #f5859b4e
 def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *, iterations: int = 100,
         inertia: float = constriction(), cognitive: float = 2.05 * constriction(), social: float = 2.05 * constriction(),
         velocity: Tensor | None = None, bounds: tuple[Tensor | float, Tensor | float] | None = None,
