@@ -103,7 +103,7 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
     _show(f"{model} on {start.dataset}, tier {start.tier.name}", ["test images", "accuracy %"], [[score.n, score.accuracy]])
     _say(f"weights: {start.path}")
 
-# %% ../nbs/lib/cli.ipynb #046a89c4
+# %% ../nbs/lib/cli.ipynb #648a11ea
 @app.command()
 def localize(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
              protocol: Protocol = "clean", device: Device = "auto",
@@ -126,16 +126,32 @@ def localize(model: Model = "resnet18", weights: Weights = None, dataset: Datase
         _say(f"note: {line}")
 
 
+def _pairs(given: list[str] | None, what: str, example: str) -> dict[str, object]:
+    "NAME=VALUE options as a dictionary, values read as YAML."
+    import yaml
+
+    pairs = [text.partition("=") for text in given or []]
+    wrong = next((text for (name, sign, _), text in zip(pairs, given or []) if not name or not sign), None)
+    if wrong is not None:
+        raise ArchrepairError(f"{wrong!r} is no {what}; expected NAME=VALUE, as in {example}")
+    try:
+        return {name: yaml.safe_load(value) if value else "" for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise ArchrepairError(f"a {what} is no YAML value: {first_line(error)}; quote it, as in {example.partition('=')[0]}='\"[x\"'") from None
+
+
 def _separate(names: str | None) -> list[str] | None:
     "The names in a list that is separated by commas."
     return None if names is None else [name.strip() for name in names.split(",")]
 
-# %% ../nbs/lib/cli.ipynb #3982b10e
+# %% ../nbs/lib/cli.ipynb #9b25717f
 @app.command()
 def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
            protocol: Protocol = "clean", device: Device = "auto",
            method: Annotated[str, typer.Option(help="repair method; see `archrepair list methods`")] = "archrepair",
            strategy: Annotated[str, typer.Option(help="search strategy; see `archrepair list strategies`")] = "pc-darts",
+           search: Annotated[list[str] | None, typer.Option("--search", "-S", help="setting of the search or its strategy, NAME=VALUE, as in "
+                                                            "select=perturb, max_skip=2, order=2; as often as needed")] = None,
            block: Annotated[str | None, typer.Option(help="block to repair, any part of the network; default: the localized one")] = None,
            level: Annotated[str | None, typer.Option(help="block, or layer for the most suspicious convolution alone; default: block")] = None,
            blocks: Blocks = None,
@@ -153,7 +169,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset 
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     given = {"strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
-             "views": views, "blocks": _separate(blocks)}
+             "views": views, "blocks": _separate(blocks), "search_options": tuple(_pairs(search, "setting", "-S select=perturb").items()) or None}
     fields, usual = method_class(method).__dataclass_fields__, {"strategy": "pc-darts", "preset": "default"}  # not every method has these
     options = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in given.items()
                     if value is not None and (name in fields or value != usual.get(name)))
@@ -315,7 +331,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, datasets, corruption
     for name, text in rows:
         print(f"{name:{width}}  {text}".rstrip())
 
-# %% ../nbs/lib/cli.ipynb #9aafda6d
+# %% ../nbs/lib/cli.ipynb #40e3366b
 def find_notebook(name: str, root: Path) -> Path:
     "The experiment notebook of that name (`rq3`, `05_rq3` or a path). Raises `ArchrepairError` with the names there are."
     if name.endswith(".ipynb"):
@@ -336,7 +352,6 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
         parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, as often as needed")] = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="where to write the executed notebook")] = None) -> None:
     "Execute a notebook of the paper with papermill."
-    import yaml
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook, inspect_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -344,14 +359,7 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
     from archrepair.data import home
     from archrepair.launcher import default_output
 
-    pairs = [p.partition("=") for p in parameter or []]
-    wrong = next((p for (name, sign, _), p in zip(pairs, parameter or []) if not name or not sign), None)
-    if wrong is not None:
-        raise ArchrepairError(f"{wrong!r} is no parameter; expected NAME=VALUE, as in -p model=resnet50")
-    try:
-        parameters = {name: yaml.safe_load(value) if value else "" for name, _, value in pairs}
-    except yaml.YAMLError as error:
-        raise ArchrepairError(f"a parameter is no YAML value: {first_line(error)}; quote it, as in -p 'model=\"[x\"'") from None
+    parameters = _pairs(parameter, "parameter", "-p model=resnet50")
     source = find_notebook(notebook, home())
     try:
         known = inspect_notebook(str(source))

@@ -37,7 +37,7 @@ class Skeleton:
     edges: list[tuple[int, int, tuple[str, ...]]] = field(default_factory=list)
     wrapper: str | None = None
 
-# %% ../nbs/lib/reading.ipynb #5c26b596
+# %% ../nbs/lib/reading.ipynb #2a6baa31
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish)
 _PASSING = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -85,7 +85,8 @@ class _Reader:
             return self._append(arguments[0], step.target, new_edge=True)
         if isinstance(module, _PASSING):
             return self._append(arguments[0], step.target, new_edge=False)
-        raise CannotRelax(f"{_named(step, module)} is no convolution, normalisation, activation, pooling or addition")
+        what = "adds something else than two features" if step.target in _ADD else "is no convolution, normalisation, activation, pooling or addition"
+        raise CannotRelax(f"{_named(step, module)} {what}")
 
     def _last(self, step: fx.Node) -> bool:
         return all(user.op == "output" for user in step.users)

@@ -7,12 +7,13 @@ Each case compares results before times, on one thread, in process time. Prints 
 import argparse
 import copy
 import json
+import math
 import statistics
 import time
 
 import torch
 
-from archrepair.baselines import apricot, patches
+from archrepair.baselines import apricot, patches, sensei
 from archrepair.blocks import cache_features, image_features
 from archrepair.data import Normalize, load_dataset
 from archrepair.models import create_model
@@ -95,10 +96,53 @@ def apricot_combination(failures=900, networks=20, rate=0.25):
             "ratio": round(many / one)}
 
 
+def sensei_variants(images=128, variants=10, size=32):
+    """The variants of one batch of SENSEI: 128 images × 10 chromosomes.
+
+    Naive: image by image and variant by variant by `torchvision.transforms.functional.affine`, four calls for the four moves as in the
+    published code, or one call for all of them (chromosomes without shear, where it can be told exactly what to do: results are compared).
+    """
+    from torchvision.transforms.functional import InterpolationMode, affine
+
+    generator = torch.Generator().manual_seed(0)
+    pictures = load_dataset("digits").images[:images]
+    if size != pictures.shape[1]:
+        large = torch.nn.functional.interpolate(pictures.permute(0, 3, 1, 2).float(), size=size, mode="bilinear")
+        pictures = large.byte().permute(0, 2, 3, 1).contiguous()
+    genes = torch.stack([torch.randint(-r, r + 1, (images, variants), generator=generator) for r in sensei.REACH], -1).to(torch.int8)
+    unslanted = genes * torch.tensor([1, 1, 1, 0, 1, 1, 1], dtype=torch.int8)
+    plain = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "interpolation": InterpolationMode.BILINEAR}
+
+    def one(image, chromosome, single):
+        turn, dx, dy, shear, zoom, brightness, contrast = (g * s for g, s in zip(chromosome, sensei.STEPS))
+        if single:
+            shift = [(1 + zoom) * dx * size, (1 + zoom) * dy * size]
+            image = affine(image, **{**plain, "angle": turn, "translate": shift, "scale": 1 + zoom})
+        else:
+            for move in ({"angle": turn}, {"translate": [dx * size, dy * size]}, {"shear": [-math.degrees(math.atan(shear)), 0.0]},
+                         {"scale": 1 + zoom}):
+                image = affine(image, **{**plain, **move})
+        return ((image + brightness).clamp(0, 255) * (1 + contrast)).clamp(0, 255)
+
+    def naive(chromosomes, single):
+        floats = pictures.permute(0, 3, 1, 2).float()
+        return torch.stack([torch.stack([one(image, c, single) for c in row]) for image, row in zip(floats, chromosomes.tolist())])
+
+    apart = (naive(unslanted, True) - sensei.variants(pictures, unslanted).permute(0, 1, 4, 2, 3)).abs()
+    blurred = (naive(genes, False) - sensei.variants(pictures, genes).permute(0, 1, 4, 2, 3)).abs().mean()
+    assert float(apart.max()) <= 1.0 and float(blurred) < 5, f"{float(apart.max())}, {float(blurred)} grey levels apart"
+    batched, four, single = seconds(lambda: sensei.variants(pictures, genes)), seconds(lambda: naive(genes, False)), seconds(lambda: naive(unslanted, True))
+    return {"images": images, "variants": variants, "size": size, "seconds a batch": round(batched, 4), "naive, four calls": round(four, 3),
+            "naive, one call": round(single, 3), "ratio": round(four / batched, 1), "ratio to one call": round(single / batched, 1),
+            "largest difference, grey levels": round(float(apart.max()), 2), "mean difference to four resamplings": round(float(blurred), 2)}
+
+
 CASES = {
     "arachne": arachne_search,
     "arachne, a convolution": lambda: arachne_search("layer4.1.conv2", members=20, naive_members=1),
     "apricot": apricot_combination,
+    "sensei": sensei_variants,
+    "sensei, 224 px": lambda: sensei_variants(images=8, size=224),
 }
 
 

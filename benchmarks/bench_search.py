@@ -55,7 +55,8 @@ class OpByOp(nn.Module):
                          for name, operation in net.added[edge.key].items()]
                 if edge.inherited is not None:
                     inside = nn.functional.pad(torch.ones(cut.target[1], device=x.device), around).view(-1, 1, 1)
-                    terms.append(net.inherited[edge.key](source) * (1 - inside + c[-1] * inside))
+                    y = net.inherited[edge.key](source)
+                    terms.append(y * (1 - inside + c[-1] * inside).to(y.dtype))
                 for term in terms:
                     total = term if total is None else total + term
             values.append(post(total))
@@ -93,7 +94,6 @@ def search_steps(cut: Split, graph: BlockGraph, x: Tensor, labels: Tensor, preci
     strategy.start(graph, 1000)
     supernet = SuperNet(cut.block, graph, channel_k=strategy.channel_k, generator=torch.Generator().manual_seed(0))
     relaxed = Relaxed(supernet, strategy)
-    relaxed.supernet.training = True
     if plain:
         relaxed.supernet = OpByOp(supernet)
     network = trained_tail(cut, relaxed)
@@ -131,9 +131,8 @@ def agree(cut: Split, graph: BlockGraph, x: Tensor, k: int | None) -> float:
 def limit(cut: Split, graph: BlockGraph, x: Tensor, k: int | None) -> float:
     "The ratio by floating-point operations: both steps forward, back through the rest, and back through the block, one with weights."
     supernet = SuperNet(cut.block, graph, channel_k=k, generator=torch.Generator().manual_seed(0)).eval()
-    fixed = nn.Identity()
-    fixed.forward = lambda features: supernet(features, torch.ones(len(graph.edges), len(CANDIDATES)))
-    block, relaxed = work(cut.block.eval(), x[:2]), work(fixed, x[:2])
+    mixed = lambda features: supernet(features, torch.ones(len(graph.edges), len(CANDIDATES)))
+    block, relaxed = work(cut.block.eval(), x[:2]), work(mixed, x[:2])
     rest = work(cut.tail().eval(), x[:2]) - block
     return (5 * relaxed + 4 * rest) / (3 * block + 2 * rest)
 

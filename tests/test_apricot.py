@@ -144,7 +144,8 @@ def test_a_repair(problem, small, start):
     data = small
     result = Apricot(**QUICK | {"start": start, "sweeps": 2, "reduced": 3}).repair(problem.network, data)
     reduced, adjustments = result.history["reduced"], result.history["adjustments"]
-    assert [r["network"] for r in reduced] == [0, 1, 2] and len({r["training_loss"] for r in reduced}) == 3 and all(0 <= r["right"] <= 1 for r in reduced)
+    assert [r["network"] for r in reduced] == [0, 1, 2] and len({r["training_loss"] for r in reduced}) == 3
+    assert all(0 <= r["right"] <= 1 for r in reduced)
     assert 0 <= result.config["partition_rate"] <= 1
     best = result.validation["original"]
     assert [entry["epoch"] for entry in adjustments] == list(range(1, len(adjustments) + 1))

@@ -390,8 +390,8 @@ def test_every_network(name, digits):
     assert set(changes(network.state_dict(), result.candidates["repaired"].state_dict())) <= {f"{layer[0]}.weight"}
 
 
-@pytest.mark.parametrize("name, layer", [("vgg16", "features.block5.0"), ("resnet50", "layer4.2.conv2"), ("densenet121", "features.denseblock4.denselayer16.conv2"),
-                                         ("efficientnet_b0", "features.7.0.block.1.0")])
+@pytest.mark.parametrize("name, layer", [("vgg16", "features.block5.0"), ("resnet50", "layer4.2.conv2"),
+                                         ("densenet121", "features.denseblock4.denselayer16.conv2"), ("efficientnet_b0", "features.7.0.block.1.0")])
 def test_convolutions_of_every_family(name, layer, digits):
     "Of EfficientNet a depthwise one."
     network = settled(name, digits)
@@ -413,7 +413,8 @@ def test_mistakes(problem):
         with pytest.raises(ArchrepairError, match=message):
             Arachne(**options)
     data = problem.scenario.data
-    for layers, message in (("fcc", "unknown convolution or linear layer 'fcc': did you mean 'fc'"), ("bn1", "unknown convolution"), ([], "layers is empty")):
+    for layers, message in (("fcc", "unknown convolution or linear layer 'fcc': did you mean 'fc'"), ("bn1", "unknown convolution"),
+                            ([], "layers is empty")):
         with pytest.raises(ArchrepairError, match=message):
             Arachne(layers=layers).repair(problem.network, data)
     with pytest.raises(ArchrepairError, match="no linear layer to patch"):

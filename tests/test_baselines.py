@@ -31,6 +31,9 @@ QUICK: dict[str, dict] = {
     "mode": {"epochs": 2, "rounds": 2, "round_epochs": 1},
     "birdnn": {"epochs": 2},
     "arachne": {"population": 10, "iterations": 4, "positives": 40},
+    "sensei": {"epochs": 1},
+    "fewshot": {"epochs": 1, "candidates": 2},
+    "deeprepair": {"epochs": 1},
     "apricot": {"epochs": 1, "reduced": 2, "subset": 0.2, "sweeps": 1, "retrain_epochs": 1},
 }
 NAMES = sorted(METHODS)

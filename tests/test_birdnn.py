@@ -82,7 +82,7 @@ def counter(steps: list[float]):
         rates.append((recipe.lr, recipe.seed, name))
         network.weight.data += todo.pop(0)
 
-    return network, train, (lambda: (1.0 if network.weight <= 1 else 0.5, min(1.0, float(network.weight)))), rates
+    return network, train, (lambda: (1.0 if network.weight <= 1 else 0.5, min(1.0, network.weight.item())), rates
 
 
 def test_a_round_that_breaks_is_undone_and_the_next_is_gentler():

@@ -157,6 +157,7 @@ def test_repair_closes_the_hole_and_keeps_the_rest(style, advisor, rest):
     assert result.accuracy[1] > result.accuracy[0] - (0.02 if style == "retraining" else 0.12)
     assert len(result.pieces) == 16 and any(b.violations == 0 for _, b, _ in result.pieces)  # some sub-boxes were positive
     assert sum(after.violations for *_, after in result.pieces) < 0.1 * sum(b.violations for _, b, _ in result.pieces)
+    assert result.after.n == 16 * result.pieces[0][2].n and result.after.violations == sum(after.violations for *_, after in result.pieces)
     true = violation_rate(result.network, HEAD_ON, HEAD_ON.box, 3000, 0.01, generator(77))
     assert true.share == pytest.approx(result.after.share, abs=0.03)
     assert result.cost.forwards > 0 and result.history and style in result.verdict and "\n" not in result.verdict
@@ -207,5 +208,7 @@ def test_what_cannot_be_repaired(advisor, rest):
         constant[2].bias[0] = 1.0
     with pytest.raises(ArchrepairError, match="never answers as it should"):
         DomainBIRDNN(pieces=2, epsilon=0.1, delta=0.1).repair(constant.eval(), HEAD_ON, *rest)
+    with pytest.raises(ArchrepairError, match="pieces is 6; expected a power of two"):
+        DomainBIRDNN(pieces=6)
     with pytest.raises(ArchrepairError, match="unknown style of BIRDNN 'tuning'"):
         DomainBIRDNN(style="tuning")

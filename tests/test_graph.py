@@ -92,6 +92,7 @@ SINGLE = {
     "side by side": (lambda m, x: m.first(x) + m.second(x), "first and second lead from one feature to another"),
     "around the identity": (lambda m, x: m.first(x) + x, "first and the identity lead from one feature to another"),
     "multiplied": (lambda m, x: m.first(x) * m.second(x), r"mul \(mul\) is no convolution"),
+    "plus a number": (lambda m, x: m.first(x) + 1.0, r"add \(add\) adds something else than two features"),
     "scaled": (lambda m, x: torch.add(m.second(m.first(x)), x, alpha=0.5), "do not give its output"),
 }
 

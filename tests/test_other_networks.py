@@ -169,11 +169,40 @@ def test_names_of_files_are_safe_and_told_apart():
 
 def test_the_installed_command_finds_modules_in_the_current_directory():
     script = Path(sys.executable).with_name("archrepair")
-    for start in ([sys.executable, "-m", "archrepair"], [str(script)] if script.exists() else []):
-        if start:
-            done = subprocess.run([*start, "list", "blocks", "--model", "othernets.net:Net"], capture_output=True, text=True, timeout=100,
-                                  env={**os.environ, "OMP_NUM_THREADS": "1"})
-            assert done.returncode == 0 and [line.split() for line in done.stdout.splitlines()] == [[f"units.{i}", "Unit"] for i in range(3)]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "archrepair"]  # only `-m` puts this directory on the path by itself
+    done = subprocess.run([*start, "list", "blocks", "--model", "othernets.net:Net"], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and [line.split() for line in done.stdout.splitlines()] == [[f"units.{i}", "Unit"] for i in range(3)]
+
+
+@pytest.mark.parametrize(("arguments", "rows"), [
+    (["models", "torchvision:mobile*"], [["torchvision:mobilenet_v2"], ["torchvision:mobilenet_v3_large"], ["torchvision:mobilenet_v3_small"]]),
+    (["models", "timm:test_vit?"], [["timm:test_vit2"], ["timm:test_vit3"], ["timm:test_vit4"]]),
+    (["models", "resnet18"], [["resnet18"]]),
+    (["blocks", "--model", "torchvision:shufflenet_v2_x0_5"], [[f"stage{i}", "Sequential"] for i in (2, 3, 4)]),
+    (["blocks", "units.[01]", "--model", "othernets.net:Net"], [["units.0", "Unit"], ["units.1", "Unit"]]),
+    (["tiers", "li*"], None), (["models"], None),
+])
+def test_lists(capsys, arguments, rows):
+    capsys.readouterr()
+    assert command("list", *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if rows is not None:
+        assert [line.split() for line in lines] == rows
+    elif arguments == ["models"]:
+        assert [line.split()[0] for line in lines][-3:] == ["torchvision:NAME", "timm:NAME", "package.module:factory"] and len(lines) == 9
+        assert max(map(len, lines)) < 130
+    else:
+        assert len(lines) == 1 and lines[0].startswith("lite ")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["models", "torchvision:x*"], r"none of the models is like 'torchvision:x\*'"), (["tiers", "x"], "none of the tiers is like 'x'"),
+    (["models", "keras:*"], "unknown library of networks 'keras'.*known: torchvision, timm"), (["blocks", "--model", "othernets.net:Nte"], "did you mean 'Net'"),
+    (["blocks", "--model", "torchvision:alexnot"], "did you mean 'torchvision:alexnet'"),
+])
+def test_lists_of_nothing(capsys, arguments, message):
+    assert re.search(message, fails(capsys, "list", *arguments))
 
 
 # --- what cannot be searched

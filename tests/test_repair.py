@@ -413,3 +413,22 @@ def test_a_loss_that_is_no_number_leaves_the_network_alone(_problem, tmp_path):
     with pytest.raises(TrainingDiverged, match="lower the learning rate"):
         ArchRepair(**SETTINGS | {"search_epochs": 0, "finetune_epochs": 2}, preset=wild).repair(network, _problem.scenario.data)
     assert_same_state(before, network)
+
+
+def test_settings_of_the_search_reach_it(_problem, monkeypatch):
+    seen = {}
+
+    class Seen(Exception):
+        pass
+
+    def spy(*args, **options):
+        seen.update(options)
+        raise Seen
+
+    monkeypatch.setattr(module, "search", spy)
+    with pytest.raises(Seen):
+        ArchRepair(strategy="darts", block="layer2", search_options=(("select", "perturb"), ("order", 2))).repair(_problem.network, _problem.scenario.data)
+    assert seen["select"] == "perturb" and seen["strategy_options"] == {"order": 2}
+    for options, message in (({"select": "best"}, "unknown selection"), ({"ordr": 2}, "strategy pc-darts"), ({"order": 5}, "order is 5")):
+        with pytest.raises(ArchrepairError, match=message):
+            ArchRepair(search_options=options)

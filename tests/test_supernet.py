@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from archrepair.blocks import block_names, split
 from archrepair.errors import ArchrepairError
@@ -13,7 +14,7 @@ from archrepair.genotype import Genotype, Slice
 from archrepair.graph import BlockGraph, CannotRelax, extract
 from archrepair.models import create_model
 from archrepair.operations import CANDIDATES
-from archrepair.supernet import SuperNet, discretise, guard, recalibrate, untracked
+from archrepair.supernet import SuperNet, depthwise, discretise, guard, recalibrate, untracked
 
 ORIGINAL = len(CANDIDATES) - 1
 
@@ -172,6 +173,138 @@ def test_gradients_stay_in_the_block_and_statistics_where_they_were():
     assert sum(float(norm.weight.grad.abs().sum()) > 0 for norm in last) > len(last) / 2  # silent, but not dead
     supernet(x, start(graph))
     assert not all(torch.equal(before[n], b) for n, b in supernet.named_buffers())
+
+
+def op_by_op(supernet, x, coefficients):
+    "The definition (eq. 7, 8): one operation after the other, each output times its coefficient, at its place among the channels."
+    values = [x]
+    for node, post in enumerate(supernet.posts, 1):
+        channels, total = supernet.graph.nodes[node].shape[0], 0
+        for index, edge in supernet.graph.incoming(node):
+            source, cut, c = values[edge.source], supernet.slices[index], coefficients[index]
+            around = (cut.target[0], channels - sum(cut.target))
+            if edge.inherited is not None:
+                inside = nn.functional.pad(torch.ones(cut.target[1]), around).view(-1, 1, 1).to(x.dtype)
+                total = total + supernet.inherited[edge.key](source) * (1 - inside + c[-1] * inside)
+            for name, operation in supernet.added[edge.key].items():
+                y = c[CANDIDATES.index(name)] * operation(source.narrow(1, *cut.source))
+                total = total + nn.functional.pad(y, (0, 0, 0, 0, *around))
+        values.append(post(total))
+    y = supernet.last(values[-1])
+    return torch.cat([x, y], 1) if supernet.graph.wrapper == "concat" else y
+
+
+def of_both_forms(name, block, k, result, *, dtype=torch.float64, mode=lambda supernet: supernet.train(), each=False):
+    "`result(form, supernet, x, coefficients)` of the supernet and of the definition, on copies of one audible supernet."
+    cut, x, graph = case(name, block)
+    supernet = mode(relaxed(cut, graph, k, noise=0.3).to(dtype).requires_grad_(True))
+    shape = (len(graph.edges), len(CANDIDATES), *((len(x), 1, 1, 1) if each else ()))
+    c = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_(True)
+    found = []
+    for form in (lambda net, x, c: net(x, c), op_by_op):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found.append(result(form, copy.deepcopy(supernet), x.to(dtype).requires_grad_(True), c))
+    return found
+
+
+def apart(found):
+    "The largest difference, relative to the tensor or, where it is nothing but rounding, to a millionth of the largest one."
+    largest = max(float(b.abs().max()) for b in found[1])
+    return max(float((a - b).abs().max()) / max(float(b.abs().max()), 1e-6 * largest) for a, b in zip(*found, strict=True))
+
+
+def everything(form, supernet, x, c):
+    y = form(supernet, x, c)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * weight).sum(), [x, c, *supernet.parameters()], materialize_grads=True)]
+
+
+@pytest.mark.parametrize("name, block, k, each", [*((*case, k, False) for case, k in zip(CASES, [None, 1, 4, 1, 4, None, None, 4])),
+                                                  ("resnet18", "layer4", 1, False), ("resnet18", "layer2", 2, True), ("densenet121", 4, 1, True)])
+def test_side_by_side_is_one_by_one(name, block, k, each):
+    assert apart(of_both_forms(name, block, k, everything, each=each)) < 1e-8
+    assert apart(of_both_forms(name, block, k, everything, each=each, mode=lambda supernet: supernet.eval())) < 1e-8
+
+
+def test_side_by_side_in_single_precision():
+    for name, block in (("resnet18", "layer3"), ("resnet50", "layer3")):
+        found = of_both_forms(name, block, 4, everything, dtype=torch.float32)
+        largest = max(float(b.abs().max()) for b in found[1][1:])
+        assert all(float((a - b).abs().max()) < 1e-5 * max(largest, float(b.abs().max())) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("name, block, k", [("resnet18", "layer4", 4), ("resnet50", "layer2", None), ("vgg16", 1, 1)])
+def test_statistics_are_those_of_one_by_one(name, block, k, momentum):
+    def statistics(form, supernet, x, c):
+        for norm in supernet.modules():
+            norm.momentum = momentum
+        for i in range(3):
+            form(supernet, x * (1 + i), c)
+        return [v.double() for n, v in supernet.state_dict().items() if "running" in n or "num_batches" in n]
+
+    assert apart(of_both_forms(name, block, k, statistics)) < 1e-9
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_second_derivatives_are_those_of_one_by_one(k):
+    def second(form, supernet, x, c):
+        parameters = {n: p for n, p in supernet.named_parameters()}
+        with untracked(supernet):
+            gradients = torch.autograd.grad(form(supernet, x, c).square().mean(), list(parameters.values()), create_graph=True)
+            moved = {n: p - 0.1 * g for (n, p), g in zip(parameters.items(), gradients)}
+            if form is op_by_op:
+                for (n, value) in moved.items():
+                    owner = supernet.get_submodule(n.rpartition(".")[0])
+                    delattr(owner, n.rpartition(".")[2])
+                    setattr(owner, n.rpartition(".")[2], value)
+                loss = op_by_op(supernet, x, c).square().mean()
+            else:
+                loss = torch.func.functional_call(supernet, moved, (x, c)).square().mean()
+            return [loss.detach(), *torch.autograd.grad(loss, [c, *parameters.values()])]
+
+    assert apart(of_both_forms("resnet18", "layer4", k, second)) < 1e-7
+
+
+class Calls(TorchDispatchMode):
+    "Every operation that runs within, with its arguments."
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.append((function._overloadpacket.__name__, args))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_of_the_architecture_computes_no_gradient_of_weights_and_multiplies_no_map():
+    cut, x, graph = case("resnet18", "layer4")
+    supernet = relaxed(cut, graph, 4, noise=0.3).requires_grad_(True).train()
+    c = start(graph).requires_grad_(True)
+    with Calls() as steps, untracked(supernet):
+        torch.autograd.grad(supernet(x, c).sum(), c)
+    masks = [args[-1] for name, args in steps.calls if name == "convolution_backward"]
+    assert masks and not any(mask[1] for mask in masks)
+    maps = [args for name, args in steps.calls if name == "mul" and all(getattr(a, "ndim", 0) > 2 for a in args)]
+    identities = sum(e.inherited == () for e in graph.edges)  # shortcuts, whose coefficient has no BatchNorm to go into
+    assert len(maps) == 3 * identities  # forward, and back to features and to the coefficient
+    norms = sum(name == "native_batch_norm" for name, _ in steps.calls)
+    assert norms == len(supernet.bundles) * 6 + sum(len(layers) > 0 for layers in supernet.inherited.values())
+
+
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (1, 3)])
+def test_depthwise_is_a_convolution(stride, dilation):
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((1, 1), (2, 2), (2, 5), (3, 4), (4, 4), (5, 7), (8, 6), (9, 9)):
+        x = torch.randn(3, 4, height, width, generator=generator, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+        expected = nn.functional.conv2d(x, weight, None, stride, dilation, dilation, 4)
+        found = depthwise(x, weight, stride, dilation)
+        assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-12)
+        for a, b in zip(*(torch.autograd.grad(y.pow(3).sum(), (x, weight)) for y in (found, expected))):
+            assert torch.allclose(a, b, atol=1e-10)
 
 
 def random_choices(graph, rng):

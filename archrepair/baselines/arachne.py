@@ -146,7 +146,7 @@ def spread_by_label(labels: Tensor, generator: torch.Generator) -> Tensor:
         place[own[torch.randperm(len(own), generator=generator)]] = (torch.arange(len(own)) + 0.5).double() / len(own)
     return place.argsort(stable=True)
 
-# %% ../../nbs/baselines/arachne.ipynb #6efabc2e
+# %% ../../nbs/baselines/arachne.ipynb #e285bbef
 SEARCHES = ("pso", "de")
 LOCALIZATIONS = ("auto", "v1", "v2")
 
@@ -156,8 +156,8 @@ class Arachne(Baseline):
     """Arachne (Sohn, Kang and Yoo): new values for the few weights most to blame, found by a population.
 
     `search` is `pso` (v1, particle swarm) or `de` (v2, differential evolution); `localization` is `v1`, `v2` (contrasted with inputs that
-    are handled well) or `auto`: that of the search. `layers` are names of convolutions or linear layers (one string with commas does; None: the last linear
-    layer). `population` members move at most `iterations` times, and stop after `patience` without gain (None: 10; of `de` a tenth of
+    are handled well) or `auto`: that of the search. `layers` are names of convolutions or linear layers (one string with commas does; None: the
+    last linear layer). `population` members move at most `iterations` times, and stop after `patience` without gain (None: 10; of `de` a tenth of
     the iterations where that is more). `positives` well-handled training images guard the search (None: 200 for `pso`, all for `de`), and
     `alpha` is what a failure weighs beside one of them in `de`. `phi` sets constriction, `pull` the pull to either best (None: phi / 2), and
     `min_step` keeps every step at that share of the layer's range of weights or above (0: no bound).
@@ -225,7 +225,7 @@ class Arachne(Baseline):
              "after": a} for s, b, a in zip(sites, before, after)]}
         return patch(problem.network(), sites, after)
 
-    def _features(self, problem: Problem, network: Downstream, images) -> Features:
+    def _features(self, problem: Problem, network: Downstream, images: ImageSet) -> Features:
         "What enters the tail, computed once."
         dtype = torch.bfloat16 if problem.precision == "bf16" else torch.float32
         return cache_features(network.cut, images, problem.data.transform, device=problem.device, dtype=dtype,
@@ -246,13 +246,14 @@ class Arachne(Baseline):
             problem.warnings.append(f"only {int(right.sum())} training images are handled well; {goal} were asked for to guard the search")
         return rows.select(right.nonzero()[:, 0][:goal])
 
-    def _search(self, problem: Problem, network: Downstream, sites: list[Suspect], fitness: Callable[[Tensor], Tensor]):
+    def _search(self, problem: Problem, network: Downstream, sites: list[Suspect], fitness: Callable[[Tensor], Tensor]) -> Found:
         "The population begins at random draws from N(mean, standard deviation) of each site's layer."
         stats = {name: torch.stack([w.mean(), w.std(correction=0), w.min(), w.max()]).cpu()
                  for name, w in ((name, m.weight.detach().float()) for name, m in network.modules.items())}
         mean, std, low, high = torch.stack([stats[s.layer] for s in sites], 1)
         start = mean + std * torch.randn(self.population, len(sites), generator=problem.generator("population"))
-        same = {"iterations": self.iterations, "resume": problem.resume("search"), "keep": partial(problem.keep, "search"), "what": f"arachne {self.search}"}
+        same = {"iterations": self.iterations, "resume": problem.resume("search"), "keep": partial(problem.keep, "search"),
+                "what": f"arachne {self.search}"}
         if self.search == "de":
             patience = self.patience or max(10, self.iterations // 10)
             return differential_evolution(fitness, start, problem.generator, bounds=(torch.minimum(low, 2 * low), torch.maximum(high, 2 * high)),

@@ -23,7 +23,7 @@ from ..errors import unknown
 from ..finetuning import PRESETS as FINETUNING
 from ..training import History, Recipe, Rows
 
-# %% ../../nbs/baselines/augmented.ipynb #027169cc
+# %% ../../nbs/baselines/augmented.ipynb #f606586a
 class Images:
     """D_repair as uint8 images, failures last; `labels` int64 N.
 
@@ -59,10 +59,10 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    "float B×3×H×W in grey levels to uint8 B×H×W×3: clipped and rounded."
-    return images.clamp(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1)
+    "float … ×3×H×W in grey levels to uint8 … ×H×W×3: clipped and rounded."
+    return images.clamp(0, 255).round_().to(torch.uint8).movedim(-3, -1)
 
-# %% ../../nbs/baselines/augmented.ipynb #c94f3cce
+# %% ../../nbs/baselines/augmented.ipynb #4caef395
 PADDINGS = ("zeros", "border", "reflection")
 
 
@@ -71,10 +71,12 @@ def warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
 
     A matrix (A | t) says where a pixel comes from, in pixels about the centre: source = A · target + t. `padding` is that of `grid_sample`.
     """
-    b, v = matrices.shape[:2]
-    h, w = images.shape[2:]
-    scale = matrices.new_tensor([[1, h / w, 2 / w], [w / h, 1, 2 / h]])  # from pixels to affine_grid's [-1, 1]
-    grid = F.affine_grid((matrices * scale).flatten(0, 1), [b * v, 3, h, w], align_corners=False)
+    (b, v), (h, w) = matrices.shape[:2], images.shape[2:]
+    x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (w, h))
+    grid = matrices.new_empty(b, v, h, w, 2)
+    for i, side in enumerate((w, h)):  # in units of half the image, as grid_sample counts
+        across, down, shift = (2 / side * matrices[:, :, i]).unsqueeze(-1).unbind(2)
+        torch.add((across * x)[..., None, :], (down * y + shift)[..., None], out=grid[..., i])
     # The views lie one below the other in one tall grid, so that no image is copied V times.
     views = F.grid_sample(images, grid.view(b, v * h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
     return views.view(b, 3, v, h, w).transpose(1, 2)

@@ -170,13 +170,13 @@ def make_advisor(seed: int = 0, *, n: int = 20_000, width: int = 32, depth: int 
         what="training the advisor")
     return network.eval()
 
-# %% ../../nbs/baselines/domains.ipynb #dd913343
+# %% ../../nbs/baselines/domains.ipynb #2d5d5883
 @dataclass
 class DomainRepair:
     """What became of a network that violated a property.
 
-    `before` and `after`: violation rates in the whole box, from samples that the repair did not see; `accuracy` on the rest (0 to 1), before and after,
-    from points it did not see either. `pieces`: for every sub-box its rates before and after. `history`: what happened in each round.
+    `pieces`: every sub-box with its violation rates before and after, from samples that the repair did not see; `before` and `after`: those of the whole
+    box. `accuracy` on the rest (0 to 1), before and after, from points it did not see either. `history`: what happened in each round.
     """
 
     network: nn.Module
@@ -203,7 +203,7 @@ class DomainRepair:
 class DomainBIRDNN:
     """BIRDNN for a property (Liang et al., 2023): repair every sub-box in which it is violated.
 
-    The box is cut into `pieces`; each is characterised by as many samples as (`epsilon`, `delta`) ask for (`sample_size`): negative where one
+    The box is cut into `pieces` (a power of two); each is characterised by as many samples as (`epsilon`, `delta`) ask for (`sample_size`): negative where one
     violates, else positive. `style` and the settings below it are those of `birdnn.BIRDNN`; retraining ends when no sample of any
     piece violates, after `rounds` at the latest.
     """
@@ -227,6 +227,8 @@ class DomainBIRDNN:
     def __post_init__(self):
         if self.style not in STYLES:
             raise unknown("style of BIRDNN", self.style, STYLES)
+        if self.pieces < 1 or self.pieces & (self.pieces - 1):
+            raise ArchrepairError(f"pieces is {self.pieces}; expected a power of two, so that all sub-boxes are equally large")
         self.n = sample_size(self.epsilon, self.delta)
 
     def stream(self, purpose: str) -> torch.Generator:
@@ -244,7 +246,7 @@ class DomainBIRDNN:
         boxes = wanted.box.pieces(self.pieces)
         rates = lambda network, purpose: [violation_rate(network, wanted, box, self.n, self.delta, self.stream(f"{purpose} {i}"))
                                           for i, box in enumerate(boxes)]
-        whole = lambda network: violation_rate(network, wanted, wanted.box, 10 * self.n, self.delta, self.stream("whole"))
+        whole = lambda rates: Rate(sum(rate.violations for rate in rates), self.n * len(rates), self.delta)
         accuracy = lambda network: float((predict(network, as_features(rest[1::2]), meter=meter).argmax(1) == labels[1::2]).double().mean())
         before = rates(original, "before")
         if not any(rate.violations for rate in before):
@@ -253,7 +255,7 @@ class DomainBIRDNN:
             mend = self._retrain if self.style == "retraining" else self._finetune
             mended, history = mend(original, wanted, boxes, rest[::2], labels[::2], accuracy, meter)
         after = rates(mended, "after")
-        return DomainRepair(mended, wanted, self.style, whole(original), whole(mended), (accuracy(original), accuracy(mended)),
+        return DomainRepair(mended, wanted, self.style, whole(before), whole(after), (accuracy(original), accuracy(mended)),
                             list(zip(boxes, before, after)), history, meter)
 
     def _samples(self, original: nn.Module, wanted: Property, boxes: Sequence[Box], purpose: str) -> tuple[Tensor, Tensor, Tensor]:

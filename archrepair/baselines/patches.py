@@ -60,7 +60,7 @@ def patch(network: nn.Module, sites: Sequence[Site], values: Sequence[float]) ->
             network.get_submodule(site.layer).weight[site.index] = value
     return network
 
-# %% ../../nbs/baselines/patches.ipynb #60f540a1
+# %% ../../nbs/baselines/patches.ipynb #011dc53b
 @dataclass
 class Downstream:
     """A network from its first patched layer on: `tail` takes the features that `cut` leaves, `modules` are the layers in it by name.
@@ -90,12 +90,14 @@ def downstream(model: nn.Module, layers: Sequence[str], example: Tensor | None =
             continue  # never runs as a whole
         cut = split(model, where, example)
         wanted = {name: cut.model.get_submodule(name) for name in layers}
-        if cut.prefix is not None and not set(wanted.values()) & set(cut.prefix.modules()) and set(wanted.values()) <= set(cut.tail().modules()):
+        inside = set(wanted.values())
+        if cut.prefix is not None and not inside & set(cut.prefix.modules()) and inside <= set(cut.tail().modules()):
             break
     else:
         frozen = freeze(copy.deepcopy(model))
         block = frozen.get_submodule(layers[0])
-        return Downstream(Split(frozen, layers[0], None, block, None), Whole(frozen, block), {name: frozen.get_submodule(name) for name in layers})
+        wanted = {name: frozen.get_submodule(name) for name in layers}
+        return Downstream(Split(frozen, layers[0], None, block, None), Whole(frozen, block), wanted)
     tail, share = cut.tail(), 1.0
     if example is not None:
         with torch.no_grad():

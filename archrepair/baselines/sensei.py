@@ -38,7 +38,7 @@ GENES: dict[str, tuple[float, int]] = {  # what one step is, and how many steps 
 STEPS: tuple[float, ...] = tuple(step for step, _ in GENES.values())
 REACH: tuple[int, ...] = tuple(reach for _, reach in GENES.values())
 
-# %% ../../nbs/baselines/sensei.ipynb #7fad3b25
+# %% ../../nbs/baselines/sensei.ipynb #1a766cc2
 def matrices(genes: Tensor, height: int, width: int) -> Tensor:
     """The turn, shift, shear and zoom of each chromosome (… ×7, whole steps) as one map from target to source, float32 … ×2×3.
 
@@ -54,10 +54,9 @@ def matrices(genes: Tensor, height: int, width: int) -> Tensor:
 
 def variants(images: Tensor, genes: Tensor, padding: str = "zeros") -> Tensor:
     "All variants of all images at once: uint8 B×H×W×3 and chromosomes B×V×7 to uint8 B×V×H×W×3; chromosome 0 gives the image back."
-    h, w = images.shape[1:3]
-    moved = warp(to_float(images), matrices(genes, h, w), padding)
+    moved = warp(to_float(images), matrices(genes, *images.shape[1:3]), padding)
     brightness, contrast = (genes[..., i, None, None, None].float() * STEPS[i] for i in (5, 6))
-    return to_uint8(((moved + brightness).clamp_(0, 255) * (1 + contrast)).flatten(0, 1)).unflatten(0, genes.shape[:2])
+    return to_uint8(moved.add_(brightness).clamp_(0, 255).mul_(1 + contrast))
 
 # %% ../../nbs/baselines/sensei.ipynb #1cc66c7d
 def mutate(genes: Tensor, count: int, keys: Tensor, active: Tensor, doubled: Tensor, stream: int = 0) -> Tensor:
