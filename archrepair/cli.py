@@ -144,11 +144,11 @@ def _separate(names: str | None) -> list[str] | None:
     "The names in a list that is separated by commas."
     return None if names is None else [name.strip() for name in names.split(",")]
 
-# %% ../nbs/lib/cli.ipynb #9b25717f
+# %% ../nbs/lib/cli.ipynb #bdea07f3
 @app.command()
 def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
            protocol: Protocol = "clean", device: Device = "auto",
-           method: Annotated[str, typer.Option(help="repair method; see `archrepair list methods`")] = "archrepair",
+           method: Annotated[str, typer.Option(help="repair method, with settings of its own as in arachne:search=de; see `archrepair list methods`")] = "archrepair",
            strategy: Annotated[str, typer.Option(help="search strategy; see `archrepair list strategies`")] = "pc-darts",
            search: Annotated[list[str] | None, typer.Option("--search", "-S", help="setting of the search or its strategy, NAME=VALUE, as in "
                                                             "select=perturb, max_skip=2, order=2; as often as needed")] = None,
@@ -164,17 +164,19 @@ def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset 
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
     from archrepair.data import home
     from archrepair.experiments import Cell, method_class, repair_into
+    from archrepair.runs import method_cell
     from archrepair.strategies import STRATEGIES
 
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     given = {"strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
              "views": views, "blocks": _separate(blocks), "search_options": tuple(_pairs(search, "setting", "-S select=perturb").items()) or None}
-    fields, usual = method_class(method).__dataclass_fields__, {"strategy": "pc-darts", "preset": "default"}  # not every method has these
+    name = method.partition(":")[0]
+    fields, usual = method_class(name).__dataclass_fields__, {"strategy": "pc-darts", "preset": "default"}  # not every method has these
     options = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in given.items()
                     if value is not None and (name in fields or value != usual.get(name)))
     folder = out or home() / "outputs" / "repair"
-    cell = Cell(method, model, dataset, seed, tier, protocol, block, options)
+    cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
     record = repair_into(cell, folder, weights=weights, device=device, force=force, log=_say)
     if as_json:
         return _print_json({"cell": record.cell, "metrics": record.metrics, "repair": {k: record.repair[k] for k in

@@ -27,9 +27,9 @@ __all__ = ['OWN', 'METHODS', 'Original', 'build_network', 'original', 'pick_devi
            'method_class', 'Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full', 'repair_into', 'digest',
            'measure', 'versions', 'summarise']
 
-# %% ../nbs/lib/experiments.ipynb #7c43135d
+# %% ../nbs/lib/experiments.ipynb #fa55dec4
 import archrepair
-from .blocks import get_block
+from .blocks import get_block, image_features
 from .data import ImageSet, Normalize, home, holdout, load_dataset, parse_version
 from .errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from .evaluation import Score, compare, evaluate, is_correct, predict
@@ -37,13 +37,14 @@ from .foreign import brings_weights
 from .models import create_model, load_weights, save_weights
 from .repair import Repairer, RepairResult
 from .scenario import PROTOCOLS, Scenario, build_scenario
+from .supernet import recalibrate
 from .tiers import Tier, resolve_tier
 from .training import train_original
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/lib/experiments.ipynb #2fbd9c88
+# %% ../nbs/lib/experiments.ipynb #c5ea4749
 @dataclass(frozen=True)
 class Original:
     "A trained network to be repaired, the dataset and training images it saw, its transform, its tier, where its weights lie."
@@ -94,13 +95,15 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
         path = path.with_stem(f"{path.stem}{OWN}")  # written each time: the factory may load others tomorrow
         save_weights(network, str(path))
     else:
-        checkpoint = path.with_suffix(".checkpoint.pt")
+        checkpoint, seen = path.with_suffix(".checkpoint.pt"), train.select(holdout(train.labels, 0.1, 0)[0])
         try:
-            train_original(network, train.select(holdout(train.labels, 0.1, 0)[0]), tier, transform=transform, device=device, seed=seed,
-                           checkpoint=checkpoint)
+            train_original(network, seen, tier, transform=transform, device=device, seed=seed, checkpoint=checkpoint)
         except TrainingDiverged:  # and would again
             checkpoint.unlink(missing_ok=True)
             raise
+        if any((getattr(m, "momentum", None) or 1) < 0.1 for m in network.modules()):  # as in torchvision's MobileNets, made for 600 epochs
+            rows = image_features(seen, transform, device)  # after a few, the running statistics are still those of fresh weights
+            recalibrate(network, (rows.batch(positions) for positions in torch.arange(len(rows)).split(tier.batch_size)))
         save_weights(network, str(path))
         checkpoint.unlink(missing_ok=True)
     return Original(network.to(device).eval(), base, train, transform, tier, path)

@@ -195,12 +195,12 @@ def _architecture(result: RepairResult) -> Html:
                "" if result.accepted else "This is what the search found. The network that is returned does not use it."]
     return section("Architecture", drawn, *(tag("p", remark) for remark in remarks if remark))
 
-# %% ../nbs/lib/report.ipynb #6b03dbfc
+# %% ../nbs/lib/report.ipynb #f931724e
 def _curves(result: RepairResult) -> Html:
     styles = {"search": ("#de8f05", "s", "-"), "finetune": ("#0173b2", "o", "-"), "control": ("#999999", "^", "--")}
 
     def one(key: str, what: str) -> Html | None:
-        curves = {stage: [(e["epoch"], e[key]) for e in epochs if math.isfinite(e.get(key, math.nan))]
+        curves = {stage: [(e["epoch"], e[key]) for e in epochs if "epoch" in e and math.isfinite(e.get(key, math.nan))]
                   for stage, epochs in result.history.items()}
         curves = {stage: points for stage, points in curves.items() if points}
 

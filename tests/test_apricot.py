@@ -22,8 +22,8 @@ QUICK = {"epochs": 1, "reduced": 2, "subset": 0.1, "reduced_epochs": 1, "sweeps"
 def small(problem):
     "The failures and 300 of the training images."
     data = problem.scenario.data
-    return RepairData(data.failures, data.train.select(torch.arange(300)), data.val.select(torch.arange(60)), data.transform, data.val_failures,
-                      data.failure_rate)
+    return RepairData(data.failures, data.train.select(torch.arange(300)), data.val.select(torch.arange(60)), data.transform,
+                      data.val_failures, data.failure_rate)
 
 
 def hits(failures, networks, seed=0, rate=0.4):
@@ -31,7 +31,7 @@ def hits(failures, networks, seed=0, rate=0.4):
 
 
 def one_by_one(w, networks, right, eta, direction="both"):
-    "The published loop: means of the networks that are right (C) and wrong (I) on a failure, and a step towards the one, away from the other."
+    "The published loop: means of the networks that are right (C) and wrong (I) on a failure, a step towards the one, away from the other."
     w = w.clone()
     for row in right:
         if row.all() or not row.any():
@@ -72,7 +72,8 @@ def test_failures_over_which_no_network_is_divided_say_nothing():
 
 
 def test_steps_that_move_nothing():
-    for signs, eta in ((torch.zeros(0, 4).double(), 1.0), (torch.zeros(7, 4).double(), 1.0), (signs_of(hits(9, 4)), 0.0), (torch.zeros(5, 0), 0.1)):
+    nothing = torch.zeros(7, 4).double()
+    for signs, eta in ((nothing[:0], 1.0), (nothing, 1.0), (signs_of(hits(9, 4)), 0.0), (nothing[:, :0], 0.1)):
         alpha, beta = combination(signs, eta)
         assert alpha == 1 and not beta.any() and len(beta) == signs.shape[1]
 
@@ -252,8 +253,9 @@ def test_settings():
     paper = Apricot(preset="paper", epochs=9)
     assert {k: getattr(paper, k) for k in PRESETS["paper"]} == PRESETS["paper"] and paper.eta == 1e-3
     assert Apricot(preset="paper", reduced=5).reduced == 5 and Apricot(epochs=0).retrain_epochs == 0
-    for options, message in (({"preset": "papr"}, "unknown preset of Apricot 'papr': did you mean 'paper'"), ({"start": "warm"}, "hot, scratch"),
-                             ({"direction": "up"}, "unknown direction"), ({"reduced": 0}, "reduced is 0"), ({"subset": 0.0}, "subset is 0.0"),
+    for options, message in (({"preset": "papr"}, "unknown preset of Apricot 'papr': did you mean 'paper'"),
+                             ({"start": "warm"}, "hot, scratch"), ({"direction": "up"}, "unknown direction"),
+                             ({"reduced": 0}, "reduced is 0"), ({"subset": 0.0}, "subset is 0.0"),
                              ({"subset": 1.5}, "up to 1"), ({"eta": -1.0}, "eta is -1"), ({"patience": 0}, "patience is 0"),
                              ({"batch": -1}, "batch is -1"), ({"retrain_epochs": -1}, "retrain_epochs is -1"), ({"lr": -0.1}, "lr is")):
         with pytest.raises(ArchrepairError, match=message):

@@ -57,7 +57,8 @@ def test_localization_names_the_weights_of_the_front():
     contrast = {"a": (rand(3, 4, seed=4).abs(), rand(3, 4, seed=5).abs()),
                 "b": (rand(2, 2, 3, 3, seed=6).abs(), rand(2, 2, 3, 3, seed=7).abs())}
     for other, keep in ((None, None), (contrast, None), (None, 7)):
-        points = [(name, tuple(index), *(float(m[tuple(index)] / (1 + (other[name][w][tuple(index)] if other else 0))) for w, m in enumerate(both)))
+        divided = {name: [m / (1 + other[name][w]) if other else m for w, m in enumerate(both)] for name, both in measures.items()}
+        points = [(name, tuple(index), *(float(m[tuple(index)]) for m in divided[name]))
                   for name, both in measures.items() for index in torch.cartesian_prod(*map(torch.arange, both[0].shape)).tolist()]
         if keep:
             points = [p for p in points if p[2] >= sorted((q[2] for q in points), reverse=True)[keep - 1]]
@@ -145,7 +146,7 @@ def test_a_weight_without_activation_has_no_impact():
 
 def small_net(inplace: bool) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 5, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(5 * 16, 3)).eval()
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 5, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(80, 3)).eval()
 
 
 def test_impacts_are_means_over_the_inputs():
@@ -157,7 +158,8 @@ def test_impacts_are_means_over_the_inputs():
     nn.functional.cross_entropy(network(x), labels).backward()
     for name in ("0", "2", "5"):
         assert torch.allclose(got[name][0], network.get_submodule(name).weight.grad.abs(), atol=1e-6)
-    for other in (impacts(there, rows_of(x, labels), batch_size=4), impacts(downstream(small_net(False), ["0", "2", "5"]), rows_of(x, labels))):
+    elsewhere = downstream(small_net(False), ["0", "2", "5"])
+    for other in (impacts(there, rows_of(x, labels), batch_size=4), impacts(elsewhere, rows_of(x, labels))):
         for name in got:
             assert torch.allclose(got[name][0], other[name][0], atol=1e-6) and torch.allclose(got[name][1], other[name][1], atol=1e-6)
     plain = small_net(False)
@@ -222,7 +224,8 @@ def assert_equal_the_loop(network, layers, x, sites):
     return population, values
 
 
-@pytest.mark.parametrize("layers", [["fc"], ["layer4.1.conv2"], ["layer4.0.downsample.0"], ["layer4.0.conv1", "layer4.0.downsample.0", "fc"]])
+@pytest.mark.parametrize("layers", [["fc"], ["layer4.1.conv2"], ["layer4.0.downsample.0"],
+                                    ["layer4.0.conv1", "layer4.0.downsample.0", "fc"]])
 def test_a_population_is_the_loop_over_its_members(problem, digits, layers):
     network = copy.deepcopy(problem.network).eval()
     x, labels = problem.transform(digits.batch(torch.arange(12))), digits.labels[:12]
@@ -289,7 +292,8 @@ def test_a_tally_of_no_inputs():
 # --- the method
 
 
-@pytest.mark.parametrize("options", [{}, {"search": "de"}, {"localization": "v2"}, {"layers": "layer4.1.conv2, fc"}, {"min_step": 0.2, "pull": 4.1}])
+@pytest.mark.parametrize("options", [{}, {"search": "de"}, {"localization": "v2"}, {"layers": "layer4.1.conv2, fc"},
+                                     {"min_step": 0.2, "pull": 4.1}])
 def test_only_the_weights_of_the_front_change(problem, options):
     result = Arachne(**QUICK | options).repair(problem.network, problem.scenario.data)
     front, mended = result.config["front"], result.candidates["repaired"]
@@ -314,7 +318,8 @@ def test_fitness_is_what_the_mended_network_does(problem):
     result = Arachne(population=10, iterations=3, positives=40, precision="fp32").repair(problem.network, data)
     mended, n = result.candidates["repaired"], 40
     logits = predict(mended, data.failures, problem.transform)
-    bad = (float((logits.argmax(1) == data.failures.labels).sum()) + 1) / (float(nn.functional.cross_entropy(logits, data.failures.labels)) + 1)
+    loss = float(nn.functional.cross_entropy(logits, data.failures.labels))
+    bad = (int((logits.argmax(1) == data.failures.labels).sum()) + 1) / (loss + 1)
     assert bad <= result.config["fitness"] <= bad + n + 1
     free = Arachne(search="de", population=10, iterations=3, alpha=0.0, precision="fp32").repair(problem.network, data)
     assert free.config["positives"] == int((predict(problem.network, data.train, problem.transform).argmax(1) == data.train.labels).sum())
@@ -391,7 +396,8 @@ def test_every_network(name, digits):
 
 
 @pytest.mark.parametrize("name, layer", [("vgg16", "features.block5.0"), ("resnet50", "layer4.2.conv2"),
-                                         ("densenet121", "features.denseblock4.denselayer16.conv2"), ("efficientnet_b0", "features.7.0.block.1.0")])
+                                         ("densenet121", "features.denseblock4.denselayer16.conv2"),
+                                         ("efficientnet_b0", "features.7.0.block.1.0")])
 def test_convolutions_of_every_family(name, layer, digits):
     "Of EfficientNet a depthwise one."
     network = settled(name, digits)
@@ -406,7 +412,8 @@ def test_convolutions_of_every_family(name, layer, digits):
 
 
 def test_mistakes(problem):
-    for options, message in (({"search": "pos"}, "unknown search of Arachne 'pos'.*did you mean 'pso'"), ({"localization": "v3"}, "auto, v1, v2"),
+    for options, message in (({"search": "pos"}, "unknown search of Arachne 'pos'.*did you mean 'pso'"),
+                             ({"localization": "v3"}, "auto, v1, v2"),
                              ({"population": 0}, "population is 0"), ({"search": "de", "population": 3}, "expected a whole number from 4"),
                              ({"positives": 0}, "positives is 0"), ({"patience": 0}, "patience is 0"), ({"phi": 4.0}, "above 4"),
                              ({"alpha": -1.0}, "alpha is -1"), ({"iterations": 1.5}, "iterations is 1.5")):

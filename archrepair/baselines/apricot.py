@@ -82,7 +82,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
                 m.reset_parameters()
     return blank.to(device)
 
-# %% ../../nbs/baselines/apricot.ipynb #426fa6d3
+# %% ../../nbs/baselines/apricot.ipynb #98d63157
 PRESETS: dict[str, dict] = {
     "default": {"start": "scratch", "reduced": 10, "subset": 0.25, "reduced_epochs": None, "reduced_lr": 0.1, "batch": 0, "sweeps": 2,
                 "retrain_epochs": None, "lr": 0.01, "patience": 2},
@@ -97,9 +97,9 @@ class Apricot(Baseline):
 
     `reduced` networks are trained for `reduced_epochs` on a random `subset` (a share) of the training images of the repair set, from
     `start`: `scratch`, or `hot`, the original's weights at a high learning rate (`reduced_lr`). Each of `sweeps` passes over the failures
-    adjusts the weights at rate `eta` (`direction`: see `signs_of`) for `batch` failures at a time (0: all), gathers BatchNorm's statistics anew, and
-    retrains for `retrain_epochs` on the repair set at `lr`; what validates better is kept, and `patience` adjustments in a row without gain are
-    the last.
+    adjusts the weights at rate `eta` (`direction`: see `signs_of`) for `batch` failures at a time (0: all), gathers BatchNorm's statistics
+    anew, and retrains for `retrain_epochs` on the repair set at `lr`; what validates better is kept, and `patience` adjustments in a row
+    without gain are the last.
     Settings left out are those of the `preset`: `paper`, the published ones, or `default`, where the `epochs` passes over the
     repair set are shared equally between reduced networks and retraining.
     """
@@ -144,8 +144,8 @@ class Apricot(Baseline):
         divided = signs_of(right).any(1)
         rate = problem.found["partition_rate"] = float(divided.double().mean())
         if rate < 0.05:
-            problem.warnings.append(f"the reduced networks are divided over {100 * rate:.1f} % of the failures: there is next to nothing to learn "
-                                    "from them; start them from scratch, train them for longer or on smaller subsets")
+            problem.warnings.append(f"the reduced networks are divided over {100 * rate:.1f} % of the failures: there is next to nothing "
+                                    "to learn from them; start them from scratch, train them for longer or on smaller subsets")
         network, rows, failures = problem.network(), problem.rows(), problem.features("failures")
         state = problem.resume("sweeps") or {"step": 0, "best": copy.deepcopy(network.state_dict()), "val": problem.validate(network),
                                              "stale": 0, "history": []}
@@ -157,7 +157,8 @@ class Apricot(Baseline):
             sweep, part = divmod(state["step"], per_sweep)
             order = torch.randperm(len(failures), generator=problem.generator(f"sweep {sweep}"))
             some = order[part * self.batch:(part + 1) * self.batch] if self.batch else order
-            wrong = ~is_correct(predict(network, failures.select(some), precision=problem.precision, meter=problem.meter), failures.labels[some])
+            logits = predict(network, failures.select(some), precision=problem.precision, meter=problem.meter)
+            wrong = ~is_correct(logits, failures.labels[some])
             signs = signs_of(right[some[wrong]], self.direction)
             moved = self._adjust(problem, network, weights, signs, rows)
             entry = {"epoch": len(history) + 1, "failures": int(wrong.sum()), "divided": int(signs.any(1).sum()), "moved": moved}
@@ -193,8 +194,8 @@ class Apricot(Baseline):
                 network = problem.network() if self.start == "hot" else fresh(problem.network(), seed)
                 images = train.select(holdout(train.labels, self.subset, seed)[1])
                 if len(images) < 2:
-                    raise ArchrepairError(f"a subset of {self.subset:g} of {len(train)} training images leaves {len(images)}; expected 2 or more: "
-                                          "raise subset")
+                    raise ArchrepairError(f"a subset of {self.subset:g} of {len(train)} training images leaves {len(images)}; expected 2 "
+                                          "or more: raise subset")
                 recipe = Recipe(self.reduced_epochs, self.reduced_lr, schedule="onecycle", precision=problem.precision, seed=seed)
                 rows = Rows([image_features(images, problem.data.transform, problem.device)])
                 trained = problem.train(network, rows, recipe, name, validate=None)

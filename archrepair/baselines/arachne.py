@@ -146,7 +146,7 @@ def spread_by_label(labels: Tensor, generator: torch.Generator) -> Tensor:
         place[own[torch.randperm(len(own), generator=generator)]] = (torch.arange(len(own)) + 0.5).double() / len(own)
     return place.argsort(stable=True)
 
-# %% ../../nbs/baselines/arachne.ipynb #e285bbef
+# %% ../../nbs/baselines/arachne.ipynb #d9873c9b
 SEARCHES = ("pso", "de")
 LOCALIZATIONS = ("auto", "v1", "v2")
 
@@ -155,12 +155,13 @@ LOCALIZATIONS = ("auto", "v1", "v2")
 class Arachne(Baseline):
     """Arachne (Sohn, Kang and Yoo): new values for the few weights most to blame, found by a population.
 
-    `search` is `pso` (v1, particle swarm) or `de` (v2, differential evolution); `localization` is `v1`, `v2` (contrasted with inputs that
-    are handled well) or `auto`: that of the search. `layers` are names of convolutions or linear layers (one string with commas does; None: the
-    last linear layer). `population` members move at most `iterations` times, and stop after `patience` without gain (None: 10; of `de` a tenth of
-    the iterations where that is more). `positives` well-handled training images guard the search (None: 200 for `pso`, all for `de`), and
-    `alpha` is what a failure weighs beside one of them in `de`. `phi` sets constriction, `pull` the pull to either best (None: phi / 2), and
-    `min_step` keeps every step at that share of the layer's range of weights or above (0: no bound).
+    `search` is `pso` (v1, particle swarm) or `de` (v2, differential evolution); `localization` is `v1`, `v2` (contrasted with inputs
+    that are handled well) or `auto`: that of the search. `layers` are names of convolutions or linear layers (one string with commas
+    does; None: the last linear layer). `population` members move at most `iterations` times, and stop after `patience` moves without
+    gain (None: 10; of `de` a tenth of the iterations where that is more). `positives` well-handled training images guard the search
+    (None: 200 for `pso`, all for `de`), and `alpha` is what a failure weighs beside one of them in `de`. `phi` sets constriction, `pull`
+    the pull to either best (None: phi / 2), and `min_step` keeps every step at that share of the layer's range of weights or above (0:
+    no bound).
     """
 
     search: str = "pso"
@@ -239,7 +240,8 @@ class Arachne(Baseline):
         while True:
             looked = min(len(order), max(2 * goal, 2 * looked))
             rows = self._features(problem, network, train.select(order[:looked]))
-            right = is_correct(predict(network.tail, rows, precision=problem.precision, meter=problem.meter, share=network.share), rows.labels)
+            logits = predict(network.tail, rows, precision=problem.precision, meter=problem.meter, share=network.share)
+            right = is_correct(logits, rows.labels)
             if int(right.sum()) >= goal or looked == len(order):
                 break
         if wanted is not None and int(right.sum()) < goal:
@@ -256,8 +258,8 @@ class Arachne(Baseline):
                 "what": f"arachne {self.search}"}
         if self.search == "de":
             patience = self.patience or max(10, self.iterations // 10)
-            return differential_evolution(fitness, start, problem.generator, bounds=(torch.minimum(low, 2 * low), torch.maximum(high, 2 * high)),
-                                          patience=patience, **same)
+            bounds = torch.minimum(low, 2 * low), torch.maximum(high, 2 * high)
+            return differential_evolution(fitness, start, problem.generator, bounds=bounds, patience=patience, **same)
         chi, pull = constriction(self.phi), self.phi / 2 if self.pull is None else self.pull
         return pso(fitness, start, problem.generator, inertia=chi, cognitive=chi * pull, social=chi * pull, patience=self.patience or 10,
                    min_step=self.min_step * (high - low) if self.min_step else None, **same)

@@ -22,7 +22,7 @@ from ..errors import ArchrepairError
 from ..randomness import image_keys, random_uniform
 from ..training import Recipe
 
-# %% ../../nbs/baselines/augmix.ipynb #3ff0d22e
+# %% ../../nbs/baselines/augmix.ipynb #4a0a37c3
 def posterize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     "Keep the 4 − ⌊0.4·level⌋ highest bits of each grey level."
     step = torch.exp2(8.0 - (4 - (level * 0.4).floor()))[:, None, None, None]
@@ -36,9 +36,9 @@ def solarize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 def autocontrast(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     "Stretch each channel to 0…255, to the last bit as Pillow does, which rounds down in double precision; a flat channel stays."
-    low, high = x.double().amin((2, 3), keepdim=True), x.double().amax((2, 3), keepdim=True)
-    scale = high.new_tensor(255) / (high - low)  # 255 / tensor would be its reciprocal times 255, which is not the same
-    return torch.where(high > low, (x.double() * scale - low * scale).floor().clamp(0, 255), x.double()).to(x.dtype)
+    low, high = (extreme.double().unsqueeze(-1) for extreme in x.flatten(2).aminmax(dim=2, keepdim=True))
+    scale = torch.full_like(low, 255) / (high - low)  # 255 / tensor would be its reciprocal times 255, which is not the same
+    return torch.where(high > low, (x.double().mul_(scale).sub_(low * scale)).floor_().clamp_(0, 255).to(x.dtype), x)
 
 
 def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:

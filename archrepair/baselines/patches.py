@@ -104,9 +104,9 @@ def downstream(model: nn.Module, layers: Sequence[str], example: Tensor | None =
             share = work(tail, cut.features(example)) / max(1, work(cut.model, example))
     return Downstream(cut, tail, wanted, share)
 
-# %% ../../nbs/baselines/patches.ipynb #2a509042
+# %% ../../nbs/baselines/patches.ipynb #0b6cc8b0
 def tap(layer: nn.Module, x: Tensor, output: Tensor, index: tuple[int, ...]) -> Tensor:
-    "What one weight multiplies: the values of the layer's input `x` that it meets on their way to its output unit, B×positions of `output`."
+    "What one weight multiplies: the values of the layer's input `x` that reach its output unit through it, B×positions of `output`."
     if isinstance(layer, nn.Linear):
         return x[..., index[1]]
     unit, channel, *kernel = index
@@ -116,7 +116,7 @@ def tap(layer: nn.Module, x: Tensor, output: Tensor, index: tuple[int, ...]) -> 
     span = [slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, s, n in zip(kernel, layer.dilation, layer.stride, output.shape[2:])]
     return padded[(slice(None), *span)]
 
-# %% ../../nbs/baselines/patches.ipynb #44a325df
+# %% ../../nbs/baselines/patches.ipynb #fb045119
 @contextlib.contextmanager
 def hooked(modules: dict[str, nn.Module], see: Callable[[str, nn.Module, Tensor, Tensor], Tensor]) -> Iterator[None]:
     "Put `see(name, layer, input, output)` in the place of every layer's output."
@@ -140,8 +140,8 @@ class Tally:
 class Population:
     """Networks that differ from one network in the weights at `sites` only, scored together.
 
-    A weight that moves by Δ moves the layer's output by Δ·`tap`: that is added for all members at once, and the rest of the tail sees members ×
-    inputs as one batch. `before` are the D weights as they are; `values` below are P×D.
+    A weight that moves by Δ moves the layer's output by Δ·`tap`: that is added for all members at once, and the rest of the tail sees
+    members × inputs as one batch. `before` are the D weights as they are; `values` below are P×D.
     """
 
     def __init__(self, network: Downstream, sites: Sequence[Site], precision: str = "fp32"):

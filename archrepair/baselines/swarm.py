@@ -120,11 +120,12 @@ def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[
 def _as(bound: Tensor | float | None, like: Tensor) -> Tensor | None:
     return None if bound is None else torch.as_tensor(bound, dtype=like.dtype, device=like.device)
 
-# %% ../../nbs/baselines/swarm.ipynb #7b48ad04
+# %% ../../nbs/baselines/swarm.ipynb #6e1893a1
 def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *,
                            iterations: int = 100, scale: tuple[float, float] = (0.5, 1.0), crossover: float = 0.7,
                            bounds: tuple[Tensor | float, Tensor | float] | None = None, patience: int | None = 10, tolerance: float = 0.0,
-                           resume: dict | None = None, keep: Callable[..., object] | None = None, what: str = "differential evolution") -> Found:
+                           resume: dict | None = None, keep: Callable[..., object] | None = None,
+                           what: str = "differential evolution") -> Found:
     """Maximise `objective` (see `pso`) by differential evolution, rand/1/bin, of the population `start` (P×D, P ≥ 4).
 
     Each generation draws one F from `scale`; every member is challenged by a + F·(b − c) of three others, taken over in each dimension
