@@ -153,6 +153,7 @@ def test_repair_closes_the_hole_and_keeps_the_rest(style, advisor, rest):
     before = state_of(advisor)
     result = DomainBIRDNN(style=style, pieces=16, epsilon=0.02, delta=0.1, **SETTINGS[style]).repair(advisor, HEAD_ON, *rest)
     assert_same_state(before, advisor)
+    assert all(p.requires_grad and p.grad is None for p in result.network.parameters()) and not result.network.training
     assert result.before.share > 0.2 and result.after.share < 0.1 * result.before.share
     assert result.accuracy[1] > result.accuracy[0] - (0.02 if style == "retraining" else 0.12)
     assert len(result.pieces) == 16 and any(b.violations == 0 for _, b, _ in result.pieces)  # some sub-boxes were positive
