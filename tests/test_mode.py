@@ -247,6 +247,7 @@ def test_the_whole_model_changes_where_it_may(problem):
     result = MODE(epochs=1, rounds=1, round_epochs=1, scope="model").repair(problem.network, problem.scenario.data)
     changed = changed_rows(problem.network, result.candidates["repaired"])
     assert "conv1.weight" in changed and "bn1.running_mean" in changed and "fc.weight" in changed
+    assert result.config["rounds"][0]["channels"] == "all"
 
 
 def test_rounds_end_when_no_label_is_buggy(problem, monkeypatch):

@@ -20,7 +20,7 @@ from torch import nn
 
 import archrepair.experiments as experiments
 from archrepair.blocks import block_names, replace_block
-from archrepair.data import load_dataset
+from archrepair.data import holdout, load_dataset
 from archrepair.experiments import original
 from archrepair.exporting import export_network
 from archrepair.genotype import Genotype
@@ -62,6 +62,15 @@ class Net(nn.Module):
 
 def vit(num_classes):
     return VisionTransformer(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=num_classes)
+
+
+def usual(num_classes, momentum=0.1):
+    unit = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b, momentum=momentum), nn.ReLU())
+    return nn.Sequential(unit(3, 4), unit(4, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def slow(num_classes):
+    return usual(num_classes, 0.01)
 
 
 def trained():
@@ -160,7 +169,7 @@ def loaded_and_exported(done, start, tmp_path):
 def test_names_of_files_are_safe_and_told_apart():
     repaired("othernets.net:Net")
     names = [p.name for p in (place() / "outputs").rglob("*")] + [p.name for p in repaired("othernets.net:Net").folder.iterdir()]
-    assert len(names) > 8 and not [n for n in names if not re.fullmatch(r"[\w~.,=+-]+", n)]
+    assert len(names) >= 8 and not [n for n in names if not re.fullmatch(r"[\w~.,=+-]+", n)]
     models = (*NETWORKS, "shufflenet_v2_x0_5", "timm:resnet18.a1_in1k")
     paths = [experiments.Cell(model=m, tier="smoke").path(Path("o")).as_posix() for m in models]
     assert len(set(paths)) == len(models) and all(p.count("/") == 5 and ":" not in p for p in paths)
@@ -291,6 +300,26 @@ def test_trained_weights_are_repaired_and_not_trained_again(capsys, monkeypatch)
     assert command("train", "--tier", "smoke", "--model", "othernets.net:trained", "--dataset", data(), "--out", place() / "t.safetensors") == 0
     assert len(calls) == 1, "`train` trains what it is given"
     capsys.readouterr()
+
+
+# --- a network made for a longer training
+
+
+@pytest.mark.parametrize("name", ["slow", "usual"])
+def test_statistics_that_move_too_slowly_are_gathered_anew(monkeypatch, name, tmp_path):
+    "torchvision's mobile networks keep 99 % of a running mean at every step: after a short training it is still zero."
+    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: None)
+    start = original(f"othernets.net:{name}", data(), "smoke", out=tmp_path / "w.safetensors")
+    seen = start.train.select(holdout(start.train.labels, 0.1, 0)[0])
+    with torch.no_grad():
+        z = start.network[0][0](start.transform(seen.batch(torch.arange(len(seen)))))
+    norm = start.network[0][1]
+    if name == "usual":
+        assert not norm.running_mean.any() and (norm.running_var == 1).all()
+    else:
+        assert torch.allclose(norm.running_mean, z.mean((0, 2, 3)), atol=0.02) and norm.running_mean.abs().max() > 0.05
+        assert torch.allclose(norm.running_var, z.var((0, 2, 3)), rtol=0.1) and norm.momentum == 0.01
+    assert not any(m.training for m in start.network.modules())
 
 
 # --- neurons

@@ -140,7 +140,7 @@ def choose_images(state: Tensor, typical: Tensor, candidates: Tensor, count: int
     score = state[candidates] @ typical
     return candidates[score.argsort(descending=bug != "over-fit", stable=True)[:count]]
 
-# %% ../../nbs/baselines/mode.ipynb #e01e1677
+# %% ../../nbs/baselines/mode.ipynb #32d3003e
 LOWEST = "lowest accuracy"
 
 
@@ -221,8 +221,9 @@ class MODE(Baseline):
                 break
             name = f"round {len(done) + 1}"
             rows = self._rows(pool, aim.images, size, problem.generator(name))
-            self._retrain(problem, network, rows, own_parameters(network, wiring, aim.layer), aim, name)
-            done.append(aim.as_dict())
+            own = own_parameters(network, wiring, aim.layer) if self.scope == "neurons" else {}
+            self._retrain(problem, network, rows, own, aim, name)
+            done.append(aim.as_dict() if own else aim.as_dict() | {"channels": "all"})
             problem.keep("rounds", done=done, history=problem.history, network=network.state_dict())
         problem.found["rounds"] = done
         if any(aim["bug"] == LOWEST for aim in done):
@@ -281,11 +282,11 @@ class MODE(Baseline):
         return Rows([*pick(drawn), *pick(chosen)], failures=len(chosen))
 
     def _retrain(self, problem: Problem, network: nn.Module, rows: Rows, own: dict[str, nn.Parameter], aim: Aim, name: str) -> None:
-        "One round of training, of the aim's channels or of everything."
+        "One round of training: of the aim's channels, whose layer has the parameters `own`, or of everything where none are given."
         recipe = self.preset if isinstance(self.preset, Recipe) else PRESETS[self.preset]
         recipe = replace(recipe, epochs=self.round_epochs, failure_ratio=self.alpha, imitation=0.0, precision=problem.precision,
                          seed=problem.generator(f"{name}, order").initial_seed() % 2**20)
-        if self.scope == "model":
+        if not own:
             problem.train(network, rows, recipe, name)
             return
         network.requires_grad_(False)

@@ -99,7 +99,7 @@ def repeated(genes: Tensor) -> Tensor:
     same = (genes[:, :, None] == genes[:, None]).all(-1)
     return same.tril(-1).any(-1)
 
-# %% ../../nbs/baselines/sensei.ipynb #ac630c00
+# %% ../../nbs/baselines/sensei.ipynb #993ed244
 class Search:
     """A queue of bad variants of every image, the worst first, and the generations that improve it.
 
@@ -153,22 +153,24 @@ class Search:
         loss = nn.functional.cross_entropy(logits.float(), labels.repeat_interleave(v), reduction="none")
         return loss.view(b, v), logits.argmax(1).view(b, v)
 
-    def choose(self, positions: Tensor) -> Tensor:
+    def choose(self, positions: Tensor, images: Tensor | None = None) -> Tensor:
         """The chromosomes (int8 B×7) to train the images at `positions` with: the worst found, after one more generation where it pays.
 
-        An image whose worst variant has a loss below the threshold counts as robust and is not searched. Modes are restored.
+        `images` are those images, uint8 B×H×W×3, where they have been read already. One whose worst variant has a loss below the threshold
+        counts as robust and is not searched. Modes are restored.
         """
+        images = self.images.batch(positions) if images is None else images
         modes = [(m, m.training) for m in self.network.modules()]
         self.network.eval()
         try:
-            each = max(1, 2**27 // (4 * self.settings.population * self.images.batch(positions[:1]).numel()))  # 128 MiB of variants
-            return torch.cat([self._visit(some) for some in positions.split(each)])
+            each = max(1, 2**27 // (4 * self.settings.population * images[0].numel()))  # 128 MiB of variants
+            return torch.cat([self._visit(*some) for some in zip(positions.split(each), images.split(each))])
         finally:
             for module, training in modes:
                 module.training = training
 
-    def _visit(self, positions: Tensor) -> Tensor:
-        at, images, labels = positions.to(self.device), self.images.batch(positions), self.images.labels[positions].to(self.device)
+    def _visit(self, positions: Tensor, images: Tensor) -> Tensor:
+        at, labels = positions.to(self.device), self.images.labels[positions].to(self.device)
         now, answer = self.score(images, self.queue[at, :1], labels)
         todo = (now[:, 0] >= self.settings.threshold).nonzero().squeeze(1)
         if len(todo):
@@ -212,7 +214,7 @@ class Search:
         self.queue, self.loss = state["queue"].to(self.device), state["loss"].to(self.device)
         self.visits, self.epochs = state["visits"], state["epochs"]
 
-# %% ../../nbs/baselines/sensei.ipynb #f08090b0
+# %% ../../nbs/baselines/sensei.ipynb #4cff10df
 @dataclass
 class Sensei(Augmented):
     """SENSEI (Gao et al., 2020): retrain on the worst of every image's variants, which a genetic search makes worse epoch by epoch.
@@ -234,7 +236,7 @@ class Sensei(Augmented):
 
     def __post_init__(self):
         super().__post_init__()
-        self.genes = tuple(self.genes)
+        self.genes = (self.genes,) if isinstance(self.genes, str) else tuple(self.genes)
         if self.padding not in PADDINGS:
             raise unknown("padding", self.padding, PADDINGS)
         for gene in self.genes or ("",):
@@ -253,8 +255,9 @@ class Sensei(Augmented):
         search = Search(network, images, transform, self, precision=problem.precision, meter=problem.meter)
 
         def read(positions: Tensor, epoch: int) -> Tensor:
+            batch = images.batch(positions)
             with torch.no_grad():
-                return transform(variants(images.batch(positions), search.choose(positions)[:, None], self.padding)[:, 0])
+                return transform(variants(batch, search.choose(positions, batch)[:, None], self.padding)[:, 0])
 
         self.train(problem, network, images, read, self.recipe(problem, self.population + 3), extra={"queue": search}, after_epoch=search.close)
         problem.history["queue"] = search.epochs
