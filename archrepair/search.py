@@ -217,7 +217,7 @@ class _Perturbation:
         for index, choice in zip(self.order, self.choices):
             self._keep(index, choice)
 
-# %% ../nbs/01_search.ipynb #df667704
+# %% ../nbs/01_search.ipynb #d156108a
 def search(model: nn.Module, block: str, data: RepairData | None = None, *, strategy: str | SearchStrategy = "pc-darts",
            strategy_options: Mapping[str, object] | None = None, epochs: int | None = None, batch_size: int = 128, warmup: float = 0.3,
            inherited_lr: float = 0.01, added_lr: float = 0.05, weight_decay: float = 5e-4, failure_ratio: float | None = 0.25,
@@ -303,7 +303,8 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
         choices = decided.result()
     else:
         choices = strategy.decide(select, max_skip)
-    choices, given_back = guard(graph, choices, scores)
+    carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].k > 1 and widen != "full"]
+    choices, given_back = guard(graph, choices, scores, carried)
     genotype = _genotype(supernet, strategy, choices, widen)
     repaired = discretise(supernet.eval(), genotype, original)
     _recalibrate(repaired, prepared, batch_size, seed)

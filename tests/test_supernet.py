@@ -432,3 +432,14 @@ def test_recalibration_averages_over_batches():
     recalibrate(repaired, iter(batches))
     means = [repaired.inherited["0_1"][0](b).mean((0, 2, 3)) for b in batches]
     assert torch.allclose(norm.running_mean, sum(means) / 2, atol=1e-5) and norm.momentum == momentum and not repaired.training
+
+
+def test_the_guard_knows_what_lives_on_outside_the_slice():
+    "None won in every slice; where inherited layers carry on outside it, nothing is erased and nothing has to be given back."
+    _, _, graph = case("resnet18", "layer2")
+    nothing = ["none"] * len(graph.edges)
+    inherited = [i for i, e in enumerate(graph.edges) if e.inherited is not None]
+    assert guard(graph, nothing, start(graph), inherited) == (tuple(nothing), [])
+    chosen = ["sep_conv" if e.inherited is not None and e.source == 0 and e.target == 1 else "none" for e in graph.edges]
+    assert guard(graph, chosen, start(graph), inherited)[0] == tuple(chosen), "what feeds a layer that lives on stays"
+    assert guard(graph, nothing, start(graph))[1], "without slices the originals come back"
