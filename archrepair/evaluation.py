@@ -25,7 +25,7 @@ from .errors import ArchrepairError, unknown
 from .scenario import Scenario
 from .training import CostMeter, autocast
 
-# %% ../nbs/lib/evaluation.ipynb #7eab7960
+# %% ../nbs/lib/evaluation.ipynb #169a5686
 def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[Tensor], Tensor] | None = None, *,
             precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
@@ -55,7 +55,7 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
     "Bool N: does the largest logit belong to the label?"
-    return logits.argmax(1) == labels
+    return logits.argmax(1) == labels if len(labels) else torch.zeros(0, dtype=torch.bool)
 
 # %% ../nbs/lib/evaluation.ipynb #a6b7939a
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:

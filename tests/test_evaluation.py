@@ -286,3 +286,7 @@ def test_mcnemar_by_hand():
 def test_a_comparison_uses_the_exact_test():
     before, after = torch.arange(200) < 100, torch.arange(200) < 130
     assert Comparison.of(before, after).p == mcnemar(30, 0, "exact").p == 2 / 2**30
+
+
+def test_nothing_to_judge():
+    assert is_correct(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long)).shape == (0,)
