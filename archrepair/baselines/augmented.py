@@ -81,7 +81,7 @@ def warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     views = F.grid_sample(images, grid.view(b, v * h, w, 2), mode="bilinear", padding_mode=padding, align_corners=False)
     return views.view(b, 3, v, h, w).transpose(1, 2)
 
-# %% ../../nbs/baselines/augmented.ipynb #7a827e08
+# %% ../../nbs/baselines/augmented.ipynb #7e416443
 PRESETS: dict[str, Recipe] = {
     "default": replace(FINETUNING["default"], imitation=0.0),
     "paper": FINETUNING["paper"],
@@ -93,9 +93,9 @@ BUDGETS = ("epochs", "cost")
 class Augmented(Baseline):
     """What repair by augmentation has to be told, whatever the augmentation.
 
-    `preset` is the recipe (`PRESETS`, or a `Recipe`): `default` is that of the other methods here, without their imitation term; `paper` the
-    comparison's in §4.1. It lasts `epochs` passes over the repair set, or, with `budget="cost"`, as many as cost what plain training for
-    `epochs` does. A failure is seen in `failure_views` views. `keep`: the weights of the `best` epoch on validation (the ones that came in
+    `preset` is the recipe (`PRESETS`, or a `Recipe`): `default` is that of the other methods here, without their imitation term; `paper`
+    the comparison's in §4.1. It lasts `epochs` passes over the repair set, or, with `budget="cost"`, as many as cost what plain training
+    for `epochs` does. A failure is seen in `failure_views` views. `keep`: the weights of the `best` epoch on validation (the ones that came in
     included) or of the `last`.
     """
 

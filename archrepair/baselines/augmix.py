@@ -174,7 +174,7 @@ def jensen_shannon(logits: tuple[Tensor, ...]) -> Tensor:
     middle = answers.exp().mean(0).clamp_min(1e-7).log()
     return (answers.exp() * (answers - middle)).sum(-1).mean()
 
-# %% ../../nbs/baselines/augmix.ipynb #591e40c9
+# %% ../../nbs/baselines/augmix.ipynb #a2340456
 @dataclass
 class Mixing(Augmented):
     """What repair by AugMix has to be told: the chains (`width`, `depth`, `severity`: see `Mixer`) and the weight `jsd` of consistency.
@@ -198,7 +198,8 @@ class Mixing(Augmented):
         "The random keys of images (int32 B×2) in an epoch."
         return image_keys(f"augmix {self.seed} {epoch}", positions, device)
 
-    def tune(self, problem: Problem, mixer: Mixer, mixes: Callable[[Tensor, Tensor, int], list[Tensor]] | None = None, cost: float = 9) -> nn.Module:
+    def tune(self, problem: Problem, mixer: Mixer, mixes: Callable[[Tensor, Tensor, int], list[Tensor]] | None = None,
+             cost: float = 9) -> nn.Module:
         """Fine-tune a copy of the original on images and two mixes of each.
 
         `mixes(x, positions, epoch)` makes both from float images B×3×H×W (default: AugMix). `cost` is that of a sample, in forward passes.

@@ -48,13 +48,14 @@ def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed
             chosen.append(of_group[torch.randint(len(of_group), (1,), generator=generator)])
     return torch.cat(chosen)
 
-# %% ../../nbs/baselines/deeprepair.ipynb #f4932f05
+# %% ../../nbs/baselines/deeprepair.ipynb #c8bbd6fb
 @dataclass
 class DeepRepair(Mixing):
     """DeepRepair (Yu et al., 2021): AugMix that may also repaint an image in the style of a failure, drawn from clusters of them.
 
     The styles are those of `references` (`clusters` a class, from at most `per_class` failures of it). `stylizer` is a name in `STYLIZERS`,
-    `package.module:function`, a function (see `find_stylizer`), or `none`: without styles this is AugMix. `alpha` in [0, 1] is how much of the style is taken.
+    `package.module:function`, a function (see `find_stylizer`), or `none`: without styles this is AugMix. `alpha` in [0, 1] is how much of
+    the style is taken.
     """
 
     clusters: int = 5

@@ -70,13 +70,13 @@ def with_failure(chains: Tensor, plan: Plan, failures: Tensor, share: Tensor) ->
     share = share[:, None]
     return torch.cat([chains, failures[:, None]], 1), torch.cat([(1 - share) * plan.weights, share], 1)
 
-# %% ../../nbs/baselines/fewshot.ipynb #9b3b7742
+# %% ../../nbs/baselines/fewshot.ipynb #011f25b4
 @dataclass
 class FewShot(Mixing):
     """Few-Shot guided mixing (after Ren et al., 2020; a reconstruction): AugMix steered towards the failures in feature space.
 
-    Of each mix `candidates` are drawn, and the one whose features, in the original, are nearest to a failure of the image's class is taken. A
-    failure of that class is one more chain, with a weight uniform in [0, `lam_max`]. With 1 candidate and `lam_max` 0 this is AugMix.
+    Of each mix `candidates` are drawn, and the one whose features, in the original, are nearest to a failure of the image's class is taken.
+    A failure of that class is one more chain, with a weight uniform in [0, `lam_max`]. With 1 candidate and `lam_max` 0 this is AugMix.
     """
 
     candidates: int = 4

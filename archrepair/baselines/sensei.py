@@ -99,12 +99,12 @@ def repeated(genes: Tensor) -> Tensor:
     same = (genes[:, :, None] == genes[:, None]).all(-1)
     return same.tril(-1).any(-1)
 
-# %% ../../nbs/baselines/sensei.ipynb #993ed244
+# %% ../../nbs/baselines/sensei.ipynb #09fdb0c7
 class Search:
     """A queue of bad variants of every image, the worst first, and the generations that improve it.
 
-    `network` is asked in eval mode. `queue` int8 N×K×7 holds what was found, `loss` float32 N×K its loss then (NaN: never searched), `visits`
-    int64 N how often an image has come; `epochs` what happened, an entry an epoch. All this can be saved and restored.
+    `network` is asked in eval mode. `queue` int8 N×K×7 holds what was found, `loss` float32 N×K its loss then (NaN: never searched),
+    `visits` int64 N how often an image has come; `epochs` what happened, an entry an epoch. All this can be saved and restored.
     """
 
     def __init__(self, network: nn.Module, images: Images, transform: Callable[[Tensor], Tensor], settings: Sensei, *,
@@ -214,14 +214,14 @@ class Search:
         self.queue, self.loss = state["queue"].to(self.device), state["loss"].to(self.device)
         self.visits, self.epochs = state["visits"], state["epochs"]
 
-# %% ../../nbs/baselines/sensei.ipynb #4cff10df
+# %% ../../nbs/baselines/sensei.ipynb #432d61c9
 @dataclass
 class Sensei(Augmented):
     """SENSEI (Gao et al., 2020): retrain on the worst of every image's variants, which a genetic search makes worse epoch by epoch.
 
-    A variant has seven `genes` (`GENES`). Each visit scores a `population`, of which `elite` are kept from last time; offspring are mutants with
-    probability `mutation`, else crossed. Images whose worst variant has a loss below `threshold` are not searched (selective augmentation;
-    0: all are, infinity: plain training). `padding` fills what moves in from outside. From the `max_confusions`-th time on that an
+    A variant has seven `genes` (`GENES`). Each visit scores a `population`, of which `elite` are kept from last time; offspring are mutants
+    with probability `mutation`, else crossed. Images whose worst variant has a loss below `threshold` are not searched (selective
+    augmentation; 0: all are, infinity: plain training). `padding` fills what moves in from outside. From the `max_confusions`-th time on that an
     epoch mistakes one class for the same other, the second worst is taken (None: never).
     """
 
@@ -259,7 +259,8 @@ class Sensei(Augmented):
             with torch.no_grad():
                 return transform(variants(batch, search.choose(positions, batch)[:, None], self.padding)[:, 0])
 
-        self.train(problem, network, images, read, self.recipe(problem, self.population + 3), extra={"queue": search}, after_epoch=search.close)
+        recipe = self.recipe(problem, self.population + 3)
+        self.train(problem, network, images, read, recipe, extra={"queue": search}, after_epoch=search.close)
         problem.history["queue"] = search.epochs
         return network
 

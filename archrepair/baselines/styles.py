@@ -86,7 +86,7 @@ def _restyle(content: Tensor, style: Tensor, levels: int) -> Tensor:
     details = whiten_and_colour(c.flatten(3), s.flatten(3)).view(c.shape).transpose(1, 2)
     return inverse_haar(torch.cat([average[:, :, None], details], 2))
 
-# %% ../../nbs/baselines/styles.ipynb #e832206e
+# %% ../../nbs/baselines/styles.ipynb #907c89bd
 STYLIZERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"haar-wct": haar_wct, "fourier": fourier, "moments": moments}
 
 
@@ -104,7 +104,8 @@ def find_stylizer(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     except (ImportError, AttributeError, ValueError):
         found = None
     if not callable(found):
-        raise ArchrepairError(f"stylizer {name!r} is nothing that can be called; expected package.module:function, or one of {', '.join(STYLIZERS)}")
+        raise ArchrepairError(f"stylizer {name!r} is nothing that can be called; expected package.module:function, or one of "
+                              f"{', '.join(STYLIZERS)}")
     return found
 
 
