@@ -28,14 +28,18 @@ from .errors import ArchrepairError, TrainingDiverged, first_line, unknown, writ
 from .progress import track
 from .tiers import Tier
 
-# %% ../nbs/lib/training.ipynb #5d01adeb
+# %% ../nbs/lib/training.ipynb #643cf859
 @dataclass
 class CostMeter:
-    "What a repair costs: sample-forwards and sample-backwards in passes through the whole network, seconds, peak bytes."
+    """What a repair costs: sample-forwards and sample-backwards in passes through the whole network, seconds, peak bytes.
+
+    `cpu_seconds` are those the process computed, all threads together: on a machine shared with others they say more than `seconds`.
+    """
 
     forwards: float = 0.0
     backwards: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_bytes: int = 0
     _runs = False
 
@@ -53,13 +57,14 @@ class CostMeter:
         if self._runs:
             yield self
             return
-        start, self._runs = time.perf_counter(), True
+        start, computed, self._runs = time.perf_counter(), time.process_time(), True
         _reset_peak()
         try:
             yield self
         finally:
             self._runs = False
             self.seconds += time.perf_counter() - start
+            self.cpu_seconds += time.process_time() - computed
             self.peak_bytes = max(self.peak_bytes, _peak_bytes())
 
     def as_dict(self) -> dict[str, float]:
@@ -199,7 +204,7 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
 
-# %% ../nbs/lib/training.ipynb #e6a16c29
+# %% ../nbs/lib/training.ipynb #63fbbf8e
 @dataclass
 class History:
     "What happened: one entry an epoch, and which epoch's weights were kept (0: those that came in)."
@@ -235,12 +240,13 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     steps = len(rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed))
     state = {"model": model, "optimizer": optimizer, **(extra or {})}
     history, best = History(), copy.deepcopy(model.state_dict())
-    meter, clock = meter if meter is not None else CostMeter(), time.perf_counter()
+    meter, clocks = meter if meter is not None else CostMeter(), (time.perf_counter(), time.process_time())
     before = copy.copy(meter)
     if checkpoint is not None and Path(checkpoint).exists():
         history, best, cost = _resume(Path(checkpoint), state, recipe)
         meter.add(cost["forwards"], cost["backwards"])  # a repair that resumes costs what it would have cost in one go
-        meter.seconds, clock = meter.seconds + cost["seconds"], clock - cost["seconds"]
+        meter.seconds, meter.cpu_seconds = meter.seconds + cost["seconds"], meter.cpu_seconds + cost["cpu_seconds"]
+        clocks = clocks[0] - cost["seconds"], clocks[1] - cost["cpu_seconds"]
     elif validate:
         history.epochs.append({"epoch": 0, "val": validate()})
 
@@ -295,7 +301,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
                 entry["stopped"] = True
             if checkpoint is not None:
                 cost = {"forwards": meter.forwards - before.forwards, "backwards": meter.backwards - before.backwards,
-                        "seconds": time.perf_counter() - clock}
+                        "seconds": time.perf_counter() - clocks[0], "cpu_seconds": time.process_time() - clocks[1]}
                 _save(Path(checkpoint), state, history, best, recipe, cost)
     model.load_state_dict(best)
     model.eval()

@@ -28,7 +28,7 @@ from ..repair import RepairResult, changes
 from ..scenario import RepairData
 from ..training import CostMeter, History, Recipe, Rows, default_precision, fit
 
-# %% ../../nbs/baselines/common.ipynb #ec56eab1
+# %% ../../nbs/baselines/common.ipynb #2610a50e
 @dataclass
 class Problem:
     """A network to repair and all that a method may use.
@@ -51,7 +51,7 @@ class Problem:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.started, self._logits = time.perf_counter(), {}
+        self.started, self._logits = (time.perf_counter(), time.process_time()), {}
 
     @property
     def device(self) -> torch.device:
@@ -115,8 +115,8 @@ class Problem:
     def keep(self, name: str, **state: object) -> None:
         "Write what a killed run needs to go on from here: tensors, numbers, strings, lists and dicts of them. The cost so far goes along."
         if path := self.at(name):
-            seconds = self.meter.seconds + time.perf_counter() - self.started
-            content = {"settings": self.settings, "cost": [self.meter.forwards, self.meter.backwards, seconds], "state": state}
+            seconds = [self.meter.seconds + time.perf_counter() - self.started[0], self.meter.cpu_seconds + time.process_time() - self.started[1]]
+            content = {"settings": self.settings, "cost": [self.meter.forwards, self.meter.backwards, *seconds], "state": state}
             write_atomic(path, lambda temporary: torch.save(content, temporary))
 
     def resume(self, name: str) -> dict | None:
@@ -129,14 +129,15 @@ class Problem:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            forwards, backwards, seconds = content["cost"]
+            forwards, backwards, seconds, computed = content["cost"]
             same, state = content["settings"] == self.settings, content["state"]
         except Exception as error:  # a damaged file: each format has exceptions of its own
             raise ArchrepairError(f"cannot resume from {path} ({first_line(error)[:80]}); remove it to start afresh") from None
         if not same:
             raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
         self.meter.forwards, self.meter.backwards = forwards, backwards
-        self.meter.seconds = seconds - (time.perf_counter() - self.started)  # what runs now is added when it ends
+        self.meter.seconds = seconds - (time.perf_counter() - self.started[0])  # what runs now is added when it ends
+        self.meter.cpu_seconds = computed - (time.process_time() - self.started[1])
         return state
 
 # %% ../../nbs/baselines/common.ipynb #92f7dc49
