@@ -166,10 +166,11 @@ def write_version(name: str, out: str | Path, limit: int | None = None) -> Image
     write_atomic(Path(out), write)
     return images
 
-# %% ../nbs/lib/experiments.ipynb #1dd07e35
+# %% ../nbs/lib/experiments.ipynb #073b2e32
 METHODS: dict[str, str] = {
     "archrepair": "archrepair.repair:ArchRepair",
     "retrain": "archrepair.baselines.retrain:Retrain",
+    "finetune": "archrepair.baselines.levels:Levels",
     "surgical": "archrepair.baselines.surgical:Surgical",
     "sensei": "archrepair.baselines.sensei:Sensei",
     "fewshot": "archrepair.baselines.fewshot:FewShot",

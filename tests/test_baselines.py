@@ -27,6 +27,7 @@ from archrepair.training import CostMeter, Recipe
 QUICK: dict[str, dict] = {
     "archrepair": {"search_epochs": 1, "finetune_epochs": 1, "block": "layer3"},
     "retrain": {"epochs": 1},
+    "finetune": {"epochs": 1},
     "surgical": {"epochs": 1},
     "mode": {"epochs": 2, "rounds": 2, "round_epochs": 1},
     "birdnn": {"epochs": 2},
