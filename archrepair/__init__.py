@@ -12,6 +12,7 @@ _WHERE = {
     "ArchrepairError": "errors",
     "TIERS": "tiers", "Tier": "tiers", "resolve_tier": "tiers",
     "ImageSet": "data", "Normalize": "data", "load_dataset": "data",
+    "load_failures": "failures",
     "RepairData": "scenario", "build_scenario": "scenario",
     "corrupt": "corruptions", "list_corruptions": "corruptions",
     "create_model": "models", "group_units": "models", "list_models": "models", "block_names": "blocks",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['STATISTICS', 'DATASETS', 'TINY_URL', 'TINY_MD5', 'ImageSet', 'concatenate', 'Normalize', 'parse_version',
-           'FolderImages', 'holdout', 'home', 'load_dataset']
+           'FolderImages', 'image_files', 'read_files', 'holdout', 'home', 'load_dataset']
 
 # %% ../nbs/lib/data.ipynb #70ff4b54
 from .errors import ArchrepairError, first_line, unknown, write_atomic
@@ -201,7 +201,7 @@ def _pack_tiny(source: Path, folder: Path) -> None:
         lazy = FolderImages([p for p, _ in files], 64)
         _write_cache(folder / f"{split}.npz", lazy[torch.arange(len(files))].numpy(), np.array([y for _, y in files]), classes)
 
-# %% ../nbs/lib/data.ipynb #a27e4ff5
+# %% ../nbs/lib/data.ipynb #0a0450d0
 @dataclass
 class FolderImages:
     "Image files decoded on demand to uint8 B×size×size×3: short side to size·256/224, centre crop; exact sizes untouched."
@@ -231,7 +231,7 @@ class FolderImages:
         try:
             with Image.open(path) as handle:
                 image = handle.convert("RGB")
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a broken image has many voices, too
             raise _broken(path, error) from None
         if image.size != (self.size, self.size):
             scale = round(self.size * 256 / 224) / min(image.size)
@@ -246,7 +246,19 @@ def _broken(path: Path, error: Exception) -> ArchrepairError:
 
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
-_EAGER_BYTES = 1 << 30  # folders that decode to less than this are kept in memory
+_EAGER_BYTES = 1 << 30  # files that decode to less than this are kept in memory
+
+
+def image_files(folder: Path) -> list[Path]:
+    "The image files below a folder, in sorted order."
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _IMAGE_SUFFIXES]
+
+
+def read_files(files: Sequence[Path], labels: Sequence[int], classes: Sequence[str], image_size: int, name: str) -> ImageSet:
+    "Image files as a set, decoded now where they are small and on demand where they would fill the memory; see `FolderImages`."
+    lazy = FolderImages(list(files), image_size)
+    images = lazy[torch.arange(len(files))] if files and len(files) * image_size * image_size * 3 <= _EAGER_BYTES else lazy
+    return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64), tuple(classes), name)
 
 
 def _read_folder(folder: Path, name: str, image_size: int | None) -> ImageSet:
@@ -254,7 +266,7 @@ def _read_folder(folder: Path, name: str, image_size: int | None) -> ImageSet:
     if not folder.is_dir():
         raise ArchrepairError(f"{folder} is a file; expected a folder of images, {folder}/<class>/<image> (or npz: for arrays)")
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [(p, i) for i, c in enumerate(classes) for p in sorted((folder / c).rglob("*")) if p.suffix.lower() in _IMAGE_SUFFIXES]
+    files = [(p, i) for i, c in enumerate(classes) for p in image_files(folder / c)]
     if not files:
         raise ArchrepairError(f"no images under {folder}; expected {folder}/<class>/<image> with .jpg, .png or the like")
     if image_size is None:
@@ -265,10 +277,7 @@ def _read_folder(folder: Path, name: str, image_size: int | None) -> ImageSet:
                 image_size = first.size[0] if first.size[0] == first.size[1] and first.size[0] <= 64 else 224
         except OSError as error:
             raise _broken(files[0][0], error) from None
-    lazy = FolderImages([p for p, _ in files], image_size)
-    small = len(files) * image_size * image_size * 3 <= _EAGER_BYTES
-    images = lazy[torch.arange(len(files))] if small else lazy
-    return ImageSet(images, torch.tensor([y for _, y in files]), tuple(classes), name)
+    return read_files([p for p, _ in files], [y for _, y in files], classes, image_size, name)
 
 # %% ../nbs/lib/data.ipynb #c9d0b290
 def _digits(split: str) -> ImageSet:

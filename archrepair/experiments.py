@@ -23,16 +23,17 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OWN', 'METHODS', 'Original', 'build_network', 'original', 'pick_device', 'outputs_of', 'accuracy_of', 'write_version',
-           'method_class', 'Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full', 'repair_into', 'digest',
-           'measure', 'versions', 'summarise']
+__all__ = ['OWN', 'METHODS', 'Original', 'build_network', 'original', 'weights_of', 'pick_device', 'outputs_of', 'accuracy_of',
+           'write_version', 'method_class', 'Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full',
+           'repair_into', 'digest', 'measure', 'versions', 'summarise']
 
-# %% ../nbs/lib/experiments.ipynb #fa55dec4
+# %% ../nbs/lib/experiments.ipynb #9e69b431
 import archrepair
 from .blocks import get_block, image_features
 from .data import ImageSet, Normalize, home, holdout, load_dataset, parse_version
 from .errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from .evaluation import Score, compare, evaluate, is_correct, predict
+from .footprint import footprints
 from .foreign import brings_weights
 from .models import create_model, load_weights, save_weights
 from .repair import Repairer, RepairResult
@@ -44,7 +45,7 @@ from .training import train_original
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/lib/experiments.ipynb #c5ea4749
+# %% ../nbs/lib/experiments.ipynb #c48aa0ce
 @dataclass(frozen=True)
 class Original:
     "A trained network to be repaired, the dataset and training images it saw, its transform, its tier, where its weights lie."
@@ -85,7 +86,7 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     train = load_dataset(base, "train")
     network = build_network(model, train, tier, seed)
     device = pick_device(device)
-    path = Path(weights or out or _cached(model, base, tier, seed, outputs))
+    path = Path(weights or out or weights_of(model, base, tier, seed, outputs))
     if not weights and path.suffix != ".safetensors":
         raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
     transform = Normalize.of(train)
@@ -109,9 +110,9 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     return Original(network.to(device).eval(), base, train, transform, tier, path)
 
 
-def _cached(model: str, dataset: str, tier: Tier, seed: int, outputs: Path | None = None) -> Path:
-    "Where the weights of an original are kept."
-    return outputs_of(tier, outputs) / "originals" / f"{_slug(dataset)}-{_slug(model)}-s{seed}.safetensors"
+def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:
+    "Where the weights of an original are kept; of a version of a dataset it is that of the dataset."
+    return outputs_of(tier, outputs) / "originals" / f"{_slug(parse_version(dataset)[0])}-{_slug(model)}-s{seed}.safetensors"
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -247,7 +248,7 @@ def method_of(cell: Cell, tier: Tier) -> Repairer:
         raise unknown(f"option of {cell.method}", wrong[0], kind.__dataclass_fields__)
     return kind(**settings)
 
-# %% ../nbs/lib/experiments.ipynb #1040d1a5
+# %% ../nbs/lib/experiments.ipynb #4015884b
 @dataclass
 class Record:
     "A finished cell: `cell`, `metrics` (before, after, change), `repair` (RepairResult.to_dict), `versions`, `path`."
@@ -303,6 +304,8 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     result.metrics = measure(start.network, result, scenario)
+    example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
+    result.footprint = footprints(start.network, result.model, example)
     record = Record(asdict(cell), result.metrics, {k: v for k, v in result.to_dict().items() if k != "metrics"},
                     {**versions(), "weights": digest(start.path)})
     content = {k: v for k, v in asdict(record).items() if k != "path"}
@@ -345,7 +348,7 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
     write_atomic(folder / ".writable", lambda p: p.write_text("")).unlink()
 
     def keep(record: Record, result: RepairResult, scenario: Scenario) -> None:
-        result.save(folder)
+        result.save(folder, cell=record.cell)
         result.report(folder / "report.html", scenario=scenario, record=asdict(record))
 
     try:
@@ -363,7 +366,7 @@ def _same(record: Record, cell: Cell, weights: str | Path | None) -> bool:
     "Does a record belong to this cell, and to these weights (None: the cached ones, if they are still there)?"
     if record.cell != json.loads(json.dumps(asdict(cell))):
         return False
-    used = Path(weights or _cached(cell.model, parse_version(cell.dataset)[0], resolve_tier(cell.tier), cell.seed))
+    used = Path(weights or weights_of(cell.model, cell.dataset, cell.tier, cell.seed))
     return record.versions.get("weights") == digest(used) if weights or used.exists() else True
 
 

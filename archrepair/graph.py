@@ -20,7 +20,7 @@ from .errors import ArchrepairError, first_line
 from .operations import CANDIDATES, stride_between
 from .reading import CannotRelax, Skeleton, obstacle, read_convolutions, read_units
 
-# %% ../nbs/lib/graph.ipynb #4b5e82bd
+# %% ../nbs/lib/graph.ipynb #895fb3d0
 @dataclass(frozen=True)
 class Node:
     "A feature: its (channels, height, width) in the trace and the activation after the sum (a path in the block, `F.relu` or None)."
@@ -86,9 +86,9 @@ class BlockGraph:
         return cls(nodes, edges, **{k: v for k, v in content.items() if k not in ("nodes", "edges")})
 
     def _repr_html_(self) -> str:
-        from archrepair.drawing import as_svg, draw_graph
+        from archrepair.drawing import graph_figure
 
-        return as_svg(lambda ax: draw_graph(self, ax=ax))
+        return graph_figure(self)._repr_html_()
 
 # %% ../nbs/lib/graph.ipynb #3ed3db33
 def build_chain(block: nn.Module, paths: Sequence[str]) -> nn.Sequential:

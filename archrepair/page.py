@@ -42,7 +42,7 @@ def join(*content: object) -> Html:
     "Elements and text, one after the other."
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in content if c is not None))
 
-# %% ../nbs/lib/page.ipynb #11b29af9
+# %% ../nbs/lib/page.ipynb #9f92c548
 _STYLE = """
 .archrepair, .archrepair-page {
   --ink: #1b1e21; --soft: #5b6168; --line: #d5d9dd; --paper: #ffffff; --card: #f5f6f8;
@@ -97,6 +97,7 @@ _STYLE = """
   & tr > :first-child { grid-column: 1 / -1; padding-top: 0.4rem; }
   & tr > :last-child { padding-bottom: 0.4rem; }
   & td, & thead th { text-align: left; font-size: 0.85rem; }
+  & .wide tr { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   & .text tr { grid-template-columns: 5rem minmax(0, 1fr); }
   & .text tr > * { grid-column: auto; padding: 0.3rem 0; font-size: 0.85rem; }
   & thead tr { border-top: 0; border-bottom: 1px solid var(--soft); position: relative; }

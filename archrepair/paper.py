@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .errors import ArchrepairError, unknown
 
 # %% auto #0
-__all__ = ['COLUMNS', 'published_path', 'published', 'published_table']
+__all__ = ['COLUMNS', 'PRINTED', 'published_path', 'published', 'published_table', 'printed']
 
 # %% ../nbs/lib/paper.ipynb #638e70f5
 if TYPE_CHECKING:
@@ -80,3 +80,25 @@ def published_table(table: int, part: str | None = None, path: str | os.PathLike
     order = columns["column"] if part is not None else list(columns.itertuples(index=False, name=None))
     wide = wide.reindex(index=frame["row"].unique(), columns=order)
     return wide.rename_axis(index=None, columns=[None] * wide.columns.nlevels)
+
+# %% ../nbs/lib/paper.ipynb #b6796154
+PRINTED: dict[str, dict[str, str]] = {
+    "model": {"vgg16": "VGG-16", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101",
+              "densenet121": "DenseNet-121", "efficientnet_b0": "EfficientNet-B0"},
+    "dataset": {"cifar10": "CIFAR-10", "tiny-imagenet": "Tiny-ImageNet", "cifar100": "CIFAR-100", "imagenet": "ImageNet"},
+    "method": {"original": "Original", "mode": "MODE", "apricot": "Apricot", "arachne": "Arachne", "sensei": "SENSEI",
+               "fewshot": "Few-Shot", "deeprepair": "DeepRepair", "archrepair": "ArchRepair", "retrain": "Retraining",
+               "surgical": "Surgical", "birdnn": "BIRDNN"},
+    "level": {"original": "Original", "neuron": "Neuron-level", "layer": "Layer-level", "block": "Block-level", "network": "Network-level"},
+    "corruption": {"clean": "Clean", "gaussian_noise": "GN", "shot_noise": "SN", "impulse_noise": "IN", "defocus_blur": "DB",
+                   "gaussian_blur": "GB", "motion_blur": "MB", "zoom_blur": "ZB", "snow": "SNW", "frost": "FRO", "fog": "FOG",
+                   "brightness": "BR", "contrast": "CTR", "elastic_transform": "ET", "pixelate": "PIX", "jpeg_compression": "JPEG"},
+}
+
+
+def printed(kind: str, name: str) -> str:
+    "The paper's name of a model, dataset, method (settings after a colon are kept), level or corruption; the name itself where it has none."
+    if kind not in PRINTED:
+        raise unknown("kind of name", kind, PRINTED)
+    head, colon, rest = name.partition(":")
+    return PRINTED[kind].get(head, head) + (f" ({rest})" if colon else "")

@@ -84,7 +84,7 @@ def versions_of(dataset: str, corruptions: Sequence[str]) -> list[str]:
             result.append(version)
     return list(dict.fromkeys(result))
 
-# %% ../nbs/lib/runs.ipynb #690372ba
+# %% ../nbs/lib/runs.ipynb #f7507f19
 @dataclass
 class Runs:
     """Cells of one grid, read or run; see `record`, `network`, `right` and `localization`.
@@ -158,10 +158,22 @@ class Runs:
             start, scenario = self.problem(cell)
             for version in missing:
                 self.log(f"{cell.method} on {version}, seed {cell.seed}")
-                images = load_dataset(version, "test")
-                found[version] = _pack(is_correct(predict(network, images, start.transform), images.labels)[scenario.held_out])
+                images = load_dataset(version, "test").select(scenario.held_out)
+                found[version] = _pack(is_correct(predict(network, images, start.transform), images.labels))
             write_atomic(path, lambda p: p.write_text(json.dumps({"of": of, "right": found}, indent=1) + "\n"))
         return {version: _unpack(found[version]) for version in versions}
+
+    def evaluated(self, cell: Cell) -> set[str]:
+        "The versions for which `right` has an answer."
+        try:
+            return set(json.loads(self.file(cell, "robust").read_text())["right"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+
+    def has_network(self, cell: Cell) -> bool:
+        "Was the network of a cell's run kept?"
+        path = cell.path(self.outputs)
+        return path.exists() and _cost(self.file(cell, "networks", "")) == Record.read(path).repair["cost"]
 
     def localization(self, cell: Cell) -> dict:
         "`Localization.to_dict` of a cell's scenario, computed once."

@@ -304,10 +304,10 @@ def test_interrupted_and_a_reader_that_left(capsys, monkeypatch):
             raise error
         return act
 
-    monkeypatch.setattr("archrepair.cli._listed", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("archrepair.cli.listed", raising(KeyboardInterrupt()))
     assert command("list", "models") == 130
     assert capsys.readouterr().err.strip() == "archrepair: interrupted; run the same command again to resume"
-    monkeypatch.setattr("archrepair.cli._listed", raising(ZeroDivisionError("our own mistake")))
+    monkeypatch.setattr("archrepair.cli.listed", raising(ZeroDivisionError("our own mistake")))
     with pytest.raises(ZeroDivisionError):  # keeps its traceback
         command("list", "models")
     done = subprocess.run(f"{sys.executable} -m archrepair list corruptions | true", shell=True, capture_output=True, text=True, timeout=100)

@@ -147,7 +147,7 @@ def test_losses_cost_and_history_are_those_of_the_candidates(_problem, result):
 def test_everything_it_says_is_json(result):
     said = json.loads(json.dumps(result.to_dict()))
     assert {"method", "block", "accepted", "chosen", "verdict", "validation", "changed", "history", "cost", "control_cost", "config",
-            "genotype", "metrics", "warnings", "localization"} == said.keys()
+            "genotype", "metrics", "warnings", "footprint", "localization"} == said.keys()
     assert said["accepted"] == (said["chosen"] == "repaired") and set(said["validation"]) == {"original", "repaired", "control"}
     assert set(said["cost"]) == {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"} and said["cost"]["peak_bytes"] > 1 << 20
 
@@ -207,7 +207,7 @@ def test_a_block_that_cannot_be_relaxed_is_repaired_by_its_weights(_problem, mon
     assert same(got.model.state_dict(), weights.model.state_dict()) and weights.warnings == got.warnings[1:]
     (tmp_path / "genotype.json").write_text("an earlier repair's")
     got.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["repair.json", "repaired.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["MODEL_CARD.md", "repair.json", "repaired.safetensors"]
     assert same(load(tmp_path, _problem.network).state_dict(), got.model.state_dict())
 
 
@@ -329,7 +329,7 @@ def test_save_and_load(_problem, searched, result, images, chosen, tmp_path):
         assert torch.equal(again(images), model(images))
         if chosen == "repaired":
             assert not torch.allclose(again(images), _problem.network(images))
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["genotype.json", "repair.json", "repaired.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["MODEL_CARD.md", "genotype.json", "repair.json", "repaired.safetensors"]
     assert Genotype.from_json((tmp_path / "new" / "folder" / "genotype.json").read_text()) == genotype
 
 

@@ -113,7 +113,7 @@ def make(parts, chosen="repaired", **more) -> RepairResult:
               "points": {"repaired": 0.75, "control": 1.0}}
     made = RepairResult(networks[chosen], "archrepair", "layer<1>", genotype, chosen, VERDICTS[chosen],
                         {"original": 1.0, "repaired": 0.25, "control": 0.5}, changes(networks["original"].state_dict(), networks[chosen].state_dict()),
-                        history, CostMeter(1234.4, 567.0, 8.9, 10 * 2**20), CostMeter(4321.0, 89.0, 1.2, 11 * 2**20), config, located, dict(networks),
+                        history, CostMeter(1234.4, 567.0, 8.9, 7.5, 10 * 2**20), CostMeter(4321.0, 89.0, 1.2, 1.0, 11 * 2**20), config, located, dict(networks),
                         metrics_of(networks, scenario, chosen), ["beware of <i>this</i>"])
     return replace(made, **more)
 
@@ -181,7 +181,7 @@ def test_numbers_are_those_of_the_result(parts, undrawn):
     assert f"came 1.0000 {result.metrics['before']['held_out']['accuracy']:.2f} %" in page
     assert f"network 0.2500 {held['repaired']:.2f} %" in page and f"budget 0.5000 {held['control']:.2f} %" in page
     assert "repaired ← returned" in page and "control ← returned" not in page
-    assert "Repair 1,234 567 8.9 10" in page and "Control 4,321 89 1.2 11" in page
+    assert "Repair 1,234 567 8.9 7.5 10" in page and "Control 4,321 89 1.2 1.0 11" in page
     assert "2 changed (579 of their 579 numbers), 2 added." in page and "1.weight 576/576" in page
     assert "Parameters 579 591" in page and "layer<1> 2 2 1.3 0.33" in page
 
@@ -190,8 +190,8 @@ def test_the_verdict_leads(parts, undrawn):
     for chosen, tone in (("repaired", "good"), ("control", "even"), ("original", "bad")):
         page = Checked(render_report(make(parts, chosen), scenario=parts[1]))
         assert f"banner {tone}" in [a.get("class") for a in page.all("div")]
-        sentence = VERDICTS[chosen].split(" (")[0]
-        assert sentence[0].upper() + sentence[1:] + "." in page.words
+        sentence = VERDICTS[chosen].split(" (")[0].partition(": ")[2]
+        assert f"{'Accept: ' if chosen == 'repaired' else 'Reject because '}{sentence}." in page.words
         assert ("The network that is returned does not use it" in page.words) == (chosen != "repaired")
     assert "Nothing: the network returned is the original" in page.words and not page.all("img")
 
