@@ -1,12 +1,13 @@
 # make repair    train a small network on embedded data, repair it, show before and after
 # make test      everything CI runs
+# make docs      the documentation site, in _docs/
 # make readme    README.md from nbs/index.ipynb
 # make clean     remove what the above made
 PYTHON ?= python3
 BIN := .venv/bin
 META := settings.ini setup.py pyproject.toml
 
-.PHONY: repair test readme clean
+.PHONY: repair test docs readme clean
 .DEFAULT_GOAL := repair
 
 .venv/bin/python:
@@ -27,6 +28,10 @@ repair: .venv/.run
 
 test: .venv/.dev
 	$(BIN)/python tests/run.py
+
+docs: .venv/.dev
+	$(BIN)/python docs/prep.py
+	$(BIN)/python -m sphinx -q -W --keep-going -j 2 -c docs docs/_nbs _docs
 
 readme: .venv/.dev
 	$(BIN)/python tests/run.py --write-readme

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['BlockData', 'prepare']
 
-# %% ../nbs/lib/blockdata.ipynb #513d9145
+# %% ../nbs/lib/blockdata.ipynb #97567ce3
 from .blocks import Features, Split, cache_features, freeze, image_features, split, spread_views
 from .data import holdout
+from .errors import ArchrepairError
 from .evaluation import is_correct, predict, validation_loss
 from .scenario import RepairData
-from .training import CostMeter, Rows, work
+from .training import CostMeter, Rows, precision_of, work
 
-# %% ../nbs/lib/blockdata.ipynb #c10bc60a
+# %% ../nbs/lib/blockdata.ipynb #eadcad85
 @dataclass
 class BlockData:
     """The four parts of a `RepairData` as inputs of `cut.tail()`, with the original's logits.
@@ -56,9 +57,15 @@ class BlockData:
                 features, logits = features.select(positions), logits[positions]
             parts.append(features)
             teacher.append(logits)
-        labels = torch.cat([p.labels for p in parts])
-        teacher = torch.cat(teacher)
-        return Rows(parts, teacher, is_correct(teacher, labels).float(), failures=len(parts[1]))
+        labels, answers = torch.cat([p.labels for p in parts]), torch.cat(teacher)
+        return Rows(parts, answers, is_correct(answers, labels).float(), failures=len(parts[1]))
+
+    @property
+    def split(self) -> Split:
+        "The cut at the block. Raises `ArchrepairError` where the whole network was prepared."
+        if self.cut is None:
+            raise ArchrepairError("the whole network was prepared; expected a block: prepare(model, block, data)")
+        return self.cut
 
     def validate(self, tail: nn.Module) -> float:
         "Expected deployment loss of `tail` on the validation parts (`evaluation.validation_loss`)."
@@ -76,7 +83,7 @@ class BlockData:
         return tail
 
 
-def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str = "fp32", views: int = 1, failure_views: int = 1,
+def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str | torch.dtype = "fp32", views: int = 1, failure_views: int = 1,
             meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
     """Compute what enters `block` for every image of `data`, and the original's logits; `block` None prepares the whole network.
 
@@ -84,7 +91,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     augmented views of training images (one an epoch) and of failures (all in every epoch): see `blocks.draw_view`. `model` is not
     changed; its device is used.
     """
-    device = next(model.parameters()).device
+    data, precision, device = RepairData.check(data), precision_of(model, precision), next(model.parameters()).device
     meter = meter if meter is not None else CostMeter()
     example = data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(device))
     cut = split(model, block, example) if block is not None else None

@@ -28,7 +28,7 @@ from .data import ImageSet
 from .errors import ArchrepairError
 from .models import DenseGroup, DenseUnit
 
-# %% ../nbs/lib/blocks.ipynb #773bb39d
+# %% ../nbs/lib/blocks.ipynb #dec25e6f
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ENDS = re.compile(r"(^|[._])(stem|aux|head|classifier|logits)|embed|pool", re.IGNORECASE)
 _NUMBERED = re.compile(r"(layer|stage|block)_?[1-9]\d*")
@@ -48,7 +48,7 @@ def block_names(model: nn.Module) -> list[str]:
     blocks = {"": model}
     while True:
         sizes = {name: _size(m) for name, m in blocks.items()}
-        largest = max(sizes, key=sizes.get)
+        largest = max(sizes, key=sizes.__getitem__)
         if sizes[largest] <= sum(sizes.values()) * (1 - 0.5 / len(blocks)):
             break
         inside = _open(largest, blocks[largest], last)
@@ -290,7 +290,7 @@ def _forget_checks(graph: fx.Graph) -> None:
         if node.target is torch._assert or (not node.users and node.op in ("call_method", "call_function") and node.target in reads):
             graph.erase_node(node)
 
-# %% ../nbs/lib/blocks.ipynb #20580f28
+# %% ../nbs/lib/blocks.ipynb #90f1a734
 def draw_view(images: Tensor, view: int, seed: int = 0) -> Tensor:
     "View number `view` of a uint8 B×H×W×3 batch: 0 as it is, odd numbers mirrored, from 2 on shifted by up to 2 px as well."
     if view % 2:
@@ -371,7 +371,7 @@ def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], T
     total = (views, len(images), *shape)
     path = None
     if store == "file":
-        path = Path(folder) / f"{_key(prefix, images, transform, dtype, views, shape)}.features"
+        path = Path(folder or ".") / f"{_key(prefix, images, transform, dtype, views, shape)}.features"
         fresh = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path.with_suffix(f".{os.getpid()}.part") if fresh else path
@@ -415,12 +415,12 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
     for name, value in sorted(prefix.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    digest.update(images.index.numpy())
+    digest.update(images.index.numpy().tobytes())
     sample = images.batch(torch.arange(0, len(images), max(1, len(images) // 8))).to(next(prefix.parameters(), torch.empty(0)).device)
     with torch.no_grad():
-        digest.update(prefix(transform(sample)).cpu().float().contiguous().numpy())
+        digest.update(prefix(transform(sample)).cpu().float().contiguous().numpy().tobytes())
     if isinstance(images.images, Tensor):
-        digest.update(images.images.cpu().contiguous().numpy())
+        digest.update(images.images.cpu().contiguous().numpy().tobytes())
     elif hasattr(images.images, "files"):
         digest.update("".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in map(Path, images.images.files)).encode())
     return digest.hexdigest()[:24]

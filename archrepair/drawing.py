@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from archrepair.graph import BlockGraph
     from archrepair.localization import Localization
 
-# %% ../nbs/lib/drawing.ipynb #d302e19c
+# %% ../nbs/lib/drawing.ipynb #8072758b
 COLORS: dict[str, str] = {"none": "#cccccc", "skip": "#0173b2", "avg_pool": "#56b4e9", "max_pool": "#029e73", "sep_conv": "#de8f05",
                           "dil_conv": "#d55e00", "original": "#222222"}
 
@@ -92,8 +92,10 @@ def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partl
         draw_graph(graph, choices, ax, "", partly).set_aspect("equal")
         for label in (text for text in ax.texts if text.get_bbox_patch() is None):
             label.set_bbox({"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5})
-        ax.figure.draw_without_rendering()
-        drawn = [artist.get_window_extent() for artist in (*ax.patches, *ax.texts)]
+        if (whole := ax.get_figure(root=True)) is not None:
+            whole.draw_without_rendering()
+        circles = [patch for text in ax.texts if (patch := text.get_bbox_patch()) is not None]
+        drawn = [artist.get_window_extent() for artist in (*ax.patches, *ax.texts, *circles)]
         ax.set_ylim(Bbox.union(drawn).transformed(ax.transData.inverted()).intervaly)
 
     return figure(name, draw, (max(4.0, 1.9 * len(graph.nodes) - 0.4), 6), caption, describe(graph, choices))

@@ -25,7 +25,7 @@ from .errors import ArchrepairError, unknown
 from .scenario import Scenario
 from .training import CostMeter, autocast
 
-# %% ../nbs/lib/evaluation.ipynb #169a5686
+# %% ../nbs/lib/evaluation.ipynb #4a7638e9
 def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[Tensor], Tensor] | None = None, *,
             precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
@@ -33,7 +33,9 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     `images` is a set with its `transform`, or features that have been computed before. Training mode of every module is restored.
     """
     device = next(model.parameters()).device
-    rows = image_features(images, transform, device) if isinstance(images, ImageSet) else images
+    if isinstance(images, ImageSet) and transform is None:
+        raise ArchrepairError("images were given without a transform; expected one, as in Normalize.of(images)")
+    rows = image_features(images, transform, device) if isinstance(images, ImageSet) and transform is not None else images
     modes = {m: m.training for m in model.modules()}
     model.eval()
     logits = []

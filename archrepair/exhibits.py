@@ -24,9 +24,9 @@ from .runs import method_cell
 from .scenario import PROTOCOLS
 from .tiers import resolve_tier
 
-# %% ../nbs/lib/exhibits.ipynb #bbb35c0e
+# %% ../nbs/lib/exhibits.ipynb #25d792b7
 PAPER_METHODS = ("mode", "apricot", "arachne", "sensei", "fewshot", "deeprepair", "archrepair")  # the order of Table 5
-FEW_CORRUPTIONS = ("gaussian_noise", "motion_blur", "fog")  # one of each family, for the small tiers
+FEW_CORRUPTIONS = {"smoke": ("frost", "contrast", "fog"), "lite": ("gaussian_noise", "motion_blur", "fog")}  # digits do not mind noise
 STAND_INS = ("digits:fog:3", "digits:contrast:3")  # at the smoke tier, for CIFAR-10 and Tiny-ImageNet: on clean digits too little fails
 
 
@@ -45,7 +45,7 @@ class Settings:
 
     models: tuple[str, ...] = ("resnet18",)
     dataset: str = "cifar10"
-    corruptions: tuple[str, ...] = FEW_CORRUPTIONS
+    corruptions: tuple[str, ...] = FEW_CORRUPTIONS["lite"]
     severity: int = 3
     methods: tuple[str, ...] | None = None
     tier: str = "lite"
@@ -64,8 +64,7 @@ class Settings:
             raise unknown("protocol", protocol, PROTOCOLS)
         if not isinstance(seeds, int) or seeds < 0 or severity not in range(1, 6):
             raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's), and 1 to 5")
-        few = PAPER_CORRUPTIONS if size.name == "paper" else FEW_CORRUPTIONS
-        chosen = {"auto": few, "all": PAPER_CORRUPTIONS}.get(corruption) or _names(corruption)
+        chosen = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}.get(corruption) or _names(corruption)
         for name in chosen:
             if name not in PAPER_CORRUPTIONS:
                 raise unknown("corruption", name, ["auto", "all", *PAPER_CORRUPTIONS])

@@ -67,10 +67,11 @@ def _listed(table: Path, like: ImageSet) -> dict[Path, int]:
                                   "expected one class an image")
     return {path: label for path, (label, _) in found.items()}
 
-# %% ../nbs/lib/failures.ipynb #178ae566
+# %% ../nbs/lib/failures.ipynb #dad403de
 def _sorted_out(folder: Path, like: ImageSet) -> dict[Path, int]:
     "Path and class of every image in a folder of classes."
-    found, loose = {}, [path for path in image_files(folder) if path.parent == folder]
+    found: dict[Path, int] = {}
+    loose = [path for path in image_files(folder) if path.parent == folder]
     if loose:
         raise ArchrepairError(f"{loose[0]} has no class; expected {folder}/<class>/<image>, with the true class, or a CSV file of path,label")
     for part in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):

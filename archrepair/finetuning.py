@@ -29,7 +29,7 @@ PRESETS: dict[str, Recipe] = {
     "paper": Recipe(epochs=500, lr=0.1, patience=10),
 }
 
-# %% ../nbs/02_finetuning.ipynb #eaeaa2a1
+# %% ../nbs/02_finetuning.ipynb #3ea8b666
 def _enclosing(model: nn.Module, layer: str) -> str | None:
     "The block that holds `layer`, or None where it lies outside every block (stem, classifier)."
     get_block(model, layer)
@@ -42,7 +42,7 @@ def _enclosing(model: nn.Module, layer: str) -> str | None:
 
 def _trainable(tail: nn.Module, block: str | None, layer: str, channel: str, level: str):
     "The modules to train, everything else frozen, and for a single neuron what restores the others after each step."
-    part = tail.block if block else tail
+    part: nn.Module = tail.get_submodule("block") if block else tail
     if level in ("block", "network"):
         return [part], None
     module = part.get_submodule(layer[len(block) + 1:]) if block and layer != block else part.get_submodule(layer) if not block else part
@@ -64,7 +64,7 @@ def _trainable(tail: nn.Module, block: str | None, layer: str, channel: str, lev
 
     return [module], restore
 
-# %% ../nbs/02_finetuning.ipynb #312a5211
+# %% ../nbs/02_finetuning.ipynb #44ad62b9
 LINE: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -76,11 +76,11 @@ def _along_the_line(tail: nn.Module, before: dict, line: Sequence[float], valida
     for t in line:
         tail.load_state_dict(mix(t) if t < 1 else after)
         values[t] = validate()
-    best = min(values, key=values.get)
+    best = min(values, key=values.__getitem__)
     tail.load_state_dict(mix(best) if best < 1 else after)
     return best, values[best]
 
-# %% ../nbs/02_finetuning.ipynb #82af513a
+# %% ../nbs/02_finetuning.ipynb #79234384
 @dataclass
 class Finetuned:
     """A fine-tuned network (a copy; the original is untouched).
@@ -144,7 +144,7 @@ def finetune(model: nn.Module, data: RepairData, *, level: str = "block", where:
                       after_step=after_step, checkpoint=checkpoint, meter=prepared.meter, share=prepared.share,
                       what=f"fine-tuning {where or 'the network'}")
         point, val = _along_the_line(tail, before, line, validate)
-    repaired = replace_block(model, block, tail.block) if block else tail
+    repaired = replace_block(model, block, tail.get_submodule("block")) if block else tail
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, p in repaired.named_parameters():  # what could be trained before can be trained again
         p.requires_grad_(trained.get(name, True)).grad = None

@@ -40,7 +40,7 @@ def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 25, seconds: fl
                 times.append(time.perf_counter() - start)
     return [1000 * statistics.median(times) for times in taken]
 
-# %% ../nbs/lib/footprint.ipynb #7e5db559
+# %% ../nbs/lib/footprint.ipynb #00b37a53
 def footprints(before: nn.Module, after: nn.Module, x: Tensor) -> dict[str, dict[str, object]]:
     """What two networks weigh, as plain values: `before` and `after`, each with `parameters`, `bytes` (of the state dict, which is the size of
     a file of weights), `flops` of one image and `milliseconds` of one image, and the `device` it was measured on.
@@ -51,7 +51,7 @@ def footprints(before: nn.Module, after: nn.Module, x: Tensor) -> dict[str, dict
     x = x[:1].to(device)
     networks = [copy.deepcopy(model).to(device).eval() for model in (before, after)]
     took = latencies(networks, x)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     return {when: {"parameters": sum(p.numel() for p in model.parameters()), "bytes": sum(t.nbytes for t in model.state_dict().values()),
                    "flops": work(model, x), "milliseconds": round(taken, 4), "device": name}
             for when, model, taken in zip(("before", "after"), networks, took)}

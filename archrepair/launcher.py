@@ -52,7 +52,7 @@ def default_output(notebook: str | os.PathLike, parameters: Mapping[str, object]
         stem = f"{stem[:_LONGEST]},{digest}"
     return Path("outputs", Path(notebook).stem, f"{stem}.ipynb")
 
-# %% ../nbs/lib/launcher.ipynb #135ed7eb
+# %% ../nbs/lib/launcher.ipynb #ff3e0706
 VALUES = {
     "-p": 2, "--parameters": 2, "-r": 2, "--parameters_raw": 2, "-f": 1, "--parameters_file": 1, "-y": 1, "--parameters_yaml": 1,
     "-b": 1, "--parameters_base64": 1, "--engine": 1, "--autosave-cell-every": 1, "-k": 1, "--kernel": 1, "-l": 1, "--language": 1,
@@ -76,7 +76,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
     Options are given by their long names; an option whose values are missing keeps what there is.
     """
-    positionals, options, at = [], [], 1
+    positionals: list[tuple[int, str]] = []
+    options: list[tuple[str, tuple[str, ...]]] = []
+    at = 1
     while at < len(argv):
         token, place = argv[at], at
         at += 1

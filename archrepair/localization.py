@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'THRESHOLDS', 'TIES', 'suspiciousness', 'Spectrum', 'spectrum',
            'failure_gradients', 'reweight', 'most_suspicious', 'count_blocks', 'Localization', 'localize']
 
-# %% ../nbs/00_localization.ipynb #7bf28de7
+# %% ../nbs/00_localization.ipynb #d112e6d9
 from .blocks import block_names, freeze, get_block, image_features
 from .errors import ArchrepairError, NoFailures, unknown
 from .neurons import Wiring, watch, wire
 from .progress import track
 from .scenario import RepairData
-from .training import CostMeter, Rows, autocast
+from .training import CostMeter, Rows, autocast, precision_of
 
 # %% ../nbs/00_localization.ipynb #8ae5aacd
 MEASURES = ("tarantula", "ochiai", "dstar")
@@ -237,7 +237,7 @@ def count_blocks(selected: pd.DataFrame, blocks: list[str]) -> pd.Series:
     "How many of the selected neurons lie in each block: S_B of Table 9."
     return selected["block"].value_counts().reindex(blocks, fill_value=0).astype(int)
 
-# %% ../nbs/00_localization.ipynb #7381f631
+# %% ../nbs/00_localization.ipynb #fe7c69b4
 @dataclass(frozen=True, repr=False, eq=False)
 class Localization:
     """The verdict on the blocks of one network.
@@ -286,6 +286,7 @@ class Localization:
             "mean_gradient": _plain(self.mean_gradient), "below_mean_gradient": _plain(self.below), "warnings": self.warnings,
             "counts": {str(i): {b: int(n) for b, n in self.counts[i].items()} for i in self.counts},
             "outside": {str(i): n for i, n in self.outside.items()},
+            "counts_s": {b: int(n) for b, n in count_blocks(self.top(by="s"), self.blocks).items()},  # the votes without the reweighting
             "summary": dict(zip(self.blocks, rows(self.summary))),
             "top": rows(self.top()[["layer", "channel", "block", "s", "g", "s_hat"]]),
         }
@@ -331,11 +332,11 @@ def _plain(value: Any) -> Any:
         return int(value)
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
-# %% ../nbs/00_localization.ipynb #aa518124
+# %% ../nbs/00_localization.ipynb #765656a1
 @torch.inference_mode(False)
 def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None, *, measure: str = "tarantula",
              activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: int = 50, ties: str = "exact",
-             smooth: float = 0.0, n_train: int | None = 10_000, precision: str = "fp32", batch_size: int = 256,
+             smooth: float = 0.0, n_train: int | None = 10_000, precision: str | torch.dtype = "fp32", batch_size: int = 256,
              device: str | torch.device | None = None, meter: CostMeter | None = None) -> Localization:
     """Find the block of `model` that is most suspicious on the repair set (§3.2, Algorithm 1).
 
@@ -349,19 +350,19 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     networks without neurons and gradients that are not finite.
     """
     options = (("measure", measure, MEASURES), ("activation", activation, ACTIVATIONS), ("gradient", grad, GRADIENTS),
-               ("deviation", deviation, DEVIATIONS), ("way with ties", ties, TIES), ("precision", precision, ("fp32", "bf16")))
+               ("deviation", deviation, DEVIATIONS), ("way with ties", ties, TIES))
     for what, value, known in options:
         if value not in known:
             raise unknown(what, value, known)
     if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 1):
         raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k, batch_size "
                               "and n_train from 1, smooth from 0")
-    blocks = _candidates(model, blocks)
+    blocks, precision = _candidates(model, blocks), precision_of(model, precision)
     network = freeze(copy.deepcopy(model))
     if device is not None:
         network.to(device)
     device = next(network.parameters()).device
-    data = data.subset(n_train)
+    data = RepairData.check(data).subset(n_train)
     rows = Rows([image_features(part, data.transform, device) for part in (data.failures, data.train)])
     wiring = wire(network, rows.inputs(torch.arange(1))[0])
     if meter:

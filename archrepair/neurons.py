@@ -20,7 +20,7 @@ __all__ = ['Wiring', 'wire', 'watch']
 # %% ../nbs/lib/neurons.ipynb #11d7e7cd
 from .errors import ArchrepairError
 
-# %% ../nbs/lib/neurons.ipynb #0c31ab21
+# %% ../nbs/lib/neurons.ipynb #4aa3e7be
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -74,7 +74,8 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
         for handle in handles:
             handle.remove()
     head = next((c[0] for c in calls if c[2] is logits), calls[-1][0] if calls else None)
-    layers = {name: network.get_submodule(name).weight.shape[0] for name, *_ in calls if name != head}
+    width = lambda layer: layer.weight.shape[0]
+    layers = {name: width(network.get_submodule(name)) for name, *_ in calls if name != head}
     if not layers:
         raise ArchrepairError(f"found no neurons in {type(network).__name__}: expected conv or linear layers before the last one")
     kept = {name: tuple(None if o == head else o for o in order) for name, order in owners.items()}

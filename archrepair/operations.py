@@ -75,22 +75,25 @@ OPERATIONS: dict[str, Operation] = {
 # %% ../nbs/lib/operations.ipynb #c093bf46
 CANDIDATES: tuple[str, ...] = (*OPERATIONS, "original")
 
-# %% ../nbs/lib/operations.ipynb #b935e674
-def make_operation(name: str, c_in: int, c_out: int, stride: int = 1, *, generator: torch.Generator) -> nn.Sequential:
+# %% ../nbs/lib/operations.ipynb #c34cf95a
+def make_operation(name: str, c_in: int, c_out: int, stride: int | None = 1, *, generator: torch.Generator) -> nn.Sequential:
     """The operation `name` for `c_in` to `c_out` channels with fresh weights from `generator` and an output of zero.
 
     B×c_in×H×W becomes B×c_out×⌈H/stride⌉×⌈W/stride⌉. The last layer is a BatchNorm with γ = β = 0. Raises `ArchrepairError` for a name
     that is not in `OPERATIONS`; `none` has no module.
     """
-    if name not in OPERATIONS or OPERATIONS[name].make is None:
+    make = OPERATIONS[name].make if name in OPERATIONS else None
+    if make is None or stride is None:
         raise unknown("operation", name, [n for n, op in OPERATIONS.items() if op.make])
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global stream; what they draw is replaced
-        layers = nn.Sequential(*OPERATIONS[name].make(c_in, c_out, stride))
+        layers = make(c_in, c_out, stride)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-    nn.init.zeros_(layers[-1].weight)
-    return layers.to(memory_format=torch.channels_last)
+    last = layers[-1]
+    assert isinstance(last, nn.BatchNorm2d)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 # %% ../nbs/lib/operations.ipynb #6a3273e0
 def stride_between(source: tuple[int, int], target: tuple[int, int]) -> int | None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 # %% auto #0
 __all__ = ['track']
 
-# %% ../nbs/lib/progress.ipynb #25350a31
+# %% ../nbs/lib/progress.ipynb #5a22be51
 @contextmanager
 def track(what: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar over `total` steps; yields `advance(n=1, **metrics)`, which shows the metrics given last.
@@ -34,6 +34,8 @@ def track(what: str, total: int) -> Iterator[Callable[..., None]]:
 
         def advance(n: int = 1, **metrics: float) -> None:
             shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            bar.update(task, advance=n, **({"metrics": shown} if metrics else {}))
+            bar.update(task, advance=n)
+            if metrics:
+                bar.update(task, metrics=shown)
 
         yield advance

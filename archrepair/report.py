@@ -53,7 +53,7 @@ def _number(value: float | None, form: str = ",.2f", unit: str = "") -> str:
     "A number with a true minus sign, or a dash where there is none."
     return "–" if value is None or not math.isfinite(value) else format(value, form).replace("-", "−") + unit
 
-# %% ../nbs/lib/report.ipynb #e8aefa77
+# %% ../nbs/lib/report.ipynb #2b75d7c5
 def _verdict(result: RepairResult, metrics: dict) -> Html:
     sentence = result.verdict.partition(" (loss:")[0]
     for begins, says in (("not accepted: ", "Reject because "), ("accepted: ", "Accept: ")):
@@ -63,7 +63,7 @@ def _verdict(result: RepairResult, metrics: dict) -> Html:
     change = metrics.get("change", {}).get("held_out")
     if change and result.chosen != "original":
         n, old, new = metrics["before"]["held_out"]["n"], *(metrics[when]["held_out"]["accuracy"] for when in ("before", "after"))
-        lines.append(tag("p", f"On {n:,} held-out images accuracy goes from {old:.2f} % to {new:.2f} % "
+        lines.append(tag("p", f"On {n:,} held-out images the network that is returned goes from {old:.2f} % to {new:.2f} % "
                               f"({_number(new - old, '+.2f')} points): {change['fixed']} mistakes fixed, {change['broken']} right answers "
                               f"broken (McNemar p = {change['p']:.2g})."))
         if new < old:
@@ -188,7 +188,7 @@ def _architecture(result: RepairResult) -> Html:
                "" if result.accepted else "This is what the search found. The network that is returned does not use it."]
     return section("Architecture", drawn, *(tag("p", remark) for remark in remarks if remark))
 
-# %% ../nbs/lib/report.ipynb #65e9b20f
+# %% ../nbs/lib/report.ipynb #697e82c9
 def _curves(result: RepairResult) -> Html:
     styles = {"search": ("#de8f05", "s", "-"), "finetune": ("#0173b2", "o", "-"), "control": ("#999999", "^", "--")}
 
@@ -202,7 +202,7 @@ def _curves(result: RepairResult) -> Html:
                 color, marker, line = styles.get(stage, ("#029e73", "v", ":"))
                 ax.plot(*zip(*points), marker=marker, linestyle=line, color=color, markersize=4, label=stage)
             ax.set(xlabel="epoch of its stage", ylabel=f"{what} loss")
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.locator_params(axis="x", integer=True)
             ax.figure.legend(loc="outside upper right", ncols=3, frameon=False)
 
         told = "; ".join(f"{stage}: {points[0][1]:.4f} to {points[-1][1]:.4f}" for stage, points in curves.items())
@@ -243,7 +243,7 @@ def _cost(result: RepairResult) -> Html:
                    note("A pass is one image through the whole network; a part of the network counts as its share of the work. "
                         "Memory is the GPU's where there is one, else the whole process's.")) if rows else Html()
 
-# %% ../nbs/lib/report.ipynb #1db0405e
+# %% ../nbs/lib/report.ipynb #70116e1f
 OPTIONS = ("strategy", "level", "preset", "search_epochs", "finetune_epochs", "views")
 
 
@@ -263,6 +263,11 @@ def command_of(cell: dict) -> str:
     return shlex.join(words)
 
 
+def _words(command: str) -> Html:
+    "A command that is broken between words only: an option has hyphens."
+    return join(*(join(tag("span", word, class_="word"), " ") for word in command.split(" ")))
+
+
 def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, record: dict) -> Html:
     cell, config, images = record.get("cell", {}), dict(result.config), metrics.get("images", {})
     protocol = cell.get("protocol") or (scenario.protocol if scenario else None)
@@ -277,7 +282,7 @@ def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, recor
     block, seed = config.pop("block", result.block), config.pop("seed", cell.get("seed"))
     how = {True: " (localized)", False: " (given)"}.get(config.pop("localized", None), "")
     settings = [f"{key} {value}" for key, value in config.items() if value not in (None, (), [], {}) and key not in ("name", "points")]
-    rows = {"Command": command_of(cell) if {"method", "model", "dataset", "tier"} <= cell.keys() else None, "Method": result.method, "Network": cell.get("model") or type(result.model).__name__,
+    rows = {"Command": _words(command_of(cell)) if {"method", "model", "dataset", "tier"} <= cell.keys() else None, "Method": result.method, "Network": cell.get("model") or type(result.model).__name__,
             "Dataset": cell.get("dataset") or (scenario.test.name.removesuffix("/test") if scenario else None),
             "Protocol": f"{protocol}{meaning}" if protocol else None, "Tier": cell.get("tier"), "Seed": seed,
             "Block": f"{block}{how}" if block else "the whole network",
@@ -290,12 +295,11 @@ def _asked(result: RepairResult, metrics: dict, scenario: Scenario | None, recor
 def _loading(path: Path, scenario: Scenario | None, cell: dict) -> Html:
     folder = f"{path.parent.name or '.'!r}"
     if {"model", "dataset", "tier", "seed"} <= cell.keys():
-        lines = ["import archrepair", "import torch", "",
-                 f"start = archrepair.original({cell['model']!r}, {cell['dataset']!r}, {cell['tier']!r}, {cell['seed']!r}, device='cpu')"
-                 "  # before the repair; weights=... if they were your own",
-                 f"repaired = archrepair.load({folder}, start.network)  # the folder that this page lies in", "",
-                 f"images = archrepair.load_dataset({cell['dataset']!r}, 'test')",
-                 "answers = repaired(start.transform(images.batch(torch.arange(8)))).argmax(1)  # the classes of the first eight"]
+        lines = ["import archrepair", "import torch", "", "# the network before the repair; add weights=... if they were your own",
+                 f"start = archrepair.original({cell['model']!r}, {cell['dataset']!r}, {cell['tier']!r}, {cell['seed']!r}, device='cpu')",
+                 "# the folder that this page lies in", f"repaired = archrepair.load({folder}, start.network)", "",
+                 "# the classes of the first eight test images", f"images = archrepair.load_dataset({cell['dataset']!r}, 'test')",
+                 "x = start.transform(images.batch(torch.arange(8)))", "answers = repaired(x).argmax(1)"]
     else:
         lines = ["import archrepair", "", "network = ...  # the original network, as it was given to the repair",
                  f"repaired = archrepair.load({folder}, network)  # the folder that RepairResult.save wrote"]

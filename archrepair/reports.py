@@ -58,8 +58,8 @@ def report_of(folder: str | Path, *, force: bool = False) -> tuple[Path, bool]:
     result.warnings.append("this page was made from the record alone: images that were fixed and broken are not shown")
     return write_report(result, path, record=record), True
 
-# %% ../nbs/lib/reports.ipynb #fe08cbe6
-BEST: dict[str, int] = {"after": 1, "clean": 1, "difference": 1, "seen": 1, "unseen": 1, "negative_flips": -1, "forwards": -1}
+# %% ../nbs/lib/reports.ipynb #77a08fc1
+BEST: dict[str, int] = {"after": 1, "clean": 1, "difference": 1, "unseen": 1, "negative_flips": -1, "forwards": -1}
 
 
 def row_of(folder: str | Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     values = {key: [row[key] for row in rows if row[key] is not None] for key in BEST}
     return {key: (max if BEST[key] > 0 else min)(found) for key, found in values.items() if len(found) > 1 and len(set(found)) > 1}
 
-# %% ../nbs/lib/reports.ipynb #39c62d44
+# %% ../nbs/lib/reports.ipynb #cba402c8
 def _cell(row: dict[str, Any], key: str, best: dict[str, float], form: str = ".2f", unit: str = " %", small: str = "") -> Html:
     "A number, bold where it is the best of its group, with a few words below it."
     if row[key] is None:
@@ -110,13 +110,12 @@ def _group(rows: list[dict[str, Any]], number: int) -> Html:
                                                                outcome.get(row["chosen"], row["chosen"])) if part)),
              _cell(row, "before", {}, small=span(row["before_interval"])), _cell(row, "after", best, small=span(row["after_interval"])),
              _cell(row, "difference", best, "+.2f", "", f"p = {row['p']:.2g}" if row["p"] is not None else ""),
-             _cell(row, "clean", best, small=span(row["clean_interval"])), _cell(row, "unseen", best), _cell(row, "seen", best),
+             _cell(row, "clean", best, small=span(row["clean_interval"])), _cell(row, "unseen", best, small=f"given: {row['seen']:.2f} %" if row["seen"] is not None else ""),
              _cell(row, "negative_flips", best, small=f"{row['broken']} broken" if row["broken"] is not None else ""),
              _cell(row, "forwards", best, ",.0f", "", f"{row['seconds']:,.0f} s" if row["seconds"] is not None else "")) for row in rows]
     asked = [str(rows[0][key]) + ("" if key in ("model", "dataset") else f" {key}") for key in ("model", "dataset", "protocol", "tier") if rows[0][key]]
     title = " · ".join(asked) or f"Repairs {number}"
-    heads = ("Repair", "Held out, before", "Held out, after", "Difference", "Clean, after", "Repaired, unseen", "Repaired, seen", "Negative flips",
-             "Forward passes")
+    heads = ("Repair", "Held out, before", "Held out, after", "Difference", "Clean, after", "Repaired", "Negative flips", "Forward passes")
     drawn = [row for row in rows if row["after_interval"] and row["before"] is not None]
 
     def draw(ax: Axes) -> None:
@@ -139,7 +138,7 @@ def render_comparison(folders: Sequence[str | Path], title: str = "Repairs compa
     "The page of `write_comparison` as text."
     rows = [row_of(folder) for folder in folders]
     lead = note("Held-out images were seen by no repair. Small numbers are 95 % intervals, McNemar's p, and seconds on the machine of that repair. Repaired: "
-                "the share of former mistakes that are now right. Negative flips: the share of right answers that are now wrong.")
+                "the share of former mistakes that are now right, of those never seen and, below, of those given. Negative flips: the share of right answers that are now wrong.")
     body = join(*(_group(group, number) for number, group in enumerate(groups_of(rows), 1)))
     return document(title, lead, body, f"Written by archrepair {archrepair.__version__}. This page is one file and loads nothing.")
 

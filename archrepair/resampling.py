@@ -93,15 +93,15 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
                 out.add_(padded[..., i : i + n, j : j + n], alpha=weight)
     return out
 
-# %% ../nbs/lib/resampling.ipynb #7037f949
+# %% ../nbs/lib/resampling.ipynb #ff19a853
 def motion_blur(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     """x (float B×C×n×n) smeared along `angle` (float B, radians, downwards from the x-axis), edge pixels repeated.
 
     One-sided Gaussian weights on 2·radius + 1 taps, those below 10⁻⁶ left out.
     """
     n = x.shape[-1]
-    weights = torch.exp(-(torch.arange(2 * radius + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).tolist()
+    bell = torch.exp(-(torch.arange(2 * radius + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
+    weights = (bell / bell.sum()).tolist()
     taps = sum(w >= 1e-6 for w in weights)
     reach = taps - 1
     windows = F.pad(x, [reach] * 4, mode="replicate").unfold(2, n, 1).unfold(3, n, 1)

@@ -47,9 +47,13 @@ class Relaxed(nn.Module):
             c = c * self.allowed.view(*self.allowed.shape, *[1] * (c.ndim - 2))
         return self.supernet(x, c)
 
-# %% ../nbs/01_search.ipynb #9aab5adf
+# %% ../nbs/01_search.ipynb #7196b063
 class _Context(ArchContext):
     "The context of a step, with batches drawn from both halves by epoch and step alone."
+
+    recipe: Recipe
+    steps_an_epoch: int
+    warm: int
 
     def at(self, epoch: int, step: int) -> None:
         self.epoch, self.position = epoch, step
@@ -69,6 +73,7 @@ def _context(network: nn.Module, supernet: SuperNet, recipe: Recipe, weights_hal
                 del orders[old]
             seed = recipe.seed + (1 if name == "arch" else 0)
             orders[key] = rows.order(context.epoch, recipe.batch_size, recipe.failure_ratio, seed)
+        assert rows.teacher is not None and rows.imitate is not None
         x, order = rows.inputs(orders[key][context.position % len(orders[key])], view=context.epoch - 1)
         return x, rows.labels[order].to(x.device), rows.teacher[order].to(x.device), rows.imitate[order].to(x.device)
 
@@ -100,13 +105,13 @@ def _groups(supernet: SuperNet, inherited_lr: float, added_lr: float, weight_dec
 def _work_ratio(network: nn.Module, prepared: BlockData) -> float:
     "How much more work the network does from the block on, once the block is relaxed."
     x = prepared.parts["train"].batch(torch.arange(1))
-    return work(network.eval(), x) / max(1, work(prepared.cut.tail(), x))
+    return work(network.eval(), x) / max(1, work(prepared.split.tail(), x))
 
 
 def _recalibrate(repaired: RepairedBlock, prepared: BlockData, batch_size: int, seed: int) -> None:
     "BatchNorm statistics of the new block from one pass over the repair set."
     rows = prepared.rows()
-    run = repaired if prepared.cut.prefix is not None else prepared.tail(repaired)
+    run = repaired if prepared.split.prefix is not None else prepared.tail(repaired)
     with autocast(rows.inputs(torch.arange(1))[0].device, prepared.precision):
         recalibrate(repaired, (rows.inputs(positions)[0] for positions in rows.order(0, batch_size, None, seed)), run)
     repaired.requires_grad_(True)
@@ -144,27 +149,30 @@ class SearchResult:
     strategy: SearchStrategy | None = field(default=None, repr=False)
     coefficients: Tensor | None = field(default=None, repr=False)
 
-# %% ../nbs/01_search.ipynb #3e92ded0
+# %% ../nbs/01_search.ipynb #f4f78b16
 def block_input(prepared: BlockData, rows: int = 8) -> Tensor:
     "What enters the block for the first training images, in a network that was cut or not."
     x = prepared.parts["train"].batch(torch.arange(min(rows, len(prepared.parts["train"]))))
-    if prepared.cut.prefix is not None:
+    if prepared.split.prefix is not None:
         return x
     seen: list[Tensor] = []
-    hook = prepared.cut.block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    hook = prepared.split.block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
         with torch.no_grad():
-            prepared.cut.model(x)
+            prepared.split.model(x)
     finally:
         hook.remove()
     return seen[0]
 
-# %% ../nbs/01_search.ipynb #963daee0
+# %% ../nbs/01_search.ipynb #91e3a633
 class _Recorder:
     "The scores of the architecture at some forty moments of a search, and its settings; both live in the checkpoint."
 
     def __init__(self, settings: dict):
-        self.settings, self.steps, self.path, self.warnings = settings, [], [], []
+        self.settings = settings
+        self.steps: list[int] = []
+        self.path: list = []
+        self.warnings: list[str] = []
 
     def state_dict(self) -> dict:
         return {"settings": self.settings, "steps": self.steps, "path": self.path, "warnings": self.warnings}
@@ -175,7 +183,7 @@ class _Recorder:
             raise ArchrepairError(f"the checkpoint was written by a search with another {changed}; remove it to start afresh")
         self.steps, self.path, self.warnings = state["steps"], state["path"], state["warnings"]
 
-# %% ../nbs/01_search.ipynb #e1c1d6b8
+# %% ../nbs/01_search.ipynb #0847050a
 class _Perturbation:
     "Decides edge by edge: the candidate stays whose removal hurts most. What is decided lives in the checkpoint."
 
@@ -184,11 +192,11 @@ class _Perturbation:
         edges = relaxed.supernet.graph.edges
         self.order = torch.randperm(len(edges), generator=torch.Generator().manual_seed(seed)).tolist()
         self.choices: list[str] = []
-        relaxed.allowed = torch.ones(len(edges), len(CANDIDATES), device=next(relaxed.parameters()).device)
+        self.allowed = relaxed.allowed = torch.ones(len(edges), len(CANDIDATES), device=next(relaxed.parameters()).device)
 
     def decide(self) -> None:
         "Decide the next edge. Removing None changes nothing, so it wins where every operation does harm."
-        index, allowed = self.order[len(self.choices)], self.relaxed.allowed
+        index, allowed = self.order[len(self.choices)], self.allowed
         skips = self.max_skip is not None and self.choices.count("skip") >= self.max_skip
         whole, hurt = self.loss(), {"none": 0.0}
         for candidate in self.relaxed.supernet.graph.edges[index].candidates:
@@ -196,12 +204,12 @@ class _Perturbation:
                 allowed[index, CANDIDATES.index(candidate)] = 0.0
                 hurt[candidate] = self.loss() - whole
                 allowed[index, CANDIDATES.index(candidate)] = 1.0
-        self.choices.append(max(hurt, key=hurt.get))
+        self.choices.append(max(hurt, key=hurt.__getitem__))
         self._keep(index, self.choices[-1])
 
     def _keep(self, index: int, choice: str) -> None:
-        self.relaxed.allowed[index] = 0.0
-        self.relaxed.allowed[index, CANDIDATES.index(choice)] = 1.0
+        self.allowed[index] = 0.0
+        self.allowed[index, CANDIDATES.index(choice)] = 1.0
 
     def result(self) -> tuple[str, ...]:
         "The choices in the order of the edges; those not decided yet are decided now."
@@ -217,7 +225,7 @@ class _Perturbation:
         for index, choice in zip(self.order, self.choices):
             self._keep(index, choice)
 
-# %% ../nbs/01_search.ipynb #d156108a
+# %% ../nbs/01_search.ipynb #252e1b04
 def search(model: nn.Module, block: str, data: RepairData | None = None, *, strategy: str | SearchStrategy = "pc-darts",
            strategy_options: Mapping[str, object] | None = None, epochs: int | None = None, batch_size: int = 128, warmup: float = 0.3,
            inherited_lr: float = 0.01, added_lr: float = 0.05, weight_decay: float = 5e-4, failure_ratio: float | None = 0.25,
@@ -241,12 +249,12 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
         raise unknown("selection", select, SELECTIONS)
     strategy = copy.deepcopy(strategy) if isinstance(strategy, SearchStrategy) else make_strategy(strategy, **(strategy_options or {}))
     if prepared is None:
-        prepared = prepare(model, block, data, precision=precision, meter=meter)
+        prepared = prepare(model, block, RepairData.check(data), precision=precision, meter=meter)
     meter = meter if meter is not None else prepared.meter
     device = next(prepared.original.parameters()).device
     epochs = epochs if epochs is not None else resolve_tier("auto").search_epochs
 
-    original = prepared.cut.block
+    original = prepared.split.block
     graph = extract(original, block_input(prepared, 2), level=level, max_edges=max_edges, max_span=max_span)
     generator = torch.Generator().manual_seed(seed)
     supernet = SuperNet(original, graph, channel_k=strategy.channel_k, generator=generator).to(device)
@@ -297,8 +305,13 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
         tuning = replace(recipe, epochs=perturb_epochs)
         decided = _Perturbation(relaxed, _loss_of(network, arch_half, tuning, meter, share), max_skip, seed)
         due = lambda epoch, step: ((epoch - 1) * steps + step + 1) * len(graph.edges) // max(1, perturb_epochs * steps)
+
+        def decide(epoch: int, step: int) -> None:
+            while len(decided.choices) < due(epoch, step):
+                decided.decide()
+
         fit(network, weights_half, tuning, trainable=[supernet], groups=_groups(supernet, inherited_lr, added_lr, weight_decay), keep="last",
-            before_step=lambda epoch, step: [decided.decide() for _ in range(due(epoch, step) - len(decided.choices))], extra={"decided": decided},
+            before_step=decide, extra={"decided": decided},
             checkpoint=Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None, meter=meter, share=share, what=f"deciding {block}")
         choices = decided.result()
     else:
@@ -324,6 +337,7 @@ def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[st
 def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, share: float, batches: int = 8) -> Callable[[], float]:
     "A function that gives the loss of `network`, as it then is and in eval mode, on the first batches of `rows`."
     kept = []
+    assert rows.teacher is not None and rows.imitate is not None
     for positions in rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed)[:batches]:
         x, order = rows.inputs(positions)
         kept.append((x, rows.labels[order].to(x.device), rows.teacher[order].to(x.device), rows.imitate[order].to(x.device)))

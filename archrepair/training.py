@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['CostMeter', 'work', 'Rows', 'Recipe', 'autocast', 'default_precision', 'History', 'fit', 'sgd', 'train_original']
+__all__ = ['PRECISIONS', 'CostMeter', 'work', 'Rows', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'fit',
+           'sgd', 'train_original']
 
 # %% ../nbs/lib/training.ipynb #66ca6494
 from .blocks import Features, image_features
@@ -140,7 +141,7 @@ class Rows:
             batches.pop()  # a handful of images makes poor batch statistics
         return batches
 
-# %% ../nbs/lib/training.ipynb #2c6d4a73
+# %% ../nbs/lib/training.ipynb #02032e81
 @dataclass(frozen=True)
 class Recipe:
     """How weights are trained.
@@ -181,7 +182,7 @@ class Recipe:
     def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None, imitate: Tensor | None = None) -> Tensor:
         "Mean cross-entropy, plus the imitation term over the rows marked in `imitate`."
         loss = nn.functional.cross_entropy(logits, labels)
-        if self.imitation and teacher is not None:
+        if self.imitation and teacher is not None and imitate is not None:
             t = self.temperature
             kl = nn.functional.kl_div((logits / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="none", log_target=True).sum(1)
             loss = loss + self.imitation * t * t * (kl * imitate).mean()
@@ -204,7 +205,24 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
 
-# %% ../nbs/lib/training.ipynb #63fbbf8e
+
+PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
+    """`fp32` or `bf16` for one of these, for a torch dtype, or for `auto` (see `default_precision`).
+
+    Raises `ArchrepairError` for another precision, and for a network whose own weights are not float32: bf16 is what it runs in, not what it keeps.
+    """
+    name = PRECISIONS.get(precision, str(precision)) if isinstance(precision, torch.dtype) else precision
+    if name not in ("auto", *PRECISIONS.values()):
+        raise unknown("precision", name, ("auto", *PRECISIONS.values()))
+    if other := next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None):
+        raise ArchrepairError(f"the network holds {str(other).removeprefix('torch.')} weights; expected float32: give network.float(), and "
+                              "precision='bf16' to run it faster")
+    return default_precision(model, next(model.parameters()).device) if name == "auto" else name
+
+# %% ../nbs/lib/training.ipynb #b89a9f6c
 @dataclass
 class History:
     "What happened: one entry an epoch, and which epoch's weights were kept (0: those that came in)."
@@ -268,7 +286,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
                         before_step(epoch, step)
                     x, order = rows.inputs(batch, view=epoch - 1)
                     teacher = imitate = None
-                    if rows.teacher is not None:
+                    if rows.teacher is not None and rows.imitate is not None:
                         teacher, imitate = rows.teacher[order].to(device), rows.imitate[order].to(device)
                     with autocast(device, recipe.precision):
                         logits = model(x)

@@ -37,6 +37,7 @@ mathjax_path = "tex-svg.js"
 html_theme = "furo"
 html_title = "archrepair"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_js_files = ["keyboard.js"]
 html_copy_source = html_show_sourcelink = False

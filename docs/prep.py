@@ -74,6 +74,7 @@ def notebook(source: Path, page: str, title: str = "") -> None:
             cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
             for data in (o["data"] for o in cell["outputs"] if "text/html" in o.get("data", {})):
                 found = "".join(data["text/html"])
+                found = re.sub(r"(background-color: *[^;}]+;)(?![^}]*[{;\s]color:)", r"\1 color: #111;", found)  # readable in the dark too
                 found = re.sub(r"<img(?![^>]*\balt=)", f'<img alt="{html.escape(alt)}"', found)
                 data["text/html"] = re.sub(r"<svg(?![^>]*\b(?:role|aria-\w+)=)", f'<svg role="img" aria-label="{html.escape(alt)}"', found)
         kept.append(cell)

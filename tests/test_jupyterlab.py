@@ -1,0 +1,100 @@
+"""A notebook in JupyterLab itself: opened in a browser, run from top to bottom, and its figure seen."""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from browser import MISSING, browser, find_browser
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.skipif(not find_browser(), reason=MISSING)]
+TOKEN = "a-token-for-this-test-only"
+
+
+def notebook() -> Path:
+    "The first lesson of a new user; a small one with a figure while there is none."
+    first = ROOT / "nbs" / "tutorials" / "quickstart.ipynb"
+    return first if first.exists() else ROOT / "nbs" / "lib" / "displacement.ipynb"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "Address of a JupyterLab on a copy of the notebook, without its outputs; ended with all its kernels."
+    book = json.loads(notebook().read_text(encoding="utf-8"))
+    for cell in book["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+    (tmp_path / "work").mkdir()
+    chosen = tmp_path / "jupyterlab_settings_dir" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    chosen.parent.mkdir(parents=True)
+    chosen.write_text('{"windowingMode": "none"}')  # every cell is on the page, not only those in sight
+    (tmp_path / "work" / "lesson.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    for needed in ("data", "nbs"):
+        (tmp_path / needed).symlink_to(ROOT / needed) if (ROOT / needed).exists() else None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
+                                                                 "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+    env = {**os.environ, **settings, "IN_TEST": "1", "OMP_NUM_THREADS": "1", "ARCHREPAIR_PROGRESS": "0", "ARCHREPAIR_HOME": str(tmp_path)}
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+                                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={tmp_path / 'work'}", "--allow-root",
+                                   "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+                                   "--LabApp.extension_manager=readonly"], stdout=log, stderr=log, env=env, cwd=tmp_path)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+                time.sleep(0.1)
+        else:
+            pytest.fail((tmp_path / "log").read_text()[-2000:])
+        yield address
+    finally:
+        server.terminate()  # it ends its kernels
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+
+
+STATE = r"""() => {
+  const cells = [...document.querySelectorAll(".jp-Notebook .jp-CodeCell")];
+  const size = e => { const box = e.getBoundingClientRect(); return Math.min(box.width, box.height); };
+  return {
+    cells: cells.length,
+    ran: cells.filter(c => /\[\d+\]/.test(c.querySelector(".jp-InputPrompt")?.textContent || "")).length,
+    errors: [...document.querySelectorAll(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")].map(e => e.textContent.slice(0, 800)),
+    figures: [...document.querySelectorAll(".jp-OutputArea-output img, .jp-OutputArea-output svg")]
+      .filter(e => size(e) > 50 && (e.naturalWidth ?? 1) > 0).length,
+  };
+}"""
+SEEN = f"() => {{ const now = ({STATE})(); return now.errors.length || now.ran === now.cells; }}"
+
+
+def test_a_lesson_runs_and_shows_its_figure(lab):
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(f"{lab}/lab/tree/lesson.ipynb?token={TOKEN}&reset")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'", timeout=60_000)
+        before = page.evaluate(STATE)
+        assert before["cells"] > 0 and before["ran"] == before["figures"] == 0
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_function(SEEN, timeout=150_000)
+        after = page.evaluate(STATE)
+        assert not after["errors"] and after["ran"] == before["cells"] and after["figures"] > 0
+        page.close()

@@ -1,0 +1,18 @@
+"Run one cell, which writes its record."
+import sys
+from pathlib import Path
+
+import torch
+from snakemake.script import snakemake
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+torch.set_num_threads(snakemake.threads)
+
+from archrepair import Cell, original, run  # noqa: E402
+
+given = {**snakemake.params.cell, "options": tuple((name, value) for name, value in snakemake.params.cell["options"])}
+cell, outputs, device = Cell(**given), Path(snakemake.config["outputs"]), snakemake.config["device"]
+start = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=snakemake.input.weights, device=device)
+record = run(cell, outputs=outputs, device=device, start=start)
+assert Path(record.path) == Path(snakemake.output[0]), f"{record.path} was written where {snakemake.output[0]} was promised"
+print(record.repair["verdict"])

@@ -1,0 +1,15 @@
+"Train one original, or find it trained."
+import sys
+from pathlib import Path
+
+import torch
+from snakemake.script import snakemake
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+torch.set_num_threads(snakemake.threads)
+
+from archrepair import original  # noqa: E402
+
+cell = snakemake.params.cell
+start = original(cell["model"], cell["dataset"], cell["tier"], cell["seed"], device=snakemake.config["device"], out=snakemake.output[0], own=False)
+print(f"{start.path}: {cell['model']} on {start.dataset}, tier {start.tier.name}, seed {cell['seed']}")
