@@ -1,13 +1,15 @@
 # make repair    train a small network on embedded data, repair it, show before and after
 # make test      everything CI runs
+# make paper     every table and figure: make paper TIER=smoke (or lite, paper); what is recorded is not run again
 # make docs      the documentation site, in _docs/
 # make readme    README.md from nbs/index.ipynb
 # make clean     remove what the above made
 PYTHON ?= python3
 BIN := .venv/bin
 META := settings.ini setup.py pyproject.toml
+TIER ?= auto
 
-.PHONY: repair test docs readme clean
+.PHONY: repair test paper docs readme clean
 .DEFAULT_GOAL := repair
 
 .venv/bin/python:
@@ -28,6 +30,9 @@ repair: .venv/.run
 
 test: .venv/.dev
 	$(BIN)/python tests/run.py
+
+paper: .venv/.run
+	$(BIN)/archrepair paper --tier $(TIER)
 
 docs: .venv/.dev
 	$(BIN)/python docs/prep.py

@@ -180,15 +180,18 @@ def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[
         rows += [{"row": printed(kind[0], r[row]), "column": printed(kind[1], r[column]), "score": s, "value": r[s]} for s in scores]
     return pd.DataFrame(rows, columns=["row", "column", "score", "value"])
 
-# %% ../nbs/lib/press.ipynb #78849c9d
+# %% ../nbs/lib/press.ipynb #66bcea05
 def save_figure(fig: Figure, name: str, settings: Settings, description: str, outputs: Path | None = None, commits: Iterable[str] = ()) -> list[Path]:
     "Write SVG, PNG and a JSON card into the tier's `figures`; `description` says in words what is to be seen. Returns the paths."
     folder, stem = outputs_of(settings.tier, outputs) / "figures", f"{name}-{settings.stem}"
     title = EXHIBITS[name].title if name in EXHIBITS else name.replace("-", " ").capitalize()
     label = name.replace("fig", "Fig. ") if name in EXHIBITS else "Figure"
-    made = [write_atomic(folder / f"{stem}.{kind}", lambda p, kind=kind: fig.savefig(
-                p, format=kind, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else {"Software": None}))
-            for kind in ("svg", "png")]
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": stem}):  # the same figure is the same file, whenever and wherever it is drawn
+        made = [write_atomic(folder / f"{stem}.{kind}", lambda p, kind=kind: fig.savefig(
+                    p, format=kind, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else {"Software": None}))
+                for kind in ("svg", "png")]
     caption = f"{label} · {title}. {settings}; commit {', '.join(sorted({c for c in commits if c})) or 'unknown'}"
     return [*made, _card(folder / f"{stem}.json", {"kind": "figure", "name": name, "title": title, "caption": caption, "alt": description}, settings)]
 

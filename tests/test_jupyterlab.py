@@ -31,9 +31,11 @@ def lab(tmp_path):
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
     (tmp_path / "work").mkdir()
-    chosen = tmp_path / "jupyterlab_settings_dir" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    chosen.parent.mkdir(parents=True)
-    chosen.write_text('{"windowingMode": "none"}')  # every cell is on the page, not only those in sight
+    for plugin, setting in (("notebook-extension/tracker", '{"windowingMode": "none"}'),  # every cell is on the page, not only those in sight
+                            ("apputils-extension/notification", '{"fetchNews": "false", "checkForUpdates": false}')):
+        chosen = tmp_path / "jupyterlab_settings_dir" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        chosen.parent.mkdir(parents=True, exist_ok=True)
+        chosen.write_text(setting)
     (tmp_path / "work" / "lesson.ipynb").write_text(json.dumps(book), encoding="utf-8")
     for needed in ("data", "nbs"):
         (tmp_path / needed).symlink_to(ROOT / needed) if (ROOT / needed).exists() else None
@@ -81,6 +83,8 @@ STATE = r"""() => {
       .filter(e => size(e) > 50 && (e.naturalWidth ?? 1) > 0).length,
   };
 }"""
+READY = r"""() => /Python 3/.test(document.querySelector(".jp-Toolbar-kernelName")?.textContent || "")
+  && document.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status === "idle" """
 SEEN = f"() => {{ const now = ({STATE})(); return now.errors.length || now.ran === now.cells; }}"
 
 
@@ -89,7 +93,7 @@ def test_a_lesson_runs_and_shows_its_figure(lab):
         page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.goto(f"{lab}/lab/tree/lesson.ipynb?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-        page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'", timeout=60_000)
+        page.wait_for_function(READY, timeout=60_000)
         before = page.evaluate(STATE)
         assert before["cells"] > 0 and before["ran"] == before["figures"] == 0
         page.get_by_role("menuitem", name="Run", exact=True).click()

@@ -1,9 +1,9 @@
 "Train one original, or find it trained."
+# ruff: noqa: F821 - Snakemake puts the object `snakemake` into a script's globals
 import sys
 from pathlib import Path
 
 import torch
-from snakemake.script import snakemake
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 torch.set_num_threads(snakemake.threads)

@@ -1,8 +1,8 @@
 "Records into two tables: one row a run, and mean, standard deviation and n over the seeds."
+# ruff: noqa: F821 - Snakemake puts the object `snakemake` into a script's globals
 from pathlib import Path
 
 import pandas as pd
-from snakemake.script import snakemake
 
 from archrepair.comparison import figures
 from archrepair.errors import write_atomic
