@@ -42,4 +42,4 @@ readme: .venv/.dev
 	$(BIN)/python tests/run.py --write-readme
 
 clean:
-	rm -rf .venv outputs/repair outputs/smoke _proc _docs
+	rm -rf .venv outputs/repair outputs/smoke _proc _docs docs/_nbs

@@ -19,9 +19,9 @@ __all__ = ['app', 'Model', 'Blocks', 'Weights', 'Dataset', 'TierName', 'Seed', '
            'train', 'localize', 'repair', 'evaluate', 'compare', 'report', 'corrupt', 'list_', 'find_notebook', 'run',
            'paper']
 
-# %% ../nbs/lib/cli.ipynb #59603811
+# %% ../nbs/lib/cli.ipynb #183c72fa
 from .console import print_json, say, show
-from .errors import ArchrepairError, first_line, unknown
+from .errors import ArchrepairError, first_line, unknown, write_atomic
 from .listing import complete, listed
 
 # %% ../nbs/lib/cli.ipynb #29a40f57
@@ -285,7 +285,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, datasets, corruption
     for name, text in rows:
         print(f"{name:{width}}  {text}".rstrip())
 
-# %% ../nbs/lib/cli.ipynb #b6396be4
+# %% ../nbs/lib/cli.ipynb #0b15366c
 def find_notebook(name: str, root: Path) -> Path:
     "The experiment notebook of that name (`rq3`, `05_rq3` or a path). Raises `ArchrepairError` with the names there are."
     if name.endswith(".ipynb"):
@@ -323,6 +323,7 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
         if name not in known:
             raise unknown(f"parameter of {source.name}", name, known)
     target = out or home() / default_output(source, parameters)
+    write_atomic(target.with_name(f".{target.stem}.part.ipynb"), lambda p: None).unlink()  # better to know now than after the run
     say(f"archrepair: writing to {target}")
     execute(source, target, parameters)
     if as_json:

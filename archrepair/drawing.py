@@ -100,7 +100,7 @@ def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partl
 
     return figure(name, draw, (max(4.0, 1.9 * len(graph.nodes) - 0.4), 6), caption, describe(graph, choices))
 
-# %% ../nbs/lib/drawing.ipynb #facbb85a
+# %% ../nbs/lib/drawing.ipynb #88c803e9
 def draw_blocks(found: Localization, ax: Axes | None = None, most: int | None = None) -> Axes:
     "Bars: neurons of each block among the top k; dashes: as many as its size alone would give; at most the `most` leading ones."
     import matplotlib.pyplot as plt
@@ -121,10 +121,13 @@ def draw_blocks(found: Localization, ax: Axes | None = None, most: int | None = 
 
 def table_of_blocks(found: Localization, most: int = 24) -> Html:
     "The verdict on the blocks, its doubts and its numbers; at most the `most` leading blocks."
-    forms = {"size": ",.0f", "count": ",.0f", "per_neuron": ".3f", "expected": ".1f", "enrichment": ".2f", "p": ".2g", "gradient": ".2e", "s_hat": ".3f"}
-    rows = [(tag("b", name) if name == found.block else name, *(format(row[key], form) for key, form in forms.items()))
+    columns = {"size": ("neurons", ",.0f"), "count": (f"in the top {found.k}", ",.0f"), "per_neuron": ("per neuron", ".3f"),
+               "expected": ("expected by size", ".1f"), "enrichment": ("enrichment", ".2f"), "p": ("p", ".2g"), "gradient": ("mean gradient", ".2e"),
+               "s_hat": ("mean ŝ", ".3f")}
+    columns = {key: column for key, column in columns.items() if key in found.summary}
+    rows = [(tag("b", name) if name == found.block else name, *(format(row[key], form) for key, (_, form) in columns.items()))
             for name, row in found.summary.loc[found.leading(most)].iterrows()]
     hidden = len(found.blocks) - len(rows)
-    heads = ("block", "neurons", f"in the top {found.k}", "per neuron", "expected by size", "enrichment", "p", "mean gradient", "mean ŝ")
+    heads = ("block", *(head for head, _ in columns.values()))
     return join(tag("p", tag("b", f"{found.verdict}.")), *(tag("p", f"Warning: {warning}.") for warning in found.warnings),
                 table("Suspicious neurons of each block", heads, rows), note(f"{hidden} more blocks are not shown.") if hidden else None)

@@ -55,7 +55,7 @@ def gather(needs: Iterable[Need], runs: Runs, *, missing: str = "run") -> pd.Dat
                      "cell": cell, "record": record})
     return pd.DataFrame(rows)
 
-# %% ../nbs/lib/press.ipynb #837c0d95
+# %% ../nbs/lib/press.ipynb #4527a7e8
 UNITS = {"full": "full test", "held_out": "held out", "clean": "clean, held out"}
 
 
@@ -96,7 +96,7 @@ class Sheet:
         "What the table shows, of what, how often, and from which commits."
         sizes = sorted(set(self.long["n"])) if len(self.long) else [0]
         n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]} (given where it is not {sizes[-1]})"
-        label = self.name.replace("table", "Table ").capitalize()
+        label = self.name.split("-")[0].replace("table", "Table ")
         return (f"{label} · {self.title}. {str(self.settings).rsplit(', ', 1)[0]}; mean ± sd, {n}; {self.unit}; "
                 f"commit {', '.join(self.commits) or 'unknown'}")
 
@@ -160,8 +160,7 @@ class Sheet:
 
 def _card(path: Path, content: dict, settings: Settings) -> Path:
     "What a page needs to show a file: see `index`."
-    exhibit = EXHIBITS.get(content["name"])
-    content |= {"notebook": exhibit.notebook if exhibit else "", "settings": {**asdict(settings), "seeds": len(settings.seeds)}}
+    content |= {"notebook": EXHIBITS[content["name"].split("-")[0]].notebook, "settings": {**asdict(settings), "seeds": len(settings.seeds)}}
     return write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
 
 
@@ -180,12 +179,16 @@ def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[
         rows += [{"row": printed(kind[0], r[row]), "column": printed(kind[1], r[column]), "score": s, "value": r[s]} for s in scores]
     return pd.DataFrame(rows, columns=["row", "column", "score", "value"])
 
-# %% ../nbs/lib/press.ipynb #66bcea05
+# %% ../nbs/lib/press.ipynb #4843bd8a
 def save_figure(fig: Figure, name: str, settings: Settings, description: str, outputs: Path | None = None, commits: Iterable[str] = ()) -> list[Path]:
-    "Write SVG, PNG and a JSON card into the tier's `figures`; `description` says in words what is to be seen. Returns the paths."
+    """Write SVG, PNG and a JSON card into the tier's `figures`; `description` says in words what is to be seen. Returns the paths.
+
+    `name` begins with that of an exhibit, as in `fig4` or `table5-parts-of-gain`.
+    """
     folder, stem = outputs_of(settings.tier, outputs) / "figures", f"{name}-{settings.stem}"
-    title = EXHIBITS[name].title if name in EXHIBITS else name.replace("-", " ").capitalize()
-    label = name.replace("fig", "Fig. ") if name in EXHIBITS else "Figure"
+    base, _, rest = name.partition("-")
+    title = EXHIBITS[base].title + (f": {rest.replace('-', ' ')}" if rest else "")
+    label = base.replace("fig", "Fig. ") if base.startswith("fig") else base.replace("table", "Figure to Table ")
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": stem}):  # the same figure is the same file, whenever and wherever it is drawn
@@ -195,7 +198,7 @@ def save_figure(fig: Figure, name: str, settings: Settings, description: str, ou
     caption = f"{label} · {title}. {settings}; commit {', '.join(sorted({c for c in commits if c})) or 'unknown'}"
     return [*made, _card(folder / f"{stem}.json", {"kind": "figure", "name": name, "title": title, "caption": caption, "alt": description}, settings)]
 
-# %% ../nbs/lib/press.ipynb #b4cd1af1
+# %% ../nbs/lib/press.ipynb #122c2f5e
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #bbb; --soft: #666 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #161616; --line: #555; --soft: #a5a5a5 } }
@@ -214,7 +217,7 @@ def cards(outputs: Path | None = None) -> list[dict]:
     found = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in sorted(root.glob("*/tables/*.json")) + sorted(root.glob("*/figures/*.json"))]
     tiers = ["paper", "lite", "smoke"]
     return sorted(found, key=lambda c: (tiers.index(c["settings"]["tier"]) if c["settings"]["tier"] in tiers else 9,
-                                        order.index(c["name"]) if c["name"] in order else 99, str(c["path"])))
+                                        order.index(c["name"].split("-")[0]), str(c["path"])))
 
 
 def index(outputs: Path | None = None) -> Path:

@@ -89,3 +89,12 @@ def problem(_problem):
     before = state_of(_problem.network)
     yield _problem
     assert_same_state(before, _problem.network)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "One browser for all tests that look at pages."
+    from browser import browser
+
+    with browser() as found:
+        yield found

@@ -1,7 +1,7 @@
 """All checks, in the order in which they fail fastest: `make test` runs this and nothing else.
 
-Exported code and cleaned notebooks up to date, README in step with its notebook, every notebook executed at the smoke tier, pytest,
-and each experiment notebook through papermill.
+Exported code and cleaned notebooks up to date, README in step with its notebook, every notebook executed at the smoke tier, those of the
+paper through papermill into all tables and figures, and pytest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from browser import get_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -79,27 +81,22 @@ def _python_fences(text: str) -> str:
     return "\n".join(lines)
 
 
-def experiment_notebooks() -> list[Path]:
-    "Notebooks with a cell of parameters."
-    return [p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) if '"parameters"' in p.read_text()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write-readme", action="store_true")
     if parser.parse_args().write_readme:
         (ROOT / "README.md").write_text(readme())
         return
-    call("ruff", "check", "archrepair", "tests", "benchmarks", "setup.py")
+    call("ruff", "check", "archrepair", "tests", "benchmarks", "docs", "setup.py")
     check_exported()
     if readme() != (ROOT / "README.md").read_text():
         sys.exit("README.md is not what nbs/index.ipynb gives; run `make readme` and commit")
-    call("nbdev-test", "--n-workers", "2", "--timing")
-    with tempfile.TemporaryDirectory() as folder:
-        for notebook in experiment_notebooks():
-            call("papermill", notebook, Path(folder) / notebook.name, "-p", "tier", "smoke", "-k", "python3", "--no-progress-bar",
-                 "--cwd", ROOT / "nbs", stdout=subprocess.DEVNULL)
-    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "-m", "not gpu and not slow", "--durations=8")
+    call("nbdev-test", "--n-workers", "2", "--timing", "--skip-file-re", r"^([_.]|0\d_)")  # the paper's notebooks are executed next
+    call("archrepair", "paper", "--tier", "smoke", "--jobs", "2")  # all tables and figures, through papermill
+    call("archrepair", "paper", "--tier", "smoke", "--recorded", "--only", "table9", "--datasets", "digits:fog:3")  # from records alone
+    get_browser()
+    # Tests of a group share a built site, so one worker takes them all.
+    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", "-rs", "-m", "not gpu and not slow", "--durations=8")
 
 
 if __name__ == "__main__":

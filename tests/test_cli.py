@@ -19,7 +19,7 @@ from archrepair.models import create_model, load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ("--tier", "smoke")
-COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "corrupt", "list", "run")
+COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
 
 
 @pytest.fixture
@@ -187,6 +187,29 @@ def test_evaluate(done, idle, capsys):
     assert "of another architecture" in fails(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL, "--model", "vgg16")
 
 
+# --- report
+
+def test_report_of_one(done, idle, capsys):
+    folder = done / "outputs" / "repair"
+    assert said(capsys, "report", folder) == (f"{folder / 'report.html'}\n", "")
+    got, record = parsed(capsys, "report", folder), json.loads((folder / "record.json").read_text())
+    assert got["report"] == str(folder / "report.html") and not got["rebuilt"] and got["after"] == record["metrics"]["after"]["held_out"]["accuracy"]
+    assert "holds no repair" in fails(capsys, "report", done)
+
+
+def test_report_of_several(home, idle, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    furnish(home)
+    folder = home / "outputs" / "repair"
+    shutil.copytree(folder, home / "other")
+    out, err = said(capsys, "report", folder, home / "other")
+    assert "other" in out and "%" in out and err == "report: compare.html\n" and "other" in (home / "compare.html").read_text()
+    got = parsed(capsys, "report", folder, home / "other", "--out", home / "new" / "page.html")
+    assert [row["name"] for row in got["repairs"]] == ["repair", "other"] and (home / "new" / "page.html").exists()
+    (home / "other" / "report.html").unlink()
+    assert parsed(capsys, "report", home / "other")["rebuilt"] and (home / "other" / "report.html").exists()
+
+
 # --- corrupt
 
 @pytest.mark.parametrize("name", ["c.npz", "no-suffix", "c.other"])
@@ -196,6 +219,11 @@ def test_corrupt_writes_arrays_in_test_order(tmp_path, capsys, name, digits_test
     with np.load(tmp_path / name) as arrays:
         assert np.array_equal(arrays["labels"], digits_test.labels[:20]) and list(arrays["classes"]) == list(digits_test.classes)
         assert np.array_equal(arrays["images"], load_dataset("digits:fog:2", "test").images[:20]) and arrays["images"].dtype == np.uint8
+
+
+def test_corrupt_speaks_json(tmp_path, capsys):
+    got = parsed(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / "c.npz")
+    assert got == {"dataset": "digits", "corruption": "fog", "severity": 2, "n": 20, "size": 32, "out": str(tmp_path / "c.npz")}
 
 
 def test_what_corrupt_writes_can_be_read_as_a_dataset(tmp_path, capsys, done):
@@ -260,6 +288,8 @@ def test_run_passes_typed_values_and_failures_are_kept_apart(home, capsys):
              "assert count < 5, 'count is too large\\nfor this'")
     said(capsys, "run", "own", "-p", "count=3", "-p", "name=a=b", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
     assert "3 'a=b' False" in str(nbformat.read(home / "deep" / "out.ipynb", 4).cells[2:])
+    got = parsed(capsys, "run", "own", "-p", "count=3", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
+    assert got == {"notebook": str(home / "nbs" / "07_own.ipynb"), "out": str(home / "deep" / "out.ipynb"), "parameters": {"count": 3, "wide": False}}
     before = tree(home)
     capsys.readouterr()
     assert command("run", "07_own", "-p", "count=7", "-o", home / "deep" / "out.ipynb") == 1

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,6 +27,7 @@ from archrepair.press import Sheet, cards, gather, index, runs_as_values, save_f
 from archrepair.reproduce import Page, estimate, parameter_names, plan, source_of, spoken, stamp, tasks
 from archrepair.runs import Runs
 
+ROOT = Path(__file__).resolve().parent.parent
 SMOKE = Settings.of(tier="smoke", methods="retrain,surgical")
 
 
@@ -257,3 +265,30 @@ def test_a_page_is_printed_once_until_something_changes(house):
     (house / "fail").unlink()
     reproduce.reproduce([page], jobs=1, device="cpu", log=said.append)
     assert count() == 4  # the stamp still vouches for the page from before the failure
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_interrupted_anywhere_and_called_again_the_tables_are_the_same(tmp_path):
+    "kill -9 of the whole process group once some runs are recorded; a second call ends with the tables of an undisturbed run."
+    tables = []
+    for name, kill in (("undisturbed", False), ("killed", True)):
+        house = tmp_path / name
+        for part in ("nbs/06_rq4.ipynb", "data/published.csv", "settings.ini"):
+            (house / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / part, house / part)
+        environment = {**os.environ, "ARCHREPAIR_HOME": str(house), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "archrepair", "paper", "--tier", "smoke", "--only", "table10", "--datasets", "digits:fog:3", "--jobs", "2"]
+        if kill:
+            process = subprocess.Popen(command, cwd=house, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            until = time.time() + 200
+            while len(list(house.glob("outputs/smoke/records/*/*/*.json"))) < 2 and time.time() < until:
+                time.sleep(0.2)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not (house / "outputs" / "index.html").exists()
+        done = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        tables.append(pd.read_csv(house / "outputs/smoke/tables/table10-resnet18-digits~fog~3-clean.csv").drop(columns="commit"))
+        assert not list(house.rglob("*.part*")) and not list(house.rglob("*.checkpoints"))
+    pd.testing.assert_frame_equal(*tables)

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from browser import MISSING, browser, find_browser
+from browser import MISSING, find_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.skipif(not find_browser(), reason=MISSING)]
@@ -88,17 +88,35 @@ READY = r"""() => /Python 3/.test(document.querySelector(".jp-Toolbar-kernelName
 SEEN = f"() => {{ const now = ({STATE})(); return now.errors.length || now.ran === now.cells; }}"
 
 
-def test_a_lesson_runs_and_shows_its_figure(lab):
-    with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(f"{lab}/lab/tree/lesson.ipynb?token={TOKEN}&reset")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-        page.wait_for_function(READY, timeout=60_000)
-        before = page.evaluate(STATE)
-        assert before["cells"] > 0 and before["ran"] == before["figures"] == 0
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_function(SEEN, timeout=150_000)
+def test_a_lesson_runs_and_shows_its_figure(lab, chromium):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{lab}/lab/tree/lesson.ipynb?token={TOKEN}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_function(READY, timeout=60_000)
+    before = page.evaluate(STATE)
+    assert before["cells"] > 0 and before["ran"] == before["figures"] == 0
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    try:
+        page.wait_for_function(SEEN, timeout=180_000)
+    finally:
         after = page.evaluate(STATE)
-        assert not after["errors"] and after["ran"] == before["cells"] and after["figures"] > 0
-        page.close()
+        print(after)
+    assert not after["errors"] and after["ran"] == before["cells"] and after["figures"] > 0
+    page.close()
+
+
+def test_errors_are_seen(lab, chromium, tmp_path):
+    "What a failing cell looks like in JupyterLab is what the test above looks for."
+    book = {"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None, "source": "1 / 0"}],
+            "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "work" / "wrong.ipynb").write_text(json.dumps(book))
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{lab}/lab/tree/wrong.ipynb?token={TOKEN}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_function(READY, timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(SEEN, timeout=60_000)
+    assert "ZeroDivisionError" in page.evaluate(STATE)["errors"][0]
+    page.close()

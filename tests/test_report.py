@@ -1,7 +1,10 @@
 """A report: complete, true to the result, well-formed however odd the names are, and written whole or not at all."""
 import copy
+import html
+import json
 import os
 import re
+import shlex
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
@@ -16,9 +19,11 @@ from archrepair.graph import BlockGraph, Edge, Node
 from archrepair.localization import Localization
 from archrepair.page import figure, join, section, table, tag
 from archrepair.repair import RepairResult, changes
-from archrepair.report import render_report, write_report
+from archrepair.report import command_of, render_report, write_report
+from archrepair.reports import best_of, groups_of, render_comparison, report_of, row_of, write_comparison
 from archrepair.scenario import build_scenario
 from archrepair.training import CostMeter
+from finished import DATASET, furnish
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -301,3 +306,120 @@ def test_figures_take_their_colours_from_the_page():
     drawn = figure("f", lambda ax: ax.plot([0, 1], color="#0173b2"), (3, 2), "caption", 'a "line"')
     page = Checked(drawn)
     assert "var(--blue)" in drawn and "var(--ink)" in drawn and "#0173b2" not in drawn and page.all("svg")[0]["aria-label"] == 'a "line"'
+
+
+# --- what was asked, and the network's price
+
+def test_what_was_asked_can_be_asked_again(parts, undrawn):
+    cell = {**RECORD["cell"], "method": "sensei", "block": None,
+            "options": [["strategy", "darts"], ["search_epochs", 2], ["blocks", ["layer1", "layer2"]], ["search_options", [["order", 2], ["select", "perturb"]]],
+                        ["variant", "two words"]]}
+    asked = shlex.split(command_of(cell))
+    assert asked[:4] == ["archrepair", "repair", "--method", "sensei:variant=two words"] and "--block" not in asked
+    pairs = list(zip(asked, asked[1:]))
+    for pair in (("--model", "resnet18"), ("--dataset", "toy:fog:3"), ("--seed", "7"), ("--strategy", "darts"), ("--search-epochs", "2"),
+                 ("--blocks", "layer1,layer2"), ("-S", "order=2"), ("-S", "select=perturb"), ("--protocol", "clean")):
+        assert pair in pairs, pair
+    page = Checked(render_report(make(parts), record={**RECORD, "cell": cell}))
+    assert shlex.split(command_of(cell))[:3] == ["archrepair", "repair", "--method"] and "archrepair repair --method" in page.words
+
+
+def test_size_and_speed_are_those_of_the_result_and_measured_once(parts, undrawn, monkeypatch):
+    calls = []
+    monkeypatch.setattr("archrepair.report.footprints", lambda *a: calls.append(a) or {
+        when: {"parameters": n, "bytes": n * 2**20, "flops": n * 10**6, "milliseconds": n / 8, "device": "abacus"} for when, n in (("before", 12), ("after", 34))})
+    result = make(parts)
+    page = Checked(render_report(result, scenario=parts[1])).words
+    assert "Parameters 12 34" in page and "MiB 12.00 34.00" in page and "an image 12.0 34.0" in page and "Milliseconds an image 1.50 4.25" in page
+    assert "on abacus" in page and render_report(result, scenario=parts[1]) and len(calls) == 1
+
+
+def test_a_layer_in_a_deep_network_is_not_one_bar_of_a_hundred(parts):
+    result = make(parts)
+    names = [f"layer{i}" for i in range(50)]
+    summary = pd.DataFrame({"size": 2, "count": [i % 5 for i in range(50)], "expected": 1.0, "p": 0.5}, index=names)
+    many = replace(result, localization=replace(result.localization, block="layer3", blocks=names, summary=summary))
+    text = render_report(many)
+    assert "Suspicious neurons in the 12 leading of 50 candidates." in text and "layer3" in Checked(text).words
+    chart = re.search(r'aria-label="([^"]*layer3: 3, expected 1.0[^"]*)"', text)[1]
+    assert chart.count(";") == 11 and Checked(text).words.count("layer49") == 2  # the details have all
+
+
+# --- finished repairs
+
+@pytest.fixture
+def folder(tmp_path):
+    "A finished repair of one's own."
+    return furnish(tmp_path) / "outputs" / "repair"
+
+
+def test_a_lost_report_is_made_anew_from_the_record(folder):
+    written, made = report_of(folder)
+    assert written == folder / "report.html" and not made
+    before = Checked(written.read_text("utf-8"))
+    written.unlink()
+    path, made = report_of(folder)
+    after = Checked(path.read_text("utf-8"))
+    assert made and "made from the record alone" in after.words and not after.all("img")
+    ids = lambda page: [a["id"] for a in page.all("h2")]
+    assert [i for i in ids(after) if i != "warnings"] == [i for i in ids(before) if i not in ("examples", "warnings")]
+    assert len(after.all("svg")) == len(before.all("svg")) and report_of(folder) == (path, False) and report_of(folder, force=True)[1]
+    table_of = lambda page: page.words.partition("Before and after")[2].partition("What was fixed")[0]
+    assert table_of(after) == table_of(before)
+
+
+def test_the_code_in_a_report_works(folder, monkeypatch):
+    home = folder.parents[1]
+    monkeypatch.setenv("ARCHREPAIR_HOME", str(home))
+    monkeypatch.chdir(folder.parent)
+    code = html.unescape(re.search(r"<code>(.*?)</code>", (folder / "report.html").read_text("utf-8"), re.S)[1])
+    space = {}
+    exec(code, space)
+    assert space["answers"].shape == (8,) and space["images"].name.startswith(DATASET)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"cell": 1}', '{"cell": {}, "metrics": {}, "repair": 3, "versions": {}}'])
+def test_a_folder_without_a_repair(tmp_path, content):
+    if content is not None:
+        (tmp_path / "record.json").write_text(content)
+    with pytest.raises(ArchrepairError, match="holds no repair") as error:
+        report_of(tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "report.html").exists()
+
+
+def test_a_saved_result_needs_no_record(parts, tmp_path):
+    result = make(parts)
+    folder = result.save(tmp_path / "saved")
+    row = row_of(folder)
+    assert row["after"] == result.metrics["after"]["held_out"]["accuracy"] and row["model"] is None and row["name"] == "saved"
+    assert "Repairs 1" in render_comparison([folder])
+    result.metrics = {}
+    row = row_of(result.save(tmp_path / "alone"))
+    assert row["after"] is None and row["difference"] is None and Checked(render_comparison([tmp_path / "alone", folder]))
+
+
+def test_several_repairs_on_one_page(folder, tmp_path):
+    record, others = json.loads((folder / "record.json").read_text()), []
+    for name, points, flips, dataset in (("<b>two</b>", 1.5, 0.5, DATASET), ("three", -2.0, 9.0, DATASET), ("four", 0.0, 1.0, "digits:fog:1")):
+        other = copy.deepcopy(record)
+        other["cell"]["dataset"] = dataset
+        for key in ("accuracy", "low", "high"):
+            other["metrics"]["after"]["held_out"][key] += points
+        other["metrics"]["change"]["held_out"]["negative_flips"] = flips
+        others.append(tmp_path / name.replace("/", "∕"))
+        others[-1].mkdir()
+        (others[-1] / "record.json").write_text(json.dumps(other))
+    rows = [row_of(f) for f in (folder, *others)]
+    assert [len(g) for g in groups_of(rows)] == [3, 1] and best_of(rows[3:]) == {}
+    best = best_of(groups_of(rows)[0])
+    assert best["after"] == rows[1]["after"] and best["negative_flips"] == 0.5 and best["difference"] == rows[1]["difference"] and "forwards" not in best
+    path = write_comparison([folder, *others], tmp_path / "out" / "all.html")
+    text = path.read_text("utf-8")
+    page = Checked(text)
+    assert "://" not in text and not page.all("script") and "<b>two<∕b>" in page.words and len(page.all("table")) == 2 == len(page.all("svg"))
+    bold = re.findall(r"<td><b>(.*?)</b>", text)
+    assert f"{rows[1]['after']:.2f} %" in bold and "0.50 %" in bold and f"{rows[2]['after']:.2f} %" not in bold
+    assert f"{rows[1]['after_interval'][0]:.2f}–{rows[1]['after_interval'][1]:.2f}" in page.words
+    with pytest.raises(ArchrepairError, match="holds no repair"):
+        write_comparison([folder, tmp_path / "none"], tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)  # noqa: SIM115 - open for as long as the script runs
 torch.set_num_threads(snakemake.threads)
 
 from archrepair import Cell, original, run  # noqa: E402

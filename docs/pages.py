@@ -1,0 +1,90 @@
+"""Pages that are made, not written: one a module, every stored result; and MathJax, checked."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import html
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+MATHJAX = "d4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882"  # es5/tex-svg.js of MathJax 3.2.2, as its authors publish it
+
+
+def tree(pages: list[str]) -> str:
+    return "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"]) if pages else "*None yet.*"
+
+
+def modules(pattern: str, site: Path) -> str:
+    "Modules with their summaries; writes a page for each."
+    rows, pages = [], []
+    for path in sorted((ROOT / "archrepair").glob(pattern)):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if path.stem.startswith("_") or not summary:
+            continue
+        lesson = re.search(r"File to edit: (?:\.\./)*nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8")[:600])
+        (site / "api").mkdir(parents=True, exist_ok=True)
+        source = f"*Taught in* :doc:`/{lesson.group(1)}`\n\n" if lesson else ""
+        (site / "api" / f"{name}.rst").write_text(f"{name}\n{'=' * len(name)}\n\n{source}.. automodule:: {name}\n", encoding="utf-8")
+        rows.append(f"{{doc}}`{name} </api/{name}>`\n: {summary.splitlines()[0]}\n")
+        pages.append(f"{name.removeprefix('archrepair.')} <api/{name}>")
+    return "\n".join([*rows, tree(pages)])
+
+
+def names() -> str:
+    "The names of the package itself, each with a link to where it is described."
+    sys.path.insert(0, str(ROOT))
+    import archrepair
+
+    return " · ".join(f"{{py:obj}}`{n} <archrepair.{archrepair._WHERE[n]}.{n}>`" for n in archrepair.__all__)
+
+
+def results(site: Path) -> str:
+    "Every stored table and figure, with the tier and the commit that made it: from its card, or where it has none from its own columns."
+    natural = lambda path: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path.stem)]
+    parts = []
+    for tier in ("paper", "lite"):
+        folder = ROOT / "outputs" / tier
+        found = sorted([*folder.glob("tables/*.csv"), *folder.glob("figures/*.png")], key=lambda path: (natural(path), path.suffix))
+        parts += [f"## Tier `{tier}`\n"] if found else []
+        for path in found:
+            card, frame = {}, pd.DataFrame()
+            if path.with_suffix(".json").exists():
+                card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            source = path if path.suffix == ".csv" else folder / "tables" / f"{path.stem}.csv"
+            if source.exists():
+                frame = pd.read_csv(source, dtype=str, keep_default_na=False)
+            commits = ", ".join(sorted({*frame.get("commit", [])} - {""})) or "unknown"
+            name = re.sub(r"^(table|fig(?:ure)?)(\d+)", lambda m: f"{'Table' if m[1] == 'table' else 'Figure'} {m[2]}", path.stem.replace("-", " · "))
+            name += " (figure)" if path.suffix == ".png" and not card else ""
+            caption = html.escape(card.get("caption") or f"{name.replace('~', ' ')}. Tier {tier}; commit {commits}")
+            heading = f"{caption.split(' · ')[0]} · {html.escape(card['title'])}" if card else name.replace("~", " ")
+            if path.suffix == ".png":
+                shown = path.with_suffix(".svg") if path.with_suffix(".svg").exists() else path
+                shutil.copy(shown, site / "_figures" / f"{tier}-{shown.name}")
+                alt = " ".join((card.get("alt") or f"{heading}, drawn from records of tier {tier}").split())
+                body = f"```{{image}} /_figures/{tier}-{shown.name}\n:alt: {alt}\n```"
+            else:
+                table = card.get("html") or frame.drop(columns=["tier", "commit"], errors="ignore").to_html(index=False, border=0, classes="dataframe")
+                body = f'```{{raw}} html\n<div class="table-box" role="region" aria-label="{html.escape(heading)}" tabindex="0">{table}</div>\n```'
+            parts.append(f"### {heading}\n\n{body}\n\n{{.of}}\n{caption}\n")
+    return "\n".join(parts)
+
+
+def mathjax(folder: Path) -> None:
+    "MathJax from the Python package that carries it, if it is the very file its authors published."
+    found = importlib.util.find_spec("sphinx-mathjax-offline")
+    if not found:
+        raise SystemExit("docs: MathJax is not installed; expected the docs extra: pip install -e '.[docs]'")
+    content = (Path(found.origin).parent / "static" / "mathjax" / "tex-svg.js").read_bytes()
+    if hashlib.sha256(content).hexdigest() != MATHJAX:
+        raise SystemExit("docs: this MathJax is not release 3.2.2; expected sphinx-mathjax-offline 0.0.2: pip install -e '.[docs]'")
+    (folder / "tex-svg.js").write_bytes(content)
