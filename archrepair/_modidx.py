@@ -1033,6 +1033,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'archrepair.press.Sheet.style': ('lib/press.html#sheet.style', 'archrepair/press.py'),
                                   'archrepair.press._card': ('lib/press.html#_card', 'archrepair/press.py'),
                                   'archrepair.press.cards': ('lib/press.html#cards', 'archrepair/press.py'),
+                                  'archrepair.press.complete': ('lib/press.html#complete', 'archrepair/press.py'),
                                   'archrepair.press.gather': ('lib/press.html#gather', 'archrepair/press.py'),
                                   'archrepair.press.index': ('lib/press.html#index', 'archrepair/press.py'),
                                   'archrepair.press.runs_as_values': ('lib/press.html#runs_as_values', 'archrepair/press.py'),

@@ -100,21 +100,34 @@ def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partl
 
     return figure(name, draw, (max(4.0, 1.9 * len(graph.nodes) - 0.4), 6), caption, describe(graph, choices))
 
-# %% ../nbs/lib/drawing.ipynb #88c803e9
+# %% ../nbs/lib/drawing.ipynb #f8ce7f94
 def draw_blocks(found: Localization, ax: Axes | None = None, most: int | None = None) -> Axes:
-    "Bars: neurons of each block among the top k; dashes: as many as its size alone would give; at most the `most` leading ones."
+    """Bars: neurons of each block among the top k; dashes: as many as its size alone would give; at most the `most` leading ones.
+
+    The bars lie where there are many or where their names are long.
+    """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     blocks = found.blocks if most is None else found.leading(most)
     summary, at = found.summary.loc[blocks], range(len(blocks))
-    ax = ax or plt.subplots(figsize=(max(4, len(blocks) * 0.45), 3))[1]
+    lying = len(blocks) > 8 or max(map(len, blocks)) > 14  # names that would stand on their heads
+    ax = ax or plt.subplots(figsize=(5, 1 + 0.26 * len(blocks)) if lying else (max(4, len(blocks) * 0.45), 3))[1]
     colours = sns.color_palette("colorblind")
-    ax.bar(at, summary["count"], color=[colours[1] if b == found.block else colours[0] for b in blocks])
-    ax.hlines(summary["expected"], [i - 0.4 for i in at], [i + 0.4 for i in at], colors="black", linestyles="--", label="expected by size")
-    ax.set_xticks(at, blocks, rotation=90 if len(at) > 8 else 0)
-    top = max(summary["count"].max(), summary["expected"].max())
-    ax.set(ylabel=f"neurons among the top {found.k}", title=f"most suspicious: {found.block}", ylim=(0, top * 1.25))
+    paint = [colours[1] if b == found.block else colours[0] for b in blocks]
+    top, words = max(summary["count"].max(), summary["expected"].max(), 1), f"neurons among the top {found.k}"
+    low, high = [i - 0.4 for i in at], [i + 0.4 for i in at]
+    if lying:
+        ax.barh(at, summary["count"], color=paint)
+        ax.vlines(summary["expected"], low, high, colors="black", linestyles="--", label="expected by size")
+        ax.set_yticks(at, blocks)
+        ax.set(xlabel=words, xlim=(0, top * 1.05), ylim=(len(blocks) - 0.4, -0.6))
+    else:
+        ax.bar(at, summary["count"], color=paint)
+        ax.hlines(summary["expected"], low, high, colors="black", linestyles="--", label="expected by size")
+        ax.set_xticks(at, blocks, rotation=90 if len(at) > 8 else 0)
+        ax.set(ylabel=words, ylim=(0, top * 1.25))
+    ax.set_title(f"most suspicious: {found.block}")
     ax.legend(frameon=False, loc="upper center")
     return ax
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 # %% auto #0
-__all__ = ['UNITS', 'gather', 'Sheet', 'runs_as_values', 'save_figure', 'cards', 'index']
+__all__ = ['UNITS', 'gather', 'complete', 'Sheet', 'runs_as_values', 'save_figure', 'cards', 'index']
 
 # %% ../nbs/lib/press.ipynb #e6b1c25b
 from .comparison import figures
@@ -54,6 +54,17 @@ def gather(needs: Iterable[Need], runs: Runs, *, missing: str = "run") -> pd.Dat
                      "cpu_seconds": record.repair["cost"].get("cpu_seconds", math.nan), "commit": record.versions.get("commit", ""),
                      "cell": cell, "record": record})
     return pd.DataFrame(rows)
+
+# %% ../nbs/lib/press.ipynb #157820b7
+def complete(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
+    """The rows of the seeds that have every combination of the columns `what` there is; where none has, of those that have most.
+
+    Of an empty frame it is that frame.
+    """
+    if frame.empty:
+        return frame
+    having = frame.groupby("seed").apply(lambda part: len(part[list(what)].drop_duplicates()), include_groups=False)
+    return frame[frame["seed"].isin(having[having == having.max()].index)]
 
 # %% ../nbs/lib/press.ipynb #4527a7e8
 UNITS = {"full": "full test", "held_out": "held out", "clean": "clean, held out"}

@@ -156,7 +156,7 @@ def _examples(result: RepairResult, scenario: Scenario, changed: Tensor | None =
         parts += [tag("ul", *items, class_="thumbs")] if items else []
     return section("Examples", *parts)
 
-# %% ../nbs/lib/report.ipynb #6a4645fa
+# %% ../nbs/lib/report.ipynb #6056d41b
 def _localization(result: RepairResult) -> Html:
     found = result.localization
     if found is None:
@@ -176,7 +176,7 @@ def _localization(result: RepairResult) -> Html:
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
 
     return section("Which block is to blame", tag("p", found.verdict + "."),
-                   figure("blocks", draw, (max(4.9, 0.45 * len(shown)), 3), words, alt),
+                   figure("blocks", draw, (4.9, max(3, 1 + 0.26 * len(shown))), words, alt),
                    tag("details", tag("summary", "The numbers"), numbers))
 
 
@@ -188,7 +188,7 @@ def _architecture(result: RepairResult) -> Html:
                "" if result.accepted else "This is what the search found. The network that is returned does not use it."]
     return section("Architecture", drawn, *(tag("p", remark) for remark in remarks if remark))
 
-# %% ../nbs/lib/report.ipynb #697e82c9
+# %% ../nbs/lib/report.ipynb #1b055ba0
 def _curves(result: RepairResult) -> Html:
     styles = {"search": ("#de8f05", "s", "-"), "finetune": ("#0173b2", "o", "-"), "control": ("#999999", "^", "--")}
 
@@ -229,7 +229,7 @@ def _changed(result: RepairResult) -> Html:
                 "flops": ("Million floating-point operations an image", 1e6, ",.1f"), "milliseconds": ("Milliseconds an image", 1, ",.2f")}
     rows = [(words, *(_number(print_[key] / unit, form) for print_ in prints.values()))
             for key, (words, unit, form) in measures.items() if prints and key in prints["before"]]
-    timed = f"An image at a time, median of alternating runs on {prints['before']['device']}." if prints and "device" in prints["before"] else None
+    timed = f"An image at a time, fastest of alternating runs on {prints['before']['device']}." if prints and "device" in prints["before"] else None
     return section("What changed", said, table("Size and speed of the network", ("Measure", "Before", "After"), rows) if rows else None,
                    note(timed) if timed else None, names)
 

@@ -13,7 +13,7 @@ import pytest
 from browser import MISSING, find_browser
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(1200)]  # one built site for all, on however busy a machine
 needs_browser = pytest.mark.skipif(not find_browser(), reason=MISSING)
 
 # What a page says of itself. `contrasts`: the text below 4.5 : 1 against the ground behind it.
@@ -72,6 +72,9 @@ def build(folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
+    "The site's folder and how its build ended. `ARCHREPAIR_SITE=_docs` looks at one that `make docs` has just built."
+    if os.environ.get("ARCHREPAIR_SITE"):
+        return ROOT / os.environ["ARCHREPAIR_SITE"], subprocess.CompletedProcess([], 0, "", "")
     folder = tmp_path_factory.mktemp("docs")
     return folder / "site", build(folder)
 
