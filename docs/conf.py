@@ -25,6 +25,7 @@ suppress_warnings = ["myst.header"]  # lessons may skip a level of headings
 
 # Modules: signatures, types and docstrings.
 autodoc_member_order = "bysource"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # else it is printed as the union it stands for
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "undoc-members": True}
