@@ -95,8 +95,8 @@ def main() -> None:
     call("archrepair", "paper", "--tier", "smoke", "--jobs", "2")  # all tables and figures, through papermill
     call("archrepair", "paper", "--tier", "smoke", "--recorded", "--only", "table9", "--datasets", "digits:fog:3")  # from records alone
     get_browser()
-    # Tests of a group share a built site, so one worker takes them all.
-    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", "-rs", "-m", "not gpu and not slow", "--durations=8")
+    # A file's tests share what they make (a built site, say), so one worker takes them all.
+    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "-rs", "-m", "not gpu and not slow", "--durations=8")
 
 
 if __name__ == "__main__":

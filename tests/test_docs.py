@@ -13,7 +13,7 @@ import pytest
 from browser import MISSING, find_browser
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(1200)]  # one built site for all, on however busy a machine
+pytestmark = pytest.mark.timeout(1200)  # on however busy a machine
 needs_browser = pytest.mark.skipif(not find_browser(), reason=MISSING)
 
 # What a page says of itself. `contrasts`: the text below 4.5 : 1 against the ground behind it.

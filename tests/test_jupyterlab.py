@@ -13,7 +13,7 @@ import pytest
 from browser import MISSING, find_browser
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(900), pytest.mark.skipif(not find_browser(), reason=MISSING)]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(not find_browser(), reason=MISSING)]
 TOKEN = "a-token-for-this-test-only"
 
 
