@@ -209,7 +209,7 @@ def save_figure(fig: Figure, name: str, settings: Settings, description: str, ou
     caption = f"{label} · {title}. {settings}; commit {', '.join(sorted({c for c in commits if c})) or 'unknown'}"
     return [*made, _card(folder / f"{stem}.json", {"kind": "figure", "name": name, "title": title, "caption": caption, "alt": description}, settings)]
 
-# %% ../nbs/lib/press.ipynb #122c2f5e
+# %% ../nbs/lib/press.ipynb #0463781a
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #bbb; --soft: #666 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #161616; --line: #555; --soft: #a5a5a5 } }
@@ -227,6 +227,7 @@ def cards(outputs: Path | None = None) -> list[dict]:
     root, order = outputs or home() / "outputs", list(EXHIBITS)
     found = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in sorted(root.glob("*/tables/*.json")) + sorted(root.glob("*/figures/*.json"))]
     tiers = ["paper", "lite", "smoke"]
+    found = [c for c in found if c["name"].split("-")[0] in order]  # an older version may have left others
     return sorted(found, key=lambda c: (tiers.index(c["settings"]["tier"]) if c["settings"]["tier"] in tiers else 9,
                                         order.index(c["name"].split("-")[0]), str(c["path"])))
 

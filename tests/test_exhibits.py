@@ -135,6 +135,8 @@ def test_what_is_saved_can_be_read_back_and_bound(tmp_path):
     before = [path.read_bytes() for path in first]
     assert [path.read_bytes() for path in save_figure(fig, "fig4", SMOKE, "A <b> of bars.", tmp_path)] == before  # no date, no machine
     plt.close(fig)
+    old = card.with_name("old.json")
+    old.write_text(json.dumps({**json.loads(card.read_text()), "name": "line"}))  # of a version that knew other exhibits
     assert [c["name"] for c in cards(tmp_path)] == ["table5", "fig4"]
     text = index(tmp_path).read_text()
     assert "Accuracy &lt;of&gt; all" in text and 'alt="A &lt;b&gt; of bars."' in text and text.count("<section") == 2 and "http" not in text
