@@ -95,7 +95,7 @@ def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] 
                 pages.append(Page(notebook, tuple(made), settings, {k: v for k, v in parameters.items() if k in known}, tuple(needs(made, settings))))
     return pages
 
-# %% ../nbs/lib/reproduce.ipynb #c910b555
+# %% ../nbs/lib/reproduce.ipynb #af14c2de
 PASSES: dict[str, float] = {"archrepair": 4.6, "retrain": 3.3, "finetune": 2.9, "surgical": 1.0, "sensei": 12.6, "fewshot": 16.5, "deeprepair": 8.8,
                             "apricot": 2.4, "arachne": 0.1, "mode": 3.7, "birdnn": 3.0}  # archrepair with its control
 _IMAGES = {"digits": (1_257, 360, 32), "cifar10": (45_000, 10_000, 32), "cifar100": (45_000, 10_000, 32), "tiny-imagenet": (90_000, 10_000, 64),
@@ -126,14 +126,14 @@ def seconds_a_pass(model: str, dataset: str, tier: str, outputs: Path | None = N
     return min(times) / len(x) / 3
 
 
-def estimate(cell: Cell, versions: int, rate: float) -> float:
-    "Seconds of a cell's repair (0 where it has been run) and of evaluating its network on so many versions of the test set."
+def estimate(cell: Cell, versions: int, rate: float, *, repaired: bool = False) -> float:
+    "Seconds of a cell's repair, unless it is `repaired` already, and of evaluating its network on so many versions of the test set."
     size = resolve_tier(cell.tier)
     train, test, _ = _IMAGES.get(parse_version(cell.dataset)[0], (50_000, 10_000, 32))
     images = (min(train, size.repair_train or train) * size.views + size.failures * size.failure_views) * (size.search_epochs + size.finetune_epochs)
-    return rate * (PASSES.get(cell.method, 4.0) * images + versions * test)
+    return rate * (versions * test + (0 if repaired else PASSES.get(cell.method, 4.0) * images))
 
-# %% ../nbs/lib/reproduce.ipynb #a8eb7cfe
+# %% ../nbs/lib/reproduce.ipynb #099e4c77
 @dataclass(frozen=True)
 class Task:
     "Something to compute: an original (`cell` with method `original`), or a cell's record and its network on more `versions`."
@@ -167,25 +167,25 @@ def tasks(pages: Sequence[Page], runs: Runs) -> list[Task]:
             size, images = resolve_tier(cell.tier), _IMAGES.get(first.dataset, (50_000, 0, 0))[0]
             originals[first] = Task(first, (), 3 * size.train_epochs * images * rate(cell))
         recorded = cell.method == "original" or cell.path(runs.outputs).exists()
-        absent = tuple(v for v in versions if v not in runs.evaluated(cell))
+        known = runs.evaluated(cell) if versions else set()
+        absent = tuple(v for v in versions if v not in known)
         if not recorded or absent:
-            again = bool(absent) and cell.method != "original" and not runs.has_network(cell)
-            found.append(Task(cell, absent, estimate(cell, len(absent), rate(cell)) if not recorded or again else len(absent) * rate(cell) * 10_000))
+            repaired = cell.method == "original" or recorded and (not absent or runs.has_network(cell))  # or it is run again for its network
+            found.append(Task(cell, absent, estimate(cell, len(absent), rate(cell), repaired=repaired)))
     return [*originals.values(), *sorted(found, key=lambda t: t.cell.method == "original")]
 
-# %% ../nbs/lib/reproduce.ipynb #7d2f9cd5
+# %% ../nbs/lib/reproduce.ipynb #f20b4b16
 def _do(task: Task, outputs: Path | None, device: str) -> float:
     "One task, in whatever process; returns its seconds."
     started, runs = time.perf_counter(), Runs(outputs=outputs, device=device)
     try:
-        if task.cell.method == "original" and not task.versions:
-            original(task.cell.model, task.cell.dataset, task.cell.tier, task.cell.seed, device=device, outputs=outputs)
-        elif task.cell.method == "original":
-            runs.right(task.cell, task.versions, digest(weights_of(task.cell.model, task.cell.dataset, task.cell.tier, task.cell.seed, outputs)))
-        elif task.versions:
-            runs.right(task.cell, task.versions)
+        cell, before = task.cell, task.cell.method == "original"
+        if task.versions:
+            runs.right(cell, task.versions, digest(weights_of(cell.model, cell.dataset, cell.tier, cell.seed, outputs)) if before else None)
+        elif before:
+            original(cell.model, cell.dataset, cell.tier, cell.seed, device=device, outputs=outputs)
         else:
-            runs.record(task.cell)
+            runs.record(cell)
     except ArchrepairError as error:
         raise ArchrepairError(f"{task}: {error}") from None
     return time.perf_counter() - started

@@ -15,15 +15,16 @@ from torch import nn
 # %% auto #0
 __all__ = ['largest_gradients', 'Levels']
 
-# %% ../../nbs/baselines/levels.ipynb #b65bab90
-from .common import Baseline, Problem, require
+# %% ../../nbs/baselines/levels.ipynb #40ffb048
+from .common import Problem, require
+from .retrain import Retrain
 from ..blocks import block_names, freeze, image_features
 from ..errors import unknown
-from ..finetuning import LEVELS, PRESETS, finetune
+from ..finetuning import LEVELS
 from ..localization import failure_gradients
 from ..neurons import wire
 from ..scenario import RepairData
-from ..training import CostMeter, Recipe, Rows
+from ..training import CostMeter, Rows
 
 # %% ../../nbs/baselines/levels.ipynb #e6db9366
 def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 100, *, seed: int = 0, meter: CostMeter | None = None) -> dict[str, str | None]:
@@ -44,39 +45,28 @@ def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 10
     mean = lambda part: neurons.groupby(part, sort=False)["g"].mean().idxmax()
     return {"neuron": f"{one['layer']}:{one['channel']}", "layer": mean("layer"), "block": mean("block"), "network": None}
 
-# %% ../../nbs/baselines/levels.ipynb #2d8ed52b
+# %% ../../nbs/baselines/levels.ipynb #3ff768a3
 @dataclass
-class Levels(Baseline):
+class Levels(Retrain):
     """Fine-tuning at one level (§2.2): the neuron, layer or block with the largest failure gradient, or the whole network.
 
-    `level` is one of `finetuning.LEVELS`; `preset` is the recipe (`finetuning.PRESETS`), lasting `epochs` passes over the repair set;
-    `n_failures` choose the place. `views` and `failure_views` are the numbers of augmented views of each training image and failure.
+    `level` is one of `finetuning.LEVELS`; `n_failures` choose the place. The rest is as in `Retrain`.
     """
 
     level: str = "block"
-    preset: str | Recipe = "default"
-    epochs: int = 10
     n_failures: int = 100
-    views: int = 1
-    failure_views: int = 1
     name: str = "finetune"
 
     def __post_init__(self):
         if self.level not in LEVELS:
             raise unknown("level", self.level, LEVELS)
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
-        require(self, epochs=0, n_failures=1, views=1, failure_views=1)
+        super().__post_init__()
+        require(self, n_failures=1)
 
-    def mend(self, problem: Problem) -> nn.Module:
-        "See `largest_gradients` and `finetuning.finetune`."
+    def place(self, problem: Problem) -> tuple[str, str | None]:
+        "The level, and the part with the largest gradient; see `largest_gradients`."
         where = None
         if self.level != "network":
             where = largest_gradients(problem.original, problem.data, self.n_failures, seed=self.seed, meter=problem.meter)[self.level]
-        tuned = finetune(problem.original, problem.data, level=self.level, where=where, preset=self.preset, epochs=self.epochs,
-                         views=self.views, failure_views=self.failure_views, precision=problem.precision, seed=self.seed,
-                         meter=problem.meter, checkpoint=problem.at("finetune"))
-        problem.history["finetune"] = tuned.history.epochs
-        problem.found |= {"where": where, "point": tuned.point}
-        problem.block = where if self.level == "block" else None
-        return tuned.model
+        problem.found["where"], problem.block = where, where if self.level == "block" else None
+        return self.level, where

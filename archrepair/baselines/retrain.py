@@ -18,7 +18,7 @@ from ..errors import unknown
 from ..finetuning import PRESETS, finetune
 from ..training import Recipe
 
-# %% ../../nbs/baselines/retrain.ipynb #466c5bbc
+# %% ../../nbs/baselines/retrain.ipynb #df497e1b
 @dataclass
 class Retrain(Baseline):
     """Fine-tune the whole network on the repair set: the control every method must beat.
@@ -38,9 +38,14 @@ class Retrain(Baseline):
             raise unknown("preset", self.preset, PRESETS)
         require(self, epochs=0, views=1, failure_views=1)
 
+    def place(self, problem: Problem) -> tuple[str, str | None]:
+        "The level and the name of what is trained: here the network, all of it."
+        return "network", None
+
     def mend(self, problem: Problem) -> nn.Module:
         "See `finetuning.finetune`."
-        tuned = finetune(problem.original, problem.data, level="network", preset=self.preset, epochs=self.epochs, views=self.views,
+        level, where = self.place(problem)
+        tuned = finetune(problem.original, problem.data, level=level, where=where, preset=self.preset, epochs=self.epochs, views=self.views,
                          failure_views=self.failure_views, precision=problem.precision, seed=self.seed, meter=problem.meter,
                          checkpoint=problem.at("finetune"))
         problem.history["finetune"], problem.found["point"] = tuned.history.epochs, tuned.point
