@@ -23,8 +23,8 @@ setup(
     extras_require={key.removesuffix("_requirements"): lines(key) for key in settings if key.endswith("_requirements")},
     entry_points={
         "console_scripts": lines("console_scripts"),
-        # papermill imports its engine entry points before it reads its arguments: see nbs/lib/launcher.ipynb.
-        "papermill.engine": ["archrepair=archrepair.launcher:ArchrepairEngine"],
+        # papermill imports its engine entry points before it reads its arguments: see nbs/paper/07_launcher.ipynb.
+        "papermill.engine": ["archrepair=archrepair.paper.launcher:ArchrepairEngine"],
     },
     zip_safe=False,
 )

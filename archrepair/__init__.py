@@ -2,34 +2,42 @@
 
 # Written by hand: everything else in this folder is exported from nbs/. Names load on first use, so that
 # `import archrepair` costs milliseconds and torch is imported only by what needs it.
-import sys
 from importlib import import_module
-from types import ModuleType
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "ArchrepairError": "errors",
-    "TIERS": "tiers", "Tier": "tiers", "resolve_tier": "tiers",
-    "ImageSet": "data", "Normalize": "data", "load_dataset": "data",
-    "load_failures": "failures",
-    "RepairData": "scenario", "build_scenario": "scenario",
-    "corrupt": "corruptions", "list_corruptions": "corruptions",
-    "create_model": "models", "group_units": "models", "list_models": "models", "block_names": "blocks",
-    "split": "blocks",
-    "train_original": "training",
-    "evaluate": "evaluation", "is_correct": "evaluation", "predict": "evaluation",
-    "localize": "localization",
-    "search": "search",
-    "export_network": "exporting",
-    "Genotype": "genotype",
-    "finetune": "finetuning",
-    "ArchRepair": "repair", "RepairResult": "repair", "load": "repair",
-    "Cell": "experiments", "METHODS": "experiments", "original": "experiments", "run": "experiments",
-    "STRATEGIES": "strategies", "SearchStrategy": "strategies",
-    "compare_blocks": "comparison", "compare_methods": "comparison",
-    "make_strategy": "strategies", "mcnemar": "evaluation", "robust_accuracy": "evaluation", "wilcoxon": "evaluation",
+_PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground floor up
+    "core.errors": ("ArchrepairError", "NoFailures"),
+    "core.paths": ("home",),
+    "core.tiers": ("TIERS", "Tier", "resolve_tier"),
+    "corruptions.catalogue": ("corrupt", "list_corruptions"),
+    "nas.genotype": ("Genotype",),
+    "nas.reading": ("CannotRelax",),
+    "nas.strategies": ("STRATEGIES", "SearchStrategy", "make_strategy"),
+    "data.datasets": ("ImageSet", "Normalize", "load_dataset", "parse_version"),
+    "data.failures": ("load_failures",),
+    "data.scenario": ("RepairData", "Scenario", "build_scenario"),
+    "networks.blocks": ("block_names", "split"),
+    "networks.models": ("create_model", "group_units", "list_models", "load_weights", "save_weights"),
+    "training.cost": ("CostMeter",),
+    "training.evaluation": ("Evaluation", "compare", "evaluate", "is_correct", "predict", "robust_accuracy"),
+    "training.fit": ("Recipe", "train_original"),
+    "training.statistics": ("Summary", "mcnemar", "spearman", "wilcoxon"),
+    "deploy.export": ("export_network",),
+    "deploy.report": ("write_report",),
+    "repair.archrepair": ("ArchRepair",),
+    "repair.blockdata": ("BlockData", "prepare"),
+    "repair.finetuning": ("Finetuned", "finetune"),
+    "repair.localization": ("Localization", "localize"),
+    "repair.result": ("RepairResult", "load"),
+    "repair.search": ("SearchResult", "search"),
+    "experiments.cells": ("Cell", "Record", "run", "scenario_of"),
+    "experiments.comparison": ("compare_blocks", "compare_methods"),
+    "experiments.methods": ("METHODS",),
+    "experiments.originals": ("original", "outputs_of"),
+    "experiments.runs": ("Runs",),
 }
+_WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = sorted(_WHERE)
 
@@ -45,14 +53,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    "Importing a submodule puts it into its package under its name; where a public name is the same, the public name stays."
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _WHERE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """`python -m archrepair` is the `archrepair` command."""
 
-from archrepair.cli import main
+from archrepair.cli.app import main
 
 if __name__ == "__main__":
     main()

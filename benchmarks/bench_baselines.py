@@ -13,10 +13,11 @@ import time
 
 import torch
 
-from archrepair.baselines import apricot, patches, sensei
-from archrepair.blocks import cache_features, image_features
-from archrepair.data import Normalize, load_dataset
-from archrepair.models import create_model
+from archrepair.baselines import apricot, sensei
+from archrepair.baselines.parts import patches
+from archrepair.data.datasets import Normalize, load_dataset
+from archrepair.networks.models import create_model
+from archrepair.training.rows import cache_features, image_features
 
 
 def seconds(run, rounds=3):

@@ -27,11 +27,11 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv  # noqa: E402
 from PIL import Image  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from archrepair.corruptions import CORRUPTIONS, PAPER_CORRUPTIONS, PARAMETERS, corrupt  # noqa: E402
-from archrepair.data import load_dataset  # noqa: E402
-from archrepair.errors import ArchrepairError, write_atomic  # noqa: E402
-from archrepair.randomness import image_keys, random_integers, random_normal, random_uniform  # noqa: E402
-from archrepair.textures import frost_textures  # noqa: E402
+from archrepair.core.errors import ArchrepairError, write_atomic  # noqa: E402
+from archrepair.corruptions.catalogue import CORRUPTIONS, PAPER_CORRUPTIONS, PARAMETERS, corrupt  # noqa: E402
+from archrepair.corruptions.randomness import image_keys, random_integers, random_normal, random_uniform  # noqa: E402
+from archrepair.corruptions.textures import frost_textures  # noqa: E402
+from archrepair.data.datasets import load_dataset  # noqa: E402
 
 quantize = lambda x: np.floor(np.clip(x + 2.0**-12, 0, 255)).astype(np.uint8)
 

@@ -11,12 +11,11 @@ import time
 
 import torch
 
-from archrepair.blocks import image_features
-from archrepair.data import Normalize, load_dataset
-from archrepair.localization import failure_gradients, spectrum, wire
-from archrepair.models import create_model
-from archrepair.neurons import watch
-from archrepair.training import Rows
+from archrepair.data.datasets import Normalize, load_dataset
+from archrepair.networks.models import create_model
+from archrepair.networks.neurons import watch
+from archrepair.repair.localization import failure_gradients, spectrum, wire
+from archrepair.training.rows import Rows, image_features
 
 
 def plain_spectrum(network, rows, wiring, batch_size):

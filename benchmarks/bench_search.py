@@ -23,15 +23,16 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from archrepair.blocks import Split, block_names, freeze, split  # noqa: E402
-from archrepair.graph import BlockGraph, extract  # noqa: E402
-from archrepair.models import create_model  # noqa: E402
-from archrepair.operations import CANDIDATES  # noqa: E402
-from archrepair.search import Relaxed  # noqa: E402
-from archrepair.strategies import make_strategy  # noqa: E402
-from archrepair.strategy import ArchContext  # noqa: E402
-from archrepair.supernet import SuperNet  # noqa: E402
-from archrepair.training import Recipe, autocast, sgd, work  # noqa: E402
+from archrepair.nas.graph import BlockGraph, extract  # noqa: E402
+from archrepair.nas.operations import CANDIDATES  # noqa: E402
+from archrepair.nas.strategies import make_strategy  # noqa: E402
+from archrepair.nas.strategy import ArchContext  # noqa: E402
+from archrepair.nas.supernet import SuperNet  # noqa: E402
+from archrepair.networks.blocks import Split, block_names, freeze, split  # noqa: E402
+from archrepair.networks.models import create_model  # noqa: E402
+from archrepair.repair.search import Relaxed  # noqa: E402
+from archrepair.training.cost import work
+from archrepair.training.fit import Recipe, autocast, sgd  # noqa: E402
 
 SMALL = ("resnet18:layer2:0.25", "resnet18:layer4:0.25")
 FULL = (*(f"resnet18:layer{i}:0.25" for i in range(1, 5)), "resnet50:layer3:0.25", "efficientnet_b0:3:0.25", "resnet18:layer4:1.0")

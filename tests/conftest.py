@@ -1,5 +1,4 @@
 """Shared by all tests: one thread, no progress bars, and one small network trained once."""
-import copy
 import os
 from types import SimpleNamespace
 
@@ -7,30 +6,16 @@ os.environ["ARCHREPAIR_PROGRESS"] = "0"
 
 import pytest
 import torch
+from support.states import assert_same_state, state_of
 
-from archrepair.data import Normalize, holdout, load_dataset
-from archrepair.evaluation import is_correct, predict
-from archrepair.models import create_model
-from archrepair.scenario import build_scenario
-from archrepair.tiers import TIERS
-from archrepair.training import train_original
+from archrepair.core.tiers import TIERS
+from archrepair.data.datasets import Normalize, holdout, load_dataset
+from archrepair.data.scenario import build_scenario
+from archrepair.networks.models import create_model
+from archrepair.training.evaluation import is_correct, predict
+from archrepair.training.fit import train_original
 
 torch.set_num_threads(1)
-
-
-def state_of(model: torch.nn.Module) -> dict:
-    "A copy of everything that must not change when a function only looks at a network."
-    return {"state": copy.deepcopy(model.state_dict()), "modes": [m.training for m in model.modules()],
-            "requires": [p.requires_grad for p in model.parameters()], "grads": [p.grad is None for p in model.parameters()],
-            "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]}
-
-
-def assert_same_state(before: dict, model: torch.nn.Module) -> None:
-    after = state_of(model)
-    assert before["state"].keys() == after["state"].keys()
-    changed = [k for k, v in before["state"].items() if not torch.equal(v, after["state"][k])]
-    assert not changed, f"changed: {changed}"
-    assert [before[k] for k in ("modes", "requires", "grads", "hooks")] == [after[k] for k in ("modes", "requires", "grads", "hooks")]
 
 
 @pytest.fixture
@@ -94,7 +79,15 @@ def problem(_problem):
 @pytest.fixture(scope="session")
 def chromium():
     "One browser for all tests that look at pages."
-    from browser import browser
+    from support.browser import browser
 
     with browser() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def parts():
+    "Networks and the scenario of a made-up result."
+    from support.reports import scenario_and_networks
+
+    return scenario_and_networks()

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from browser import get_browser
+from support.browser import get_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

@@ -14,24 +14,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from finished import command, finished
 from PIL import Image
-from test_report import Checked, make, parts  # noqa: F401
+from support import ROOT
+from support.finished import command, finished
+from support.reports import Checked, make
 from torch.utils.data import Dataset, Subset, TensorDataset
 from typer.main import get_command
 
 import archrepair
-from archrepair import ArchRepair, Normalize, RepairData, create_model, list_models, listing, localize
-from archrepair.arrays import as_images, as_pixels, as_sets
-from archrepair.card import CARD, MARK, model_card, write_card
-from archrepair.cli import app
-from archrepair.data import ImageSet
-from archrepair.errors import ArchrepairError
-from archrepair.exporting import export_network
-from archrepair.footprint import footprints
-
-ROOT = Path(__file__).resolve().parents[1]
-
+from archrepair import ArchRepair, Normalize, RepairData, create_model, list_models, localize
+from archrepair.cli import listing
+from archrepair.cli.app import app
+from archrepair.core.errors import ArchrepairError
+from archrepair.data.arrays import as_images, as_pixels, as_sets
+from archrepair.data.datasets import ImageSet
+from archrepair.deploy.card import CARD, MARK, model_card, write_card
+from archrepair.deploy.export import export_network
+from archrepair.deploy.footprint import footprints
 
 # --- names
 
@@ -45,12 +44,12 @@ def test_models_are_listed_by_pattern():
 
 @pytest.mark.parametrize("what", ["models", "datasets", "corruptions", "methods", "strategies", "tiers"])
 def test_names_for_the_shell_are_those_of_the_registry(what):
-    from archrepair.corruptions import CORRUPTIONS
-    from archrepair.data import DATASETS
-    from archrepair.experiments import METHODS
-    from archrepair.models import MODELS
-    from archrepair.strategies import STRATEGIES
-    from archrepair.tiers import TIERS
+    from archrepair.core.tiers import TIERS
+    from archrepair.corruptions.catalogue import CORRUPTIONS
+    from archrepair.data.datasets import DATASETS
+    from archrepair.experiments.methods import METHODS
+    from archrepair.nas.strategies import STRATEGIES
+    from archrepair.networks.models import MODELS
 
     registry = {"models": MODELS, "corruptions": CORRUPTIONS, "methods": METHODS, "strategies": STRATEGIES, "tiers": TIERS,
                 "datasets": [name.removesuffix("PATH") for name in DATASETS]}[what]
@@ -60,7 +59,7 @@ def test_names_for_the_shell_are_those_of_the_registry(what):
 def pressed(*words: str) -> list[str]:
     "What the shell is offered when the tabulator is pressed after these words."
     environment = {**os.environ, "COMP_WORDS": " ".join(["archrepair", *words]), "COMP_CWORD": str(len(words)), "_ARCHREPAIR_COMPLETE": "complete_bash"}
-    code = ("import sys\nfrom archrepair.cli import main\ntry:\n    main([])\nfinally:\n    assert 'torch' not in sys.modules, 'slow'")
+    code = ("import sys\nfrom archrepair.cli.app import main\ntry:\n    main([])\nfinally:\n    assert 'torch' not in sys.modules, 'slow'")
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "slow" not in done.stderr, done.stderr
     return done.stdout.split()
@@ -76,7 +75,7 @@ def test_the_shell_completes_names_without_torch(words, offered):
 
 
 def test_the_shell_is_told_how_to_complete():
-    done = subprocess.run([sys.executable, "-c", "from archrepair.cli import main; main([])"], capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, "-c", "from archrepair.cli.app import main; main([])"], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "_ARCHREPAIR_COMPLETE": "source_bash"})
     assert "complete -o" in done.stdout and "_ARCHREPAIR_COMPLETE=complete_bash" in done.stdout
 
@@ -89,7 +88,7 @@ def test_every_command_speaks_json():
 
 # --- pictures
 
-def test_results_show_themselves_in_a_notebook(parts, monkeypatch):  # noqa: F811
+def test_results_show_themselves_in_a_notebook(parts, monkeypatch):
     result = make(parts, block="<b>x</b>", verdict="accepted: <img src=x onerror=alert(1)> & so on")
     result.localization.warnings.append("<script>y</script>")
     shown = [result.localization._repr_html_(), result.genotype._repr_html_(), result.genotype.graph._repr_html_(), result._repr_html_()]
@@ -106,7 +105,7 @@ def test_results_show_themselves_in_a_notebook(parts, monkeypatch):  # noqa: F81
     assert "Accept" in Checked(bare._repr_html_()).words
 
 
-def test_a_long_list_of_blocks_is_held_to_those_that_lead(parts):  # noqa: F811
+def test_a_long_list_of_blocks_is_held_to_those_that_lead(parts):
     import pandas as pd
 
     found = make(parts).localization
@@ -121,7 +120,7 @@ def test_a_long_list_of_blocks_is_held_to_those_that_lead(parts):  # noqa: F811
     assert len(many.plot(most=12).patches) == 12 and "16 more blocks are not shown" in many._repr_html_()
 
 
-def test_a_result_comes_back_from_its_dictionary(parts):  # noqa: F811
+def test_a_result_comes_back_from_its_dictionary(parts):
     result = make(parts)
     result.footprint = {"before": {"parameters": 3}, "after": {"parameters": 4}}
     plain = json.loads(json.dumps(result.to_dict()))
@@ -231,7 +230,7 @@ def test_devices_are_strings_or_torchs_own(problem):
     one, two = (localize(problem.network, problem.scenario.data, device=device) for device in ("cpu", torch.device("cpu")))
     assert one.to_dict() == two.to_dict()
     assert next(create_model("resnet18", 10, width=0.125, device=torch.device("meta")).parameters()).device.type == "meta"
-    from archrepair.experiments import pick_device
+    from archrepair.experiments.originals import pick_device
 
     assert pick_device(torch.device("cpu")) == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ArchrepairError, match="device"):
@@ -271,7 +270,7 @@ def test_a_card_lies_beside_every_saved_network():
         assert said in text, said
 
 
-def test_a_card_lies_beside_every_exported_network_and_its_code_works(tmp_path, parts):  # noqa: F811
+def test_a_card_lies_beside_every_exported_network_and_its_code_works(tmp_path, parts):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
     export_network(network, tmp_path / "a.pt2", torch.zeros(1, 3, 2, 2))
     text = (tmp_path / CARD).read_text()

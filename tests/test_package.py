@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 import archrepair
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "archrepair"
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py") if not p.stem.startswith("_"))
 NOTEBOOKS = sorted([*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/*/*.ipynb")])
@@ -175,7 +175,7 @@ def test_setup_reads_settings(monkeypatch):
     assert given["version"] == said["version"] and given["python_requires"] == f">={said['min_python']}"
     assert given["install_requires"] == lines("requirements") and len(given["install_requires"]) > 5
     assert {"dev", "docs", "sweep", "export", "timm"} <= set(given["extras_require"]) and given["extras_require"]["dev"] == lines("dev_requirements")
-    assert "archrepair=archrepair.cli:main" in given["entry_points"]["console_scripts"] and "archrepair" in given["packages"]
+    assert "archrepair=archrepair.cli.app:main" in given["entry_points"]["console_scripts"] and "archrepair" in given["packages"]
     tools = {"nbdev", "fastcore", "execnb", "jupyterlab", "sphinx", "pytest"}
     assert not tools & {re.split(r"[<>=\[]", line)[0] for line in given["install_requires"]}, "a development tool is no run-time dependency"
 

@@ -1,1 +1,1 @@
-"""Other people's repairs, and the controls a user would try first, under one interface: see `experiments.METHODS` for their names."""
+"""The methods of others, and controls, under the same call as ArchRepair."""

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 __all__ = ['DIRECTIONS', 'STARTS', 'PRESETS', 'signs_of', 'combination', 'flat', 'unflatten', 'fresh', 'Apricot']
 
 # %% ../../nbs/baselines/apricot.ipynb #dc39dbac
-from .common import Baseline, Problem, require
-from ..blocks import image_features
-from ..data import holdout
-from ..errors import ArchrepairError, TrainingDiverged, first_line, unknown
-from ..evaluation import is_correct, predict
-from ..supernet import recalibrate
-from ..training import Recipe, Rows, autocast
+from .parts.common import Baseline, Problem, require
+from ..training.rows import image_features
+from ..data.datasets import holdout
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
+from ..training.evaluation import is_correct, predict
+from ..nas.supernet import recalibrate
+from ..training.fit import Recipe, autocast
+from ..training.rows import Rows
 
 # %% ../../nbs/baselines/apricot.ipynb #bc3143ee
 DIRECTIONS: dict[str, tuple[int, int]] = {"both": (1, -1), "correct": (1, 0), "incorrect": (0, -1), "reversed": (-1, 1)}

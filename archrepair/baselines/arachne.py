@@ -18,14 +18,14 @@ __all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_fro
            'Arachne']
 
 # %% ../../nbs/baselines/arachne.ipynb #09af4826
-from .common import Baseline, Problem, require
-from .patches import Downstream, Population, Site, downstream, hooked, patch, patchable
-from .swarm import Found, constriction, differential_evolution, pso
-from ..blocks import Features, cache_features
-from ..data import ImageSet
-from ..errors import ArchrepairError, unknown
-from ..evaluation import is_correct, predict
-from ..training import autocast
+from .parts.common import Baseline, Problem, require
+from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
+from .parts.swarm import Found, constriction, differential_evolution, pso
+from ..training.rows import Features, cache_features
+from ..data.datasets import ImageSet
+from ..core.errors import ArchrepairError, unknown
+from ..training.evaluation import is_correct, predict
+from ..training.fit import autocast
 
 # %% ../../nbs/baselines/arachne.ipynb #6e235110
 def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 __all__ = ['STYLES', 'TARGETS', 'nearest', 'Imitation', 'Penultimate', 'imitate', 'BIRDNN']
 
 # %% ../../nbs/baselines/birdnn.ipynb #a3765992
-from .channels import activations, last_layer
-from .common import Baseline, Problem, require
-from .multipliers import Behaviour, fold, matched, responsibility, scalable, search_multipliers
-from ..errors import ArchrepairError, unknown
-from ..evaluation import predict
-from ..finetuning import PRESETS
-from ..neurons import wire
-from ..training import Recipe, Rows
+from .parts.channels import activations, last_layer
+from .parts.common import Baseline, Problem, require
+from .parts.multipliers import Behaviour, fold, matched, responsibility, scalable, search_multipliers
+from ..core.errors import ArchrepairError, unknown
+from ..training.evaluation import predict
+from ..repair.finetuning import PRESETS
+from ..networks.neurons import wire
+from ..training.fit import Recipe
+from ..training.rows import Rows
 
 # %% ../../nbs/baselines/birdnn.ipynb #146f4883
 def nearest(outputs: Tensor, pool: Tensor, labels: Tensor | None = None, pool_labels: Tensor | None = None, chunk: int = 1024) -> Tensor:

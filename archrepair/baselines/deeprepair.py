@@ -16,13 +16,13 @@ from torch import Tensor, nn
 __all__ = ['references', 'DeepRepair']
 
 # %% ../../nbs/baselines/deeprepair.ipynb #f22648ed
-from .augmented import to_float
-from .augmix import OPERATIONS, Mixer, Mixing, augmix
-from .common import Problem, require
-from .styles import find_stylizer, restyle
-from ..data import ImageSet
-from ..errors import ArchrepairError
-from ..randomness import random_integers
+from .parts.augmented import to_float
+from .parts.augmix import OPERATIONS, Mixer, Mixing, augmix
+from .parts.common import Problem, require
+from .parts.styles import find_stylizer, restyle
+from ..data.datasets import ImageSet
+from ..core.errors import ArchrepairError
+from ..corruptions.randomness import random_integers
 
 # %% ../../nbs/baselines/deeprepair.ipynb #6d1e4976
 def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed: int = 0) -> Tensor:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 __all__ = ['penultimate', 'Guide', 'with_failure', 'FewShot']
 
 # %% ../../nbs/baselines/fewshot.ipynb #20ed9af0
-from .augmented import to_float, to_uint8
-from .augmix import Mixer, Mixing, Plan
-from .common import Problem, require
-from ..blocks import split
-from ..errors import ArchrepairError
-from ..randomness import random_uniform
-from ..training import autocast
+from .parts.augmented import to_float, to_uint8
+from .parts.augmix import Mixer, Mixing, Plan
+from .parts.common import Problem, require
+from ..networks.blocks import split
+from ..core.errors import ArchrepairError
+from ..corruptions.randomness import random_uniform
+from ..training.fit import autocast
 
 # %% ../../nbs/baselines/fewshot.ipynb #2aa842b8
 def penultimate(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -16,14 +16,15 @@ __all__ = ['LOWEST', 'SCOPES', 'label_accuracy', 'deployed_accuracy', 'diagnose'
            'target_layer', 'States', 'normalise', 'differential', 'choose_images', 'Aim', 'MODE']
 
 # %% ../../nbs/baselines/mode.ipynb #fb88e93d
-from .channels import activations, only_rows, own_parameters
-from .common import Baseline, Problem, require
-from ..data import holdout
-from ..errors import ArchrepairError, unknown
-from ..evaluation import predict
-from ..finetuning import PRESETS
-from ..neurons import Wiring, wire
-from ..training import Recipe, Rows
+from .parts.channels import activations, only_rows, own_parameters
+from .parts.common import Baseline, Problem, require
+from ..data.datasets import holdout
+from ..core.errors import ArchrepairError, unknown
+from ..training.evaluation import predict
+from ..repair.finetuning import PRESETS
+from ..networks.neurons import Wiring, wire
+from ..training.fit import Recipe
+from ..training.rows import Rows
 
 # %% ../../nbs/baselines/mode.ipynb #348268a5
 def label_accuracy(right: Tensor, labels: Tensor, n_classes: int) -> Tensor:

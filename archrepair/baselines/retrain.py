@@ -13,10 +13,10 @@ from torch import nn
 __all__ = ['Retrain']
 
 # %% ../../nbs/baselines/retrain.ipynb #1508a5f7
-from .common import Baseline, Problem, require
-from ..errors import unknown
-from ..finetuning import PRESETS, finetune
-from ..training import Recipe
+from .parts.common import Baseline, Problem, require
+from ..core.errors import unknown
+from ..repair.finetuning import PRESETS, finetune
+from ..training.fit import Recipe
 
 # %% ../../nbs/baselines/retrain.ipynb #df497e1b
 @dataclass

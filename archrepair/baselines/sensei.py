@@ -17,13 +17,14 @@ __all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross',
            'repeated', 'Search', 'Sensei', 'grid', 'robustness']
 
 # %% ../../nbs/baselines/sensei.ipynb #9a64e6cd
-from .augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
-from .common import Problem, require
-from ..data import ImageSet
-from ..errors import ArchrepairError, unknown
-from ..evaluation import Robust, robust_accuracy
-from ..randomness import image_keys, random_uniform
-from ..training import CostMeter, autocast
+from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
+from .parts.common import Problem, require
+from ..data.datasets import ImageSet
+from ..core.errors import ArchrepairError, unknown
+from ..training.evaluation import Robust, robust_accuracy
+from ..corruptions.randomness import image_keys, random_uniform
+from ..training.cost import CostMeter
+from ..training.fit import autocast
 
 # %% ../../nbs/baselines/sensei.ipynb #d524350b
 GENES: dict[str, tuple[float, int]] = {  # what one step is, and how many steps either way

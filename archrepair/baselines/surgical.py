@@ -16,11 +16,11 @@ from torch import nn
 __all__ = ['VARIANTS', 'failure_gradient', 'relative_norms', 'layers', 'layer_rates', 'Surgical']
 
 # %% ../../nbs/baselines/surgical.ipynb #4a37668a
-from .common import Baseline, Problem, require
-from ..blocks import block_names, get_block
-from ..errors import ArchrepairError, unknown
-from ..finetuning import PRESETS, finetune
-from ..training import Recipe, autocast
+from .parts.common import Baseline, Problem, require
+from ..networks.blocks import block_names, get_block
+from ..core.errors import ArchrepairError, unknown
+from ..repair.finetuning import PRESETS, finetune
+from ..training.fit import Recipe, autocast
 
 # %% ../../nbs/baselines/surgical.ipynb #7cc82ef3
 def failure_gradient(problem: Problem, batch_size: int = 128) -> dict[str, torch.Tensor]:

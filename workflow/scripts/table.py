@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from archrepair.comparison import figures
-from archrepair.errors import write_atomic
-from archrepair.experiments import Record
+from archrepair.experiments.comparison import figures
+from archrepair.core.errors import write_atomic
+from archrepair.experiments.cells import Record
 
 KEYS = ["model", "dataset", "method", "options"]
 

@@ -1,0 +1,1 @@
+"""The ground floor: errors, progress bars, tiers, where files lie, and pages of HTML."""

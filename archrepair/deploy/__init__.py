@@ -1,0 +1,1 @@
+"""What leaves the package: files for other runtimes, model cards, footprints, reports."""

@@ -1,0 +1,1 @@
+"""Cells become records: originals, methods by name, runs, comparisons."""

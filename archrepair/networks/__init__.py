@@ -1,0 +1,1 @@
+"""Networks by name and any other; their blocks, and their neurons."""

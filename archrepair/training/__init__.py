@@ -1,0 +1,1 @@
+"""Rows of data, the one training loop, what it costs, and how its outcome is judged."""

@@ -1,0 +1,357 @@
+"""Images made when they are asked for: reading D_repair, moving images, AugMix's operations and plans, consistency, budgets."""
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from scipy.stats import kstest
+from torch import nn
+
+from archrepair.baselines.parts import augmented
+from archrepair.baselines.parts.augmented import PADDINGS, PRESETS, Augmented, Images, to_float, to_uint8, warp
+from archrepair.baselines.parts.augmix import OPERATIONS, Consistency, Mixer, Mixing, augmix, jensen_shannon
+from archrepair.baselines.parts.common import Problem
+from archrepair.core.errors import ArchrepairError
+from archrepair.corruptions.randomness import image_keys
+from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.scenario import RepairData
+from archrepair.experiments.methods import method_class
+from archrepair.networks.models import create_model, list_models
+from archrepair.training.fit import Recipe
+from archrepair.training.rows import draw_view
+
+SIZES = (8, 32, 64, 224)
+
+
+def pictures(n: int, size: int = 32, seed: int = 0, width: int | None = None) -> torch.Tensor:
+    "Smooth colour images with full range, uint8 n×size×width×3."
+    small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    large = nn.functional.interpolate(small, (size, width or size), mode="bilinear", align_corners=True)
+    return to_uint8(large * 255)
+
+
+def small_data(data: RepairData, n: int = 48) -> RepairData:
+    few = lambda part, k: part.select(torch.arange(min(k, len(part))))
+    return RepairData(few(data.failures, 16), few(data.train, n), few(data.val, 32), data.transform, few(data.val_failures, 4), data.failure_rate)
+
+
+@dataclass
+class JustAugMix(Mixing):
+    "AugMix, and nothing else."
+    name: str = "augmix"
+
+    def mend(self, problem):
+        return self.tune(problem, Mixer(self.width, self.depth, self.severity))
+
+
+@pytest.fixture
+def little(problem):
+    return Problem(problem.network, small_data(problem.scenario.data))
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(("views", "failure_views"), [(1, 1), (2, 3)])
+def test_images_come_in_the_order_asked_for(little, views, failure_views):
+    images, data = Images(little, views, failure_views), little.data
+    n, failed = len(data.train), len(data.failures)
+    assert len(images) == n + failed * failure_views and images.failures == failed * failure_views
+    positions = torch.tensor([n + failed * failure_views - 1, 0, n, 7, n + 3, 1])
+    for epoch in (0, 1, 2):
+        found = images.batch(positions, epoch)
+        for position, image in zip(positions.tolist(), found):
+            if position < n:
+                expected = draw_view(data.train.images[position][None], epoch % views)[0]
+            else:
+                view, which = divmod(position - n, failed)
+                expected = draw_view(data.failures.images, view)[which]
+            assert torch.equal(image, expected)
+    for alone in (torch.tensor([3]), torch.tensor([n + 1])):
+        assert images.batch(alone).shape == (1, 32, 32, 3)
+    assert images.labels[n:].equal(data.failures.labels.repeat(failure_views))
+
+
+def test_images_that_are_decoded_on_demand_are_read_as_they_are_needed(little):
+    class Lazy:
+        size, asked = 32, 0
+
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, positions):
+            Lazy.asked += len(positions)
+            return self.images[positions]
+
+    train = little.data.train
+    lazy = RepairData(little.data.failures, ImageSet(Lazy(train.images), train.labels, train.classes), little.data.val, little.data.transform,
+                      little.data.val_failures)
+    images = Images(Problem(little.original, lazy))
+    assert Lazy.asked == 0 and images.batch(torch.tensor([2, 60, 4])).equal(Images(little).batch(torch.tensor([2, 60, 4]))) and Lazy.asked == 2
+
+
+# --- moving
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_no_move_changes_nothing(size, padding):
+    images = pictures(2, size)
+    assert torch.equal(to_uint8(warp(to_float(images), torch.eye(2, 3).expand(2, 3, 2, 3), padding)[:, 1]), images)
+
+
+def test_a_moved_image_is_read_where_its_matrix_says():
+    "Pixel by pixel, on images that are not square."
+    image, generator = to_float(pictures(1, 10, width=14))[0], torch.Generator().manual_seed(3)
+    matrices = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator) * torch.tensor([1, 1, 5.0])
+    fast = warp(image[None], matrices[None])[0]
+    at = lambda y, x: image[:, y, x] if 0 <= y < 10 and 0 <= x < 14 else torch.zeros(3)
+    for found, ((a, b, tx), (c, d, ty)) in zip(fast, matrices.tolist()):
+        for i in range(10):
+            for j in range(14):
+                x, y = j - 6.5, i - 4.5
+                sx, sy = a * x + b * y + tx + 6.5, c * x + d * y + ty + 4.5
+                x0, y0 = math.floor(sx), math.floor(sy)
+                u, v = sx - x0, sy - y0
+                expected = (1 - v) * ((1 - u) * at(y0, x0) + u * at(y0, x0 + 1)) + v * ((1 - u) * at(y0 + 1, x0) + u * at(y0 + 1, x0 + 1))
+                assert torch.allclose(found[:, i, j], expected, atol=2e-2)
+
+
+def test_grey_levels_are_rounded_and_clipped():
+    levels = torch.tensor([-3.0, 0.4, 0.6, 254.6, 300.0]).expand(1, 3, 1, 5)
+    assert to_uint8(levels)[0, 0, :, 0].tolist() == [0, 0, 1, 255, 255]
+
+
+# --- operations
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_grey_level_operations_are_pillows(size):
+    images = pictures(4, size)
+    images[1] = 77  # flat
+    images[2, ..., 1] = 200  # one channel flat
+    images[3] = images[3] // 4 + 100
+    x, level = to_float(images), torch.tensor([0.3, 2.6, 5.0, 9.9])
+    plain = lambda image, value: {"autocontrast": ImageOps.autocontrast(image), "equalize": ImageOps.equalize(image),
+                                  "posterize": ImageOps.posterize(image, 4 - int(value * 4 / 10)),
+                                  "solarize": ImageOps.solarize(image, 256 - int(value * 256 / 10))}
+    expected = [plain(Image.fromarray(image.numpy()), value) for image, value in zip(images, level.tolist())]
+    for name in expected[0]:
+        found = to_uint8(OPERATIONS[name](x, level, torch.ones(4)))
+        for i in range(4):
+            assert np.array_equal(found[i], np.asarray(expected[i][name])), (name, i)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_moving_operations_are_torchvisions(size, sign):
+    from torchvision.transforms.functional import InterpolationMode, affine
+
+    x, level = to_float(pictures(1, size)), 2.7
+    shift, plain = int(level * size / 30), {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    slant = math.degrees(math.atan(0.03 * level))
+    theirs = {"rotate": {"angle": -sign * int(3 * level)}, "translate_x": {"translate": [-sign * shift, 0]},
+              "translate_y": {"translate": [0, -sign * shift]}, "shear_x": {"shear": [sign * slant, 0.0]}, "shear_y": {"shear": [0.0, sign * slant]}}
+    for name, change in theirs.items():
+        found = OPERATIONS[name](x, torch.tensor([level]), torch.tensor([sign]))
+        expected = affine(x, **{**plain, **change}, interpolation=InterpolationMode.BILINEAR)
+        if name == "shear_y":  # theirs also shortens the columns; a slant is a pixel a column
+            expected = OPERATIONS["shear_x"](x.mT, torch.tensor([level]), torch.tensor([sign])).mT
+        assert float((found - expected).abs().max()) <= 0.51, name
+        assert torch.equal(found, found.round())
+
+
+@given(st.integers(0, 2**20), st.sampled_from(sorted(OPERATIONS)), st.floats(0.1, 10))
+@settings(max_examples=40, deadline=None)
+def test_operations_keep_grey_levels_and_images_apart(seed, name, level):
+    images = torch.randint(0, 256, (3, 9, 9, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    images[2] = images[2, :1, :1]
+    x, levels, sign = to_float(images), torch.tensor([level, 3.0, level]), torch.tensor([1.0, -1.0, -1.0])
+    found = OPERATIONS[name](x, levels, sign)
+    assert torch.equal(found, found.round()) and 0 <= float(found.min()) and float(found.max()) <= 255
+    for i in range(3):
+        assert torch.equal(found[i:i + 1], OPERATIONS[name](x[i:i + 1], levels[i:i + 1], sign[i:i + 1]))
+
+
+# --- plans
+
+
+def test_plans_are_drawn_as_published():
+    mixer, keys = Mixer(severity=4.0), image_keys("plans", torch.arange(4000))
+    plan = mixer.draw(keys)
+    assert torch.allclose(plan.weights.sum(1), torch.ones(4000)) and (plan.weights >= 0).all()
+    assert kstest(plan.skip, "uniform").pvalue > 1e-3
+    for chain in range(3):  # Dirichlet(1, 1, 1): each weight is Beta(1, 2)
+        assert kstest(plan.weights[:, chain], "beta", args=(1, 2)).pvalue > 1e-3
+    assert kstest((plan.level.flatten()[:5000] - 0.1) / 3.9, "uniform").pvalue > 1e-3
+    length = (plan.steps >= 0).sum(-1)
+    assert (plan.steps >= 0).int().diff(dim=-1).le(0).all(), "a gap in a chain"
+    shares = torch.bincount(length.flatten(), minlength=4) / length.numel()
+    assert shares[0] == 0 and (shares[1:] - 1 / 3).abs().max() < 0.02
+    used = torch.bincount(plan.steps[plan.steps >= 0], minlength=9) / int((plan.steps >= 0).sum())
+    assert len(used) == 9 and (used - 1 / 9).abs().max() < 0.01
+    assert (plan.sign.unique() == torch.tensor([-1.0, 1.0])).all() and abs(float(plan.sign.mean())) < 0.03
+
+
+def test_an_image_has_the_same_plan_in_every_batch(quiet_stream):
+    mixer = Mixer()
+    one, many = mixer.draw(image_keys("plans", torch.tensor([17])), 1), mixer.draw(image_keys("plans", torch.arange(30)), 1)
+    assert all(torch.equal(getattr(one, part)[0], getattr(many, part)[17]) for part in ("steps", "level", "sign", "weights", "skip"))
+    other = mixer.draw(image_keys("plans", torch.tensor([17])), 0)
+    assert not torch.equal(one.weights, other.weights)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_batched_chains_are_the_chains_one_by_one(size):
+    n = 2 if size == 224 else 6
+    mixer, x = Mixer(width=2, depth=4), to_float(pictures(n, size))
+    plan = mixer.draw(image_keys("chains", torch.arange(n)))
+    found = mixer.chains(x, plan)
+    for i in range(n):
+        for chain in range(2):
+            end = x[i:i + 1]
+            for d, step in enumerate(plan.steps[i, chain].tolist()):
+                if step >= 0:
+                    end = OPERATIONS[mixer.operations[step]](end, plan.level[i, chain, d][None], plan.sign[i, chain, d][None])
+            assert torch.equal(found[i, chain], end[0])
+    mixed = mixer.mix(x, found, plan.weights, plan.skip)
+    expected = [(1 - m) * x[i] + m * sum(w * c for w, c in zip(plan.weights[i], found[i])) for i, m in enumerate(plan.skip)]
+    assert torch.allclose(mixed, torch.stack(expected), atol=1e-3)
+    assert 0 <= float(mixed.min()) and float(mixed.max()) <= 255.001  # convex
+
+
+def test_a_replacement_comes_first_and_only_where_it_is_drawn():
+    mixer, x = Mixer(operations=(*OPERATIONS, "style")), to_float(pictures(40, 8))
+    plan, other, asked = mixer.draw(image_keys("style", torch.arange(40))), 255 - x, []
+
+    def replacement(positions):
+        asked.extend(positions.tolist())
+        return other[positions]
+
+    found = mixer.chains(x, plan, {"style": replacement})
+    drawn = (plan.steps == 9).any(2)
+    assert asked == drawn.any(1).nonzero().squeeze(1).tolist() and 0 < len(asked) < 40
+    without = replace(plan, steps=plan.steps.masked_fill(plan.steps == 9, -1))
+    assert torch.equal(found[~drawn], mixer.chains(x, without)[~drawn]) and torch.equal(found[drawn], mixer.chains(other, without)[drawn])
+
+
+# --- consistency
+
+
+def test_divergence(quiet_stream):
+    generator = torch.Generator().manual_seed(0)
+    one, two, three = 3 * torch.randn(3, 50, 7, generator=generator)
+    assert float(jensen_shannon((one, one, one))) == pytest.approx(0, abs=1e-6)
+    value = float(jensen_shannon((one, two, three)))
+    p = [x.double().softmax(1) for x in (one, two, three)]
+    entropy = lambda q: float(-(q * q.log()).sum(1).mean())
+    assert value == pytest.approx(entropy(sum(p) / 3) - sum(map(entropy, p)) / 3, abs=1e-5)
+    assert value == pytest.approx(float(jensen_shannon((three, one, two))), abs=1e-6) and 0 < value < math.log(3)
+    certain = 1000 * torch.eye(7)[:3, None]
+    assert float(jensen_shannon(tuple(certain))) == pytest.approx(math.log(3), abs=1e-5)
+
+
+def test_consistency_is_cross_entropy_of_the_clean_third_and_the_divergence():
+    logits, labels = torch.randn(12, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 4, 2, 2])
+    recipe = Consistency(epochs=1, jsd=12.0)
+    expected = nn.functional.cross_entropy(logits[:4], labels) + 12 * jensen_shannon(logits.split(4))
+    assert torch.allclose(recipe.loss(logits, labels), expected)
+    assert torch.equal(replace(recipe, jsd=0.0).loss(logits, labels), nn.functional.cross_entropy(logits[:4], labels))
+
+
+def test_mixes_that_do_not_mix_are_plain_training(little):
+    "Three copies of a batch have the statistics of one, agree, and cost three times as much."
+    method = JustAugMix(epochs=1, precision="fp32")
+    tripled = method.tune(little, Mixer(), lambda x, positions, epoch: [x, x])
+    network, images = little.network(), Images(little)
+    method.train(little, network, images, lambda p, epoch: little.data.transform(images.batch(p, epoch)), method.recipe(little, 3))
+    for (name, a), b in zip(tripled.state_dict().items(), network.state_dict().values()):
+        if "running_var" not in name:  # its unbiased estimate knows the number of images
+            assert torch.allclose(a, b, atol=1e-4), name
+
+
+def test_cost_of_consistency(little):
+    before = little.meter.forwards
+    JustAugMix(epochs=2).tune(little, Mixer())
+    validated = 3 * (len(little.data.val) + len(little.data.val_failures))
+    rows = little.meter.backwards
+    assert little.meter.forwards - before == rows + validated and rows % 3 == 0 and rows > 0
+
+
+def test_the_same_mixes_whatever_the_batch():
+    x, keys = to_float(pictures(9)), image_keys("augmix 0 1", torch.arange(9))
+    both = augmix(Mixer(), x, keys)
+    assert not torch.equal(*both)
+    for i in range(9):
+        for one, many in zip(augmix(Mixer(), x[i:i + 1], keys[i:i + 1]), both):
+            assert torch.allclose(one[0], many[i], atol=1e-3)
+
+
+# --- settings
+
+
+def test_budgets(little):
+    plain, same_cost = JustAugMix(epochs=9), JustAugMix(epochs=9, budget="cost")
+    assert [plain.recipe(little, c).epochs for c in (3, 9, 17)] == [9, 9, 9]
+    assert [same_cost.recipe(little, c).epochs for c in (3, 9, 13, 17, 100)] == [9, 3, 2, 1, 1]
+    assert JustAugMix(epochs=0, budget="cost").recipe(little, 9).epochs == 0
+    paper = JustAugMix(preset="paper", seed=4).recipe(little, 9)
+    assert (paper.lr, paper.batch_size, paper.weight_decay, paper.patience, paper.failure_ratio, paper.seed) == (0.1, 128, 5e-4, 10, None, 4)
+    assert PRESETS["default"].imitation == 0
+    own = Recipe(epochs=77, lr=0.3)
+    assert JustAugMix(preset=own, epochs=2).recipe(little, 9) == replace(own, epochs=2)
+
+
+def test_no_epochs_leave_the_network(little):
+    tuned = JustAugMix(epochs=0).tune(little, Mixer())
+    assert all(torch.equal(v, little.original.state_dict()[k]) for k, v in tuned.state_dict().items())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"preset": "papr"}, "unknown preset 'papr': did you mean 'paper'"), ({"keep": "first"}, "unknown keep 'first'"),
+    ({"budget": "time"}, "unknown budget 'time'"), ({"epochs": -1}, "epochs is -1"), ({"failure_views": 0}, "failure_views is 0"),
+    ({"width": 0}, "width is 0"), ({"depth": 0}, "depth is 0"), ({"severity": 11.0}, "severity is 11.0"), ({"severity": 0.0}, "severity is 0.0"),
+    ({"jsd": -1.0}, "jsd is -1.0"), ({"views": 0}, "views is 0"), ({"width": 2.5}, "width is 2.5; expected a whole number")])
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ArchrepairError, match=message):
+        JustAugMix(**settings)
+
+
+def test_last_keeps_the_last(little):
+    "A rate that spoils everything: the best weights are those that came in, the last are not."
+    wild = Recipe(epochs=1, lr=3.0, clip=None)
+    best, last = (JustAugMix(preset=wild, epochs=1, keep=keep).tune(little, Mixer()) for keep in ("best", "last"))
+    same = lambda network: all(torch.equal(v, little.original.state_dict()[k]) for k, v in network.state_dict().items())
+    assert same(best) and not same(last)
+
+
+def test_augmented_is_abstract():
+    with pytest.raises(TypeError):
+        Augmented()
+    assert augmented.PRESETS.keys() == {"default", "paper"}
+
+
+# --- every network
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_every_network(model, digits):
+    "The three methods on all six networks of the paper, small: what comes back differs from what came in, in what it should."
+    network = create_model(model, 10, image_size=32, width=0.125, stem_stride=2).eval()
+    part = lambda a, b: digits.select(torch.arange(a, b))
+    data = RepairData(part(0, 12), part(12, 36), part(36, 52), Normalize.of(digits), part(52, 56))
+    for name in ("sensei", "fewshot", "deeprepair"):
+        method = method_class(name)(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=18))
+        result = method.repair(network, data)
+        repaired = result.candidates["repaired"].state_dict()
+        changed = {k for k, v in network.state_dict().items() if not torch.equal(v, repaired[k])}
+        assert {k for k, p in network.named_parameters() if p.ndim > 1} <= changed, name
+        assert all(torch.isfinite(v).all() for v in repaired.values() if v.is_floating_point())
+        assert result.cost.backwards >= 36 and all(math.isfinite(v) for v in result.validation.values())

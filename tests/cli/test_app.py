@@ -1,0 +1,344 @@
+"""The command line: every command, its words and its files, at the smoke tier."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from support import ROOT
+from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
+
+import archrepair.experiments.cells as experiments
+from archrepair.cli.app import find_notebook
+from archrepair.core.errors import ArchrepairError
+from archrepair.data.datasets import load_dataset
+from archrepair.networks.models import create_model, load_weights
+
+SMOKE = ("--tier", "smoke")
+COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
+
+
+@pytest.fixture
+def done(monkeypatch):
+    "The home of the finished repair; a test that changes anything in it fails."
+    before = tree(finished())
+    monkeypatch.setenv("ARCHREPAIR_HOME", str(finished()))
+    yield finished()
+    assert tree(finished()) == before
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    "Nothing is trained, and nothing repaired."
+    for name in ("train_original", "run_full"):
+        monkeypatch.setattr(experiments, name, lambda *a, **k: pytest.fail("was run"))
+
+
+def said(capsys, *arguments) -> tuple[str, str]:
+    "What a command that succeeds writes to standard output and to standard error."
+    capsys.readouterr()
+    assert command(*arguments) == 0, capsys.readouterr().err
+    return capsys.readouterr()
+
+
+def parsed(capsys, *arguments) -> dict:
+    "The JSON of a command that prints nothing else."
+    def no_such_number(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(said(capsys, *arguments, "--json")[0], parse_constant=no_such_number)
+
+
+# --- help
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(capsys, name):
+    out, err = said(capsys, name, "--help")
+    assert out.startswith(f"Usage: archrepair {name} ") and not err
+    options = [line.split()[0] for line in out.splitlines() if line.strip().startswith("--") or line.strip().startswith("-")]
+    assert "--help" in options and "[" not in "".join(options)
+
+
+def test_help_names_every_command_and_usage_errors_are_2(capsys):
+    out, _ = said(capsys, "--help")
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    for wrong in (["repare"], ["repair", "--sed", "1"], ["repair", "--seed", "x"], ["list"], []):
+        assert command(*wrong) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = "import sys, archrepair.cli.app as c\ntry: c.main(['repair', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_the_package_is_the_command(done):
+    "In a process of its own: JSON alone on standard output, status 0; a mistake is one line and status 1."
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ARCHREPAIR_PROGRESS": "1"}
+    call = lambda *arguments: subprocess.run([sys.executable, "-m", "archrepair", *arguments], capture_output=True, text=True, env=environment,
+                                             cwd=done, timeout=200)
+    good = call("localize", *SMOKE, "--dataset", DATASET, "--json")
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["block"].startswith("layer")
+    bad = call("list", "modles")
+    assert (bad.returncode, bad.stdout) == (1, "") and bad.stderr.startswith("archrepair: unknown list 'modles': did you mean 'models'?")
+    assert bad.stderr.count("\n") == 1
+
+
+# --- train
+
+def test_train_uses_what_there_is(done, idle, capsys):
+    out, err = said(capsys, "train", *SMOKE)
+    assert "resnet18 on digits, tier smoke" in out and "597" in out and err == f"weights: {done / ORIGINAL}\n"
+    got = parsed(capsys, "train", *SMOKE)
+    assert got == {"model": "resnet18", "dataset": "digits", "tier": "smoke", "seed": 0, "weights": str(done / ORIGINAL),
+                   "accuracy": got["accuracy"], "n": 597} and got["accuracy"] > 90
+    assert f"{got['accuracy']:.2f}" in out
+
+
+def test_train_writes_weights_and_nothing_else(home, capsys, monkeypatch):
+    from archrepair.training import fit as training
+
+    train = training.train_original
+    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: train(*a, **k, epochs=1))
+    path = home / "new" / "w.safetensors"
+    got = parsed(capsys, "train", *SMOKE, "--seed", 3, "--out", path)
+    assert got["weights"] == str(path) and got["seed"] == 3 and sorted(tree(home)) == ["new", "new/w.safetensors"]
+    load_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(path))
+    content = path.read_bytes()
+    parsed(capsys, "train", *SMOKE, "--seed", 4, "--out", path)
+    assert path.read_bytes() == content  # what there is is used
+    parsed(capsys, "train", *SMOKE, "--seed", 4, "--out", path, "--force")
+    assert path.read_bytes() != content
+
+
+# --- localize
+
+def test_localize(done, idle, capsys):
+    got = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET)
+    out, _ = said(capsys, "localize", *SMOKE, "--dataset", DATASET)
+    assert f"(top 50); to blame: {got['block']}" in out and all(name in out for name in ("layer1", "layer2", "layer3", "layer4"))
+    few = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET, "--blocks", "layer1,layer2", "-k", "5", "--measure", "ochiai")
+    assert few["block"] in ("layer1", "layer2") and few != got
+    record = json.loads((done / "outputs" / "repair" / "record.json").read_text())
+    assert record["repair"]["block"] == got["block"]  # what repair localized
+
+
+# --- repair
+
+def test_repair_wrote_everything(done):
+    assert {p.name for p in (done / "outputs" / "repair").iterdir()} == FILES
+    assert sorted(p for p in tree(done) if tree(done)[p] != "folder") == sorted([str(ORIGINAL), *(f"outputs/repair/{f}" for f in FILES)])
+    page = (done / "outputs" / "repair" / "report.html").read_text()
+    record = json.loads((done / "outputs" / "repair" / "record.json").read_text())
+    assert page.lstrip().lower().startswith("<!doctype html>") and DATASET in page and record["repair"]["block"] in page
+
+
+def test_a_second_call_shows_the_first_result(done, idle, capsys):
+    record = json.loads((done / "outputs" / "repair" / "record.json").read_text())
+    out, err = said(capsys, *REPAIR)
+    assert "is complete already" in err and record["repair"]["verdict"][:12] in out
+    assert f"archrepair on resnet18, {DATASET}, block {record['repair']['block']}" in out
+    for name, words in (("held_out", "held out (never seen)"), ("full", "full test set")):
+        line = next(line for line in out.splitlines() if words in line)
+        assert f"{record['metrics']['before'][name]['accuracy']:.2f}" in line and f"{record['metrics']['after'][name]['accuracy']:.2f}" in line
+        assert str(record["metrics"]["change"][name]["fixed"]) in line
+    got = parsed(capsys, *REPAIR)
+    assert got["cell"] == record["cell"] and got["out"] == str(done / "outputs" / "repair")
+    assert got["metrics"]["after"] == record["metrics"]["after"] and got["repair"]["verdict"] == record["repair"]["verdict"]
+    assert got["metrics"]["change"]["seen"]["negative_flips"] is None  # of failures none was right: no rate
+
+
+@pytest.mark.parametrize("change", [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--preset", "paper"), ("--protocol", "paper"),
+                                    ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other")], ids=lambda c: c[0])
+def test_other_settings_do_not_pass_for_the_same(done, idle, capsys, tmp_path, change):
+    if change[0] == "--weights":
+        change = ("--weights", tmp_path / "other.safetensors")
+        experiments.save_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(change[1]))
+    assert "holds another repair" in fails(capsys, *REPAIR, *change)
+
+
+def test_force_replaces_a_repair(home, capsys):
+    furnish(home)
+    folder, before = home / "outputs" / "repair", tree(home)
+    said(capsys, *REPAIR, "--force", "--search-epochs", 0)  # of weights alone: no genotype may be left
+    after = tree(home)
+    assert {p.name for p in folder.iterdir()} == FILES - {"genotype.json"}
+    assert {name for name in after if after[name] != before[name]} >= {f"outputs/repair/{f}" for f in FILES - {"genotype.json"}}
+    assert parsed(capsys, "evaluate", *SMOKE, "--repaired", folder)["digits"]["n"] == 597
+
+
+# --- evaluate
+
+def test_evaluate(done, idle, capsys):
+    metrics = json.loads((done / "outputs" / "repair" / "record.json").read_text())["metrics"]
+    folder = done / "outputs" / "repair"
+    for arguments, when in (([], "before"), (["--repaired", folder], "after")):
+        got = parsed(capsys, "evaluate", *SMOKE, "--dataset", f"{DATASET},digits", *arguments)
+        assert got == {DATASET: metrics[when]["full"], "digits": metrics[when]["clean_full"]}
+        out, err = said(capsys, "evaluate", *SMOKE, "--dataset", f"{DATASET},digits", *arguments)
+        assert all(f"{score['accuracy']:.2f}" in out for score in got.values()) and DATASET in out and not err
+    assert list(parsed(capsys, "evaluate", *SMOKE)) == ["digits"]
+    assert parsed(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL) == {"digits": metrics["before"]["clean_full"]}
+    assert "of another architecture" in fails(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL, "--model", "vgg16")
+
+
+# --- report
+
+def test_report_of_one(done, idle, capsys):
+    folder = done / "outputs" / "repair"
+    assert said(capsys, "report", folder) == (f"{folder / 'report.html'}\n", "")
+    got, record = parsed(capsys, "report", folder), json.loads((folder / "record.json").read_text())
+    assert got["report"] == str(folder / "report.html") and not got["rebuilt"] and got["after"] == record["metrics"]["after"]["held_out"]["accuracy"]
+    assert "holds no repair" in fails(capsys, "report", done)
+
+
+def test_report_of_several(home, idle, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    furnish(home)
+    folder = home / "outputs" / "repair"
+    shutil.copytree(folder, home / "other")
+    out, err = said(capsys, "report", folder, home / "other")
+    assert "other" in out and "%" in out and err == "report: compare.html\n" and "other" in (home / "compare.html").read_text()
+    got = parsed(capsys, "report", folder, home / "other", "--out", home / "new" / "page.html")
+    assert [row["name"] for row in got["repairs"]] == ["repair", "other"] and (home / "new" / "page.html").exists()
+    (home / "other" / "report.html").unlink()
+    assert parsed(capsys, "report", home / "other")["rebuilt"] and (home / "other" / "report.html").exists()
+
+
+# --- corrupt
+
+@pytest.mark.parametrize("name", ["c.npz", "no-suffix", "c.other"])
+def test_corrupt_writes_arrays_in_test_order(tmp_path, capsys, name, digits_test):
+    out, err = said(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / name)
+    assert not out and "20 images 32×32" in err and [p.name for p in tmp_path.iterdir()] == [name]
+    with np.load(tmp_path / name) as arrays:
+        assert np.array_equal(arrays["labels"], digits_test.labels[:20]) and list(arrays["classes"]) == list(digits_test.classes)
+        assert np.array_equal(arrays["images"], load_dataset("digits:fog:2", "test").images[:20]) and arrays["images"].dtype == np.uint8
+
+
+def test_corrupt_speaks_json(tmp_path, capsys):
+    got = parsed(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / "c.npz")
+    assert got == {"dataset": "digits", "corruption": "fog", "severity": 2, "n": 20, "size": 32, "out": str(tmp_path / "c.npz")}
+
+
+def test_what_corrupt_writes_can_be_read_as_a_dataset(tmp_path, capsys, done):
+    said(capsys, "corrupt", "--dataset", "digits", "--corruption", "brightness", "--severity", 5, "--out", tmp_path / "test.npz")
+    train = load_dataset("digits", "train")
+    np.savez(tmp_path / "train.npz", images=train.images.numpy(), labels=train.labels.numpy())
+    got = parsed(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL, "--dataset", f"npz:{tmp_path}")
+    assert got == {f"npz:{tmp_path}": parsed(capsys, "evaluate", *SMOKE, "--dataset", DATASET)[DATASET]}
+
+
+# --- list
+
+@pytest.mark.parametrize(("what", "some"), [
+    ("models", "resnet18 resnet50 resnet101 vgg16 densenet121 efficientnet_b0"), ("datasets", "cifar10 digits npz:PATH"),
+    ("corruptions", "gaussian_noise fog jpeg_compression"), ("methods", "archrepair"), ("strategies", "pc-darts"), ("tiers", "smoke lite paper"),
+    ("blocks", "layer1 layer4"),
+])
+def test_list(capsys, what, some):
+    rows = parsed(capsys, "list", what)
+    out, err = said(capsys, "list", what)
+    assert not err and [line.split()[0] for line in out.splitlines()] == list(rows) and set(some.split()) <= rows.keys()
+    assert all(text in out for text in rows.values()) and not any("None" in text for text in rows.values())
+
+
+def test_blocks_of_another_network(capsys):
+    assert len(parsed(capsys, "list", "blocks", "--model", "vgg16")) == 5
+
+
+# --- run
+
+def notebook(path: Path, *cells: str) -> Path:
+    "A notebook whose first cell has the parameters."
+    new = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    new.cells[0].metadata["tags"] = ["parameters"]
+    new.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new, path)
+    return path
+
+
+def test_run_the_papers_notebook(home, capsys):
+    "Table 9 of one block, by weights alone, from the notebook as it is."
+    furnish(home, repaired=False)
+    for file in ("nbs/05_rq3.ipynb", "data/published.csv"):
+        (home / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, home / file)
+    source = (home / "nbs" / "05_rq3.ipynb").read_bytes()
+    out, err = said(capsys, "run", "rq3", "-p", "model=resnet18", "-p", "tier=smoke", "-p", "search=false", "-p", "blocks=layer4",
+                    "-p", f"dataset={DATASET}")
+    target = home / "outputs" / "05_rq3" / "blocks=layer4,dataset=digits~brightness~5,model=resnet18,search=False,tier=smoke.ipynb"
+    assert target.exists() and f"archrepair: writing to {target}" in err and not out
+    text = "".join(str(cell.get("outputs")) for cell in nbformat.read(target, 4).cells)
+    assert re.search(r"Table 9 · .*resnet18.*digits:brightness:5.*n = 1", text)
+    records = list((home / "outputs" / "smoke" / "records").rglob("*.json"))
+    assert len(records) == 1 and json.loads(records[0].read_text())["cell"]["options"] == [["search_epochs", 0]]
+    assert (home / "nbs" / "05_rq3.ipynb").read_bytes() == source
+    assert not [p for p in tree(home) if "part" in p or "checkpoint" in p]
+
+
+def test_run_passes_typed_values_and_failures_are_kept_apart(home, capsys):
+    notebook(home / "nbs" / "07_own.ipynb", "count = 1\nname = ''\nwide = True", "print(repr(count), repr(name), wide)",
+             "assert count < 5, 'count is too large\\nfor this'")
+    said(capsys, "run", "own", "-p", "count=3", "-p", "name=a=b", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
+    assert "3 'a=b' False" in str(nbformat.read(home / "deep" / "out.ipynb", 4).cells[2:])
+    got = parsed(capsys, "run", "own", "-p", "count=3", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
+    assert got == {"notebook": str(home / "nbs" / "07_own.ipynb"), "out": str(home / "deep" / "out.ipynb"), "parameters": {"count": 3, "wide": False}}
+    before = tree(home)
+    capsys.readouterr()
+    assert command("run", "07_own", "-p", "count=7", "-o", home / "deep" / "out.ipynb") == 1
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    failed = home / "deep" / "out.failed.ipynb"
+    assert not out and lines[-1] == f"archrepair: 07_own.ipynb failed in cell 4: AssertionError: count is too large; see {failed}"
+    assert "Traceback" not in err and "count is too large" in str(nbformat.read(failed, 4).cells)
+    after = tree(home)
+    assert after.pop("deep/out.failed.ipynb") and after == before  # the good output stays
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["rq9"], "unknown notebook 'rq9'.*own"), (["none.ipynb"], "no notebook at none.ipynb"), (["own", "-p", "cuont=3"], "did you mean 'count'"),
+    (["own", "-p", "count"], "expected NAME=VALUE"), (["own", "-p", "=3"], "expected NAME=VALUE"), (["own", "-p", "count=[1"], "YAML"),
+    (["own", "-o", "nbs/07_own.ipynb/out.ipynb"], "cannot write"), (["own", "-o", "/proc/x/out.ipynb"], "cannot write"),
+    (["broken.ipynb"], "cannot read broken.ipynb"), (["empty.ipynb"], "cannot read empty.ipynb"),
+])
+def test_run_mistakes(home, capsys, monkeypatch, arguments, message):
+
+    monkeypatch.chdir(home)
+    notebook(home / "nbs" / "07_own.ipynb", "count = 1")
+    Path("broken.ipynb").write_text("{")
+    Path("empty.ipynb").write_text("{}")
+    before = tree(home)
+    assert re.search(message, fails(capsys, "run", *arguments)) and tree(home) == before
+
+
+def test_notebooks_are_found_by_name_number_or_path(tmp_path, monkeypatch):
+    path = notebook(tmp_path / "nbs" / "05_rq3.ipynb", "a = 1")
+    assert find_notebook("rq3", tmp_path) == find_notebook("05_rq3", tmp_path) == find_notebook(str(path), tmp_path / "x") == path
+    with pytest.raises(ArchrepairError, match="checkout"):
+        find_notebook("rq3", tmp_path / "elsewhere")
+
+
+# --- manners
+
+def test_interrupted_and_a_reader_that_left(capsys, monkeypatch):
+    def raising(error):
+        def act(*arguments, **more):
+            raise error
+        return act
+
+    monkeypatch.setattr("archrepair.cli.app.listed", raising(KeyboardInterrupt()))
+    assert command("list", "models") == 130
+    assert capsys.readouterr().err.strip() == "archrepair: interrupted; run the same command again to resume"
+    monkeypatch.setattr("archrepair.cli.app.listed", raising(ZeroDivisionError("our own mistake")))
+    with pytest.raises(ZeroDivisionError):  # keeps its traceback
+        command("list", "models")
+    done = subprocess.run(f"{sys.executable} -m archrepair list corruptions | true", shell=True, capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""

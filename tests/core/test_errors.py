@@ -1,0 +1,125 @@
+"""Errors in one line, files whole or not at all, tiers by name, progress only where someone watches."""
+import os
+
+import pytest
+import torch
+
+from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged, first_line, unknown, write_atomic
+from archrepair.core.progress import track
+from archrepair.core.tiers import TIERS, Tier, resolve_tier
+
+
+def test_one_family():
+    assert issubclass(NoFailures, ArchrepairError) and issubclass(TrainingDiverged, ArchrepairError)
+
+
+def test_unknown_puts_the_nearest_first_and_lists_the_rest():
+    text = str(unknown("model", "resnet_18", ["vgg16", "resnet18", "resnet50"]))
+    assert "did you mean 'resnet18'?" in text and "vgg16, resnet18, resnet50" in text and "\n" not in text
+
+
+def test_unknown_does_not_guess_wildly_and_shortens_long_lists():
+    text = str(unknown("block", "zzz", [f"layer{i}" for i in range(30)]))
+    assert "did you mean" not in text and "layer23" in text and "layer24" not in text and "6 more" in text
+
+
+def test_unknown_survives_a_generator_and_an_empty_registry():
+    assert "b" in str(unknown("x", "c", (n for n in "ab")))
+    assert "unknown x" in str(unknown("x", "c", []))
+
+
+@pytest.mark.parametrize(("error", "expected"), [(OSError("a\nb"), "a"), (EOFError(), "EOFError"), (KeyError("k"), "'k'")])
+def test_first_line(error, expected):
+    assert first_line(error) == expected
+
+
+def test_write_atomic_makes_folders_and_returns_the_path(tmp_path):
+    path = write_atomic(tmp_path / "a" / "b" / "x.json", lambda p: p.write_text("new"))
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_write_atomic_keeps_the_suffix_that_writers_look_at(tmp_path):
+    seen = []
+    write_atomic(tmp_path / "x.npz", lambda p: (seen.append(p), p.write_bytes(b"1")))
+    assert seen[0].suffix == ".npz" and seen[0].parent == tmp_path and seen[0].name != "x.npz"
+
+
+@pytest.mark.parametrize("problem", [ZeroDivisionError, KeyboardInterrupt, OSError])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, problem):
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    def half(p):
+        p.write_text("ha")
+        raise problem("stop")
+
+    with pytest.raises(ArchrepairError if problem is OSError else problem):
+        write_atomic(path, half)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["record.json"]
+
+
+WRITERS = {"text": lambda p: p.write_text("x"), "torch": lambda p: torch.save({}, p),
+           "safetensors": lambda p: __import__("safetensors.torch").torch.save_file({"a": torch.zeros(1)}, p)}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_unwritable_places_are_the_users_to_mend(tmp_path, writer):
+    (tmp_path / "file").write_text("in the way")
+    places = [tmp_path / "file" / "x.pt", *([__import__("pathlib").Path("/proc/self/x.pt")] if os.path.isdir("/proc/self") else [])]
+    for place in places:
+        with pytest.raises(ArchrepairError, match="cannot write") as caught:
+            write_atomic(place, WRITERS[writer])
+        assert "\n" not in str(caught.value) and str(place) in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writing_onto_a_folder_is_refused_and_the_folder_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ArchrepairError, match="cannot write"):
+        write_atomic(tmp_path / "out", lambda p: p.write_text("x"))
+    assert os.listdir(tmp_path) == ["out"]
+
+
+# --- tiers
+
+
+def test_auto_is_smoke_in_tests_and_depends_on_the_machine_otherwise(monkeypatch):
+    monkeypatch.setenv("IN_TEST", "1")
+    assert resolve_tier().name == "smoke"
+    monkeypatch.delenv("IN_TEST")
+    for gpu, name in ((True, "paper"), (False, "lite")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert resolve_tier("auto").name == name
+
+
+def test_tiers_by_name(monkeypatch):
+    monkeypatch.setenv("IN_TEST", "1")  # turns only `auto` into smoke
+    assert resolve_tier("paper") is TIERS["paper"] and resolve_tier(TIERS["lite"]) is TIERS["lite"]
+    assert all(isinstance(t, Tier) and t.name == name for name, t in TIERS.items())
+    assert TIERS["paper"].width == 1 and TIERS["paper"].stem_stride == 1 and TIERS["paper"].failures == 1000 and TIERS["paper"].seeds == 5
+    with pytest.raises(ArchrepairError, match="did you mean 'smoke'"):
+        resolve_tier("smoker")
+
+
+# --- progress
+
+
+def test_nothing_is_drawn_when_nobody_watches(capfd, monkeypatch):
+    monkeypatch.delenv("ARCHREPAIR_PROGRESS", raising=False)
+    with track("x", 2) as advance:
+        advance(loss=1.0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_goes_to_standard_error_alone(capfd, monkeypatch):
+    monkeypatch.setenv("ARCHREPAIR_PROGRESS", "1")
+    with track("counting", 2) as advance:
+        advance(loss=0.5)
+        advance()
+    out, err = capfd.readouterr()
+    assert out == "" and "counting" in err and "loss 0.5" in err and "2/2" in err
+
+
+def test_an_error_inside_is_passed_on():
+    with pytest.raises(ZeroDivisionError), track("x", 1):
+        raise ZeroDivisionError

@@ -1,0 +1,408 @@
+"""The one training loop: what learns, in which order, at which rate, what is kept, and that a killed run goes on as if nothing had happened."""
+import copy
+import math
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from archrepair.core.errors import ArchrepairError, TrainingDiverged
+from archrepair.core.tiers import TIERS
+from archrepair.data.datasets import Normalize
+from archrepair.networks.blocks import freeze, replace_block, split
+from archrepair.networks.models import create_model
+from archrepair.training.cost import CostMeter, work
+from archrepair.training.fit import Recipe, default_precision, fit, train_original
+from archrepair.training.rows import Features, Rows, cache_features, image_features
+
+N, D, C = 90, 6, 3
+
+
+def table(seed: int = 0, n: int = N, views: int = 1) -> Features:
+    draw = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(views, n, D, generator=draw), torch.randint(0, C, (n,), generator=draw)
+    return Features(y, lambda positions, view: x[view, positions].clone(), views)
+
+
+def small(dropout: float = 0.0, seed: int = 1) -> nn.Sequential:
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, C))
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.3)
+    return model.eval()
+
+
+def loss_of(model: nn.Module, rows: Rows) -> float:
+    with torch.inference_mode():
+        x, order = rows.inputs(torch.arange(len(rows)))
+        return float(nn.functional.cross_entropy(model.eval()(x), rows.labels[order]))
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+FEW = Recipe(epochs=4, lr=0.1, batch_size=16)
+
+
+# --- cost
+
+
+def test_cost_by_hand():
+    meter = CostMeter()
+    meter.add(100, 50)
+    meter.add(10, share=0.25)
+    assert (meter.forwards, meter.backwards) == (102.5, 50)
+    with pytest.raises(ZeroDivisionError), meter.running():
+        raise ZeroDivisionError
+    assert meter.seconds > 0 and meter.peak_bytes > 1 << 20
+    assert meter.as_dict().keys() == {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"}
+
+
+def test_work_counts_multiplications():
+    assert work(nn.Linear(10, 20, bias=False), torch.zeros(4, 10)) == 2 * 4 * 10 * 20
+    assert work(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 16, 16)) == 2 * 8 * 3 * 9 * 256
+
+
+def test_a_training_counts_its_passes():
+    meter = CostMeter()
+    rows = Rows([table()])
+    fit(small(), rows, FEW, meter=meter, share=0.5)
+    passes = sum(len(b) for e in range(1, 5) for b in rows.order(e, 16, None, 0))
+    assert meter.forwards == meter.backwards == passes / 2
+
+
+# --- batches
+
+
+def test_natural_batches_visit_every_row_once():
+    rows = Rows([table(n=64), table(1, n=32)], failures=32)
+    batches = rows.order(3, 16, None, 0)
+    assert sorted(torch.cat(batches).tolist()) == list(range(96)) and {len(b) for b in batches} == {16}
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.1])
+@pytest.mark.parametrize("failures", [3, 20, 90])
+def test_balanced_batches_hold_their_share_of_failures(ratio, failures):
+    rows = Rows([table(n=300), table(1, n=failures)], failures=failures)
+    batches = rows.order(1, 40, ratio, 0)
+    assert all(int((b >= 300).sum()) == round(40 * ratio) for b in batches)
+    train = torch.cat([b[b < 300] for b in batches]).tolist()
+    assert len(set(train)) == len(train) > 300 - 40
+    drawn = torch.cat([b[b >= 300] for b in batches]).bincount(minlength=300 + failures)[300:]
+    assert drawn.max() - drawn.min() <= 1, "failures are drawn equally often"
+
+
+def test_a_handful_of_rows_at_the_end_is_dropped_but_never_everything():
+    rows = Rows([table(n=70)])
+    assert [len(b) for b in rows.order(0, 32, None, 0)] == [32, 32] and [len(b) for b in rows.order(0, 35, None, 0)] == [35, 35]
+    assert [len(b) for b in rows.order(0, 46, None, 0)] == [46, 24] and [len(b) for b in rows.order(0, 500, None, 0)] == [70]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    rows = Rows([table(n=64), table(1, n=32)], failures=32)
+    for ratio in (None, 0.25):
+        order = lambda epoch, seed, ratio=ratio: torch.cat(rows.order(epoch, 16, ratio, seed)).tolist()
+        assert order(1, 0) == order(1, 0) and order(1, 0) != order(2, 0) and order(1, 0) != order(1, 1)
+        assert [len(b) for b in rows.order(1, 16, ratio, 0)] == [len(b) for b in rows.order(9, 16, ratio, 5)]
+
+
+def test_inputs_belong_to_their_rows():
+    parts = [table(0, 10, views=2), table(1, 5), table(2, 7)]
+    rows = Rows(parts)
+    wanted = torch.tensor([21, 3, 12, 0, 10, 14, 9, 15])
+    for view in (0, 1):
+        x, order = rows.inputs(wanted, view)
+        assert sorted(order.tolist()) == sorted(wanted.tolist())
+        for row, values in zip(order.tolist(), x):
+            part, local = (0, row) if row < 10 else (1, row - 10) if row < 15 else (2, row - 15)
+            assert torch.equal(values, parts[part].batch(torch.tensor([local]), view)[0]) and rows.labels[row] == parts[part].labels[local]
+
+
+# --- objective
+
+
+def test_schedules():
+    cosine, cycle, constant = (Recipe(1, schedule=s).lr_at for s in ("cosine", "onecycle", "constant"))
+    assert [round(cosine(p), 6) for p in (0, 0.5, 1)] == [1, 0.5, 0] and [round(cycle(p), 6) for p in (0, 0.1, 0.2, 0.6, 1)] == [0, 0.5, 1, 0.5, 0]
+    assert constant(0.7) == 1
+    for change in ({"schedule": "cosin"}, {"precision": "fp16"}):
+        with pytest.raises(ArchrepairError, match="unknown"):
+            Recipe(1, **change)
+
+
+def test_imitation_is_zero_for_the_teacher_itself_and_the_formula_otherwise():
+    draw = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(8, C, generator=draw) for _ in range(2))
+    labels, marked = torch.arange(8) % C, (torch.arange(8) < 5).float()
+    plain = nn.functional.cross_entropy(logits, labels)
+    recipe = Recipe(1, imitation=0.7, temperature=2.0)
+    assert torch.allclose(recipe.loss(logits, labels, logits, torch.ones(8)), plain, atol=1e-6)
+    assert torch.equal(recipe.loss(logits, labels), plain) and torch.equal(Recipe(1).loss(logits, labels, teacher, marked), plain)
+    p, q = (teacher / 2).softmax(1), (logits / 2).softmax(1)
+    kl = (p * (p / q).log()).sum(1)
+    assert torch.allclose(recipe.loss(logits, labels, teacher, marked), plain + 0.7 * 4 * kl[:5].sum() / 8, atol=1e-5)
+    assert torch.allclose(recipe.loss(logits, labels, teacher, torch.zeros(8)), plain, atol=1e-6)
+
+
+def test_bfloat16_only_where_it_helps(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    with torch.device("meta"):
+        dense, depthwise = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
+    assert default_precision(dense) == "bf16" and default_precision(depthwise) == "fp32" and default_precision(depthwise, "cuda") == "bf16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert default_precision(dense) == "fp32"
+
+
+# --- the loop
+
+
+def test_training_learns_is_deterministic_and_leaves_the_global_stream_alone(quiet_stream):
+    rows, results = Rows([table()]), []
+    for _ in range(2):
+        model = small(0.3)
+        before = loss_of(model, rows)
+        fit(model, rows, Recipe(epochs=8, lr=0.1, batch_size=16))
+        results.append(copy.deepcopy(model.state_dict()))
+        assert loss_of(model, rows) < before - 0.1 and not model.training
+    assert same(*results)
+    other = small(0.3)
+    fit(other, rows, Recipe(epochs=8, lr=0.1, batch_size=16, seed=1))
+    assert not same(other.state_dict(), results[0])
+
+
+def test_one_step_is_the_optimisers_own():
+    "Nesterov momentum, clipping and decay of matrices alone: one epoch of one batch equals torch's SGD written out."
+    ours, theirs, rows = small(), small(), Rows([table(n=16)])
+    fit(ours, rows, Recipe(epochs=1, lr=0.1, batch_size=16, weight_decay=0.01, clip=0.1))
+    theirs.train()
+    loss = nn.functional.cross_entropy(theirs(rows.inputs(rows.order(1, 16, None, 0)[0])[0]), rows.labels[rows.order(1, 16, None, 0)[0]])
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in theirs.parameters()]).norm()
+    for p in theirs.parameters():
+        g = p.grad * min(1, 0.1 / float(norm)) + (0.01 * p.data if p.ndim > 1 else 0)
+        p.data -= 0.1 * (g + 0.9 * g)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours.parameters(), theirs.parameters()))
+    assert float(norm) > 0.2, "the clip did something"
+
+
+def test_the_rest_is_frozen_bit_for_bit():
+    model = small()
+    freeze(model)
+    model[4].requires_grad_(True)
+    before, modes = copy.deepcopy(model.state_dict()), []
+    fit(model, Rows([table()]), FEW, trainable=[model[4]], before_step=lambda *_: modes.append((model[1].training, model[4].training)))
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"4.weight", "4.bias"} and set(modes) == {(False, True)}
+
+
+def test_nothing_to_train():
+    with pytest.raises(ArchrepairError, match="nothing to train"):
+        fit(freeze(small()), Rows([table()]), FEW)
+
+
+def test_groups_have_their_own_rates_and_follow_the_schedule():
+    model, seen = small(), []
+    groups = [{"params": [model[0].weight], "lr": 0.1}, {"params": [model[4].weight], "lr": 0.0}]
+    before = copy.deepcopy(model.state_dict())
+    fit(model, Rows([table()]), FEW, groups=groups, before_step=lambda e, s: seen.append((e, s)))
+    assert not torch.equal(model[0].weight, before["0.weight"]) and torch.equal(model[4].weight, before["4.weight"])
+    assert seen == [(e, s) for e in range(1, 5) for s in range(6)]
+
+
+def test_views_take_turns():
+    seen = []
+    part = table(views=3)
+    spy = Features(part.labels, lambda p, v: (seen.append(v), part.read(p, v))[1], 3)
+    fit(small(), Rows([spy]), Recipe(epochs=5, batch_size=100))
+    assert seen == [0, 1, 2, 0, 1]
+
+
+def test_training_never_worsens_validation():
+    "The weights that came in are a candidate: an absurd learning rate keeps them, bit for bit."
+    rows, val = Rows([table()]), Rows([table(5)])
+    model = small()
+    before, loss = copy.deepcopy(model.state_dict()), loss_of(model, val)
+    history = fit(model, rows, Recipe(epochs=3, lr=50.0, clip=None, batch_size=16), validate=lambda: loss_of(model, val))
+    assert history.kept == 0 and history.best == pytest.approx(loss) and same(model.state_dict(), before) and len(history.epochs) == 4
+
+
+def test_the_best_epoch_is_kept_and_ties_go_to_the_earlier():
+    values, states = iter([1.0, 0.5, 0.7, 0.5, 0.9]), []
+    model = small()
+    history = fit(model, Rows([table()]), FEW, validate=lambda: (states.append(copy.deepcopy(model.state_dict())), next(values))[1])
+    assert history.kept == 1 and history.best == 0.5 and same(model.state_dict(), states[1])
+    values, states = iter([1.0, 0.5, 0.7, 0.6, 0.9]), []
+    history = fit(small(), Rows([table()]), FEW, validate=lambda: next(values), keep="last")
+    assert history.kept == 4 and history.best == 0.9
+
+
+def test_patience():
+    values = iter([1.0, 0.9, 0.95, 0.95, 0.95, 0.5])
+    history = fit(small(), Rows([table()]), Recipe(epochs=50, patience=3, batch_size=50), validate=lambda: next(values))
+    assert [e["epoch"] for e in history.epochs] == [0, 1, 2, 3, 4] and history.kept == 1
+
+
+def test_a_validation_that_is_no_number_is_never_the_best():
+    values = iter([1.0, math.nan, 0.9, math.nan, math.nan])
+    assert fit(small(), Rows([table()]), FEW, validate=lambda: next(values)).kept == 2
+
+
+def test_after_epoch_can_stop():
+    history = fit(small(), Rows([table()]), FEW, after_epoch=lambda epoch: epoch == 2)
+    assert [e["epoch"] for e in history.epochs] == [1, 2] and history.kept == 2
+
+
+def test_divergence_leaves_the_last_good_weights_and_checkpoint(tmp_path):
+    model, path, kept = small(), tmp_path / "c.pt", {}
+
+    def spoil(epoch, step):
+        if epoch == 2 and step == 0:
+            kept.update(bytes=path.read_bytes(), state=copy.deepcopy(model.state_dict()))
+        if epoch == 2 and step == 3:
+            model[0].weight.data.fill_(math.nan)
+
+    with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 2; lower the learning rate") as caught:
+        fit(model, Rows([table()]), FEW, before_step=spoil, checkpoint=path)
+    assert path.read_bytes() == kept["bytes"] and same(model.state_dict(), kept["state"]) and not model.training
+    assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+# --- cached features
+
+
+def test_training_on_cached_features_equals_training_the_frozen_network_bit_for_bit(problem):
+    images, block = problem.scenario.data.train.select(torch.arange(160)), "layer3"
+    cut = split(problem.network, block)
+    recipe = Recipe(epochs=2, lr=0.05, batch_size=32)
+    cached = copy.deepcopy(cut.block).requires_grad_(True)
+    fit(cut.tail(cached), Rows([cache_features(cut, images, problem.transform)]), recipe, trainable=[cached])
+    whole = replace_block(cut.model, block, copy.deepcopy(cut.block).requires_grad_(True))
+    frozen = {k: v.clone() for k, v in whole.state_dict().items() if not k.startswith(block)}
+    fit(whole, Rows([image_features(images, problem.transform)]), recipe, trainable=[whole.layer3])
+    assert same(cached.state_dict(), whole.layer3.state_dict()) and not same(cached.state_dict(), cut.block.state_dict())
+    assert same(frozen, {k: v for k, v in whole.state_dict().items() if k in frozen})
+
+
+# --- checkpoints
+
+RUN = Recipe(epochs=5, lr=0.1, batch_size=16, seed=3, patience=5)
+
+
+def run(checkpoint=None, **options):
+    "A run with everything that could be forgotten: dropout, momentum, BatchNorm statistics, validation."
+    model, val = small(0.3), Rows([table(7)])
+    history = fit(model, Rows([table()]), RUN, validate=lambda: loss_of(model, val), checkpoint=checkpoint, **options)
+    return model.state_dict(), [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs], history.kept
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(when):
+    def raiser(*now):
+        if now == when:
+            raise Stop
+    return raiser
+
+
+@pytest.mark.parametrize("where", [("after_epoch", (3,)), ("before_step", (3, 2)), ("before_step", (1, 0)), ("before_step", (5, 5))])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, where):
+    path = tmp_path / "run.pt"
+    with pytest.raises(Stop):
+        run(path, **{where[0]: stop_at(where[1])})
+    state, epochs, kept = run(path)
+    straight = run()
+    assert same(state, straight[0]) and (epochs, kept) == straight[1:]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    path, steps = tmp_path / "run.pt", []
+    first = run(path)
+    again = run(path, before_step=lambda *_: steps.append(1))
+    assert same(first[0], again[0]) and first[1:] == again[1:] and not steps
+
+
+def test_a_run_that_was_stopped_stays_stopped(tmp_path):
+    path, stop = tmp_path / "run.pt", {"after_epoch": lambda epoch: epoch == 2}
+    first, again = run(path, **stop), run(path, **stop)
+    assert len(first[1]) == 3 and first[1:] == again[1:] and same(first[0], again[0])
+
+
+def test_kill_9_and_resume(tmp_path):
+    program = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
+        import torch
+        torch.set_num_threads(1)
+        from test_fit import run
+        run({str(tmp_path / "run.pt")!r}, before_step=lambda epoch, step: (epoch, step) == (4, 1) and os.kill(os.getpid(), signal.SIGKILL))
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    steps = []
+    state, epochs, kept = run(tmp_path / "run.pt", before_step=lambda *now: steps.append(now))
+    straight = run()
+    assert steps[0] == (4, 0) and same(state, straight[0]) and (epochs, kept) == straight[1:]
+
+
+class Counter:
+    def __init__(self):
+        self.n = 0
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def test_extra_state_travels_with_the_checkpoint(tmp_path):
+    counter = Counter()
+    add = lambda: setattr(counter, "n", counter.n + 1)
+    with pytest.raises(Stop):
+        run(tmp_path / "c.pt", extra={"counter": counter}, after_step=add, before_step=stop_at((3, 2)))
+    assert counter.n == 14
+    run(tmp_path / "c.pt", extra={"counter": counter}, before_step=stop_at((9, 9)), after_step=add)
+    assert counter.n == 12 + 3 * 6
+
+
+def test_checkpoints_of_other_runs_are_refused(tmp_path):
+    path, rows = tmp_path / "c.pt", Rows([table()])
+    fit(small(), rows, FEW, checkpoint=path)
+    with pytest.raises(ArchrepairError, match="other settings; remove it"):
+        fit(small(), rows, Recipe(epochs=4, lr=0.2, batch_size=16), checkpoint=path)
+    with pytest.raises(ArchrepairError, match="cannot resume"):
+        fit(small()[:1], rows, FEW, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ArchrepairError, match="cannot resume"):
+        fit(small(), rows, FEW, checkpoint=path)
+
+
+def test_an_unwritable_checkpoint_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArchrepairError, match="cannot write"):
+        fit(small(), Rows([table()]), FEW, checkpoint=tmp_path / "file" / "c.pt")
+
+
+# --- the original
+
+
+def test_the_original_learns_digits_and_resumes(digits, digits_test, tmp_path, quiet_stream):
+    few = digits.select(torch.arange(256))
+    straight, resumed = (create_model("resnet18", 10, width=0.0625, stem_stride=2) for _ in range(2))
+    history = train_original(straight, few, TIERS["smoke"], epochs=2)
+    assert history.epochs[1]["loss"] < history.epochs[0]["loss"] and not straight.training
+    meter = CostMeter()
+    train_original(resumed, few, TIERS["smoke"], epochs=2, checkpoint=tmp_path / "c.pt", meter=meter)
+    assert same(straight.state_dict(), resumed.state_dict()) and meter.backwards == 512
+    other = create_model("resnet18", 10, width=0.0625, stem_stride=2)
+    train_original(other, few, TIERS["smoke"], epochs=2, seed=1, transform=Normalize.of(few))
+    assert not same(straight.state_dict(), other.state_dict())
