@@ -14,6 +14,7 @@ from support import ROOT
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
 import archrepair.experiments.cells as experiments
+import archrepair.experiments.originals as originals
 from archrepair.cli.app import find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
@@ -35,8 +36,8 @@ def done(monkeypatch):
 @pytest.fixture
 def idle(monkeypatch):
     "Nothing is trained, and nothing repaired."
-    for name in ("train_original", "run_full"):
-        monkeypatch.setattr(experiments, name, lambda *a, **k: pytest.fail("was run"))
+    for module, name in ((originals, "train_original"), (experiments, "run_full")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("was run"))
 
 
 def said(capsys, *arguments) -> tuple[str, str]:
@@ -105,7 +106,7 @@ def test_train_writes_weights_and_nothing_else(home, capsys, monkeypatch):
     from archrepair.training import fit as training
 
     train = training.train_original
-    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: train(*a, **k, epochs=1))
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: train(*a, **k, epochs=1))
     path = home / "new" / "w.safetensors"
     got = parsed(capsys, "train", *SMOKE, "--seed", 3, "--out", path)
     assert got["weights"] == str(path) and got["seed"] == 3 and sorted(tree(home)) == ["new", "new/w.safetensors"]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, finished, furnish, tree
 
 import archrepair.experiments.cells as module
+import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import holdout, load_dataset
@@ -209,10 +210,10 @@ def test_summaries(record):
 def test_the_original_is_trained_once(home, monkeypatch):
     furnish(home, repaired=False)
     before = tree(home)
-    monkeypatch.setattr(module, "train_original", lambda *a, **k: pytest.fail("was trained"))
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: pytest.fail("was trained"))
     start = original(tier="smoke")
     assert start.path == home / ORIGINAL and not start.network.training and tree(home) == before
-    monkeypatch.setattr(module, "train_original", lambda network, *a, **k: network.fc.bias.data.fill_(7))
+    monkeypatch.setattr(originals, "train_original", lambda network, *a, **k: network.fc.bias.data.fill_(7))
     original(tier="smoke", force=True)
     assert load_file(home / ORIGINAL)["fc.bias"].eq(7).all() and tree(home).keys() == before.keys()
 
@@ -240,9 +241,9 @@ def test_the_training_of_an_original_resumes(home, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu:x", "tpu9", "meta", "mps", "cuda:99"])
 def test_devices_that_are_not_there(device):
     with pytest.raises(ArchrepairError, match="device") as error:
-        module.pick_device(device)
+        originals.pick_device(device)
     assert "\n" not in str(error.value)
-    assert module.pick_device("cpu").type == "cpu"
+    assert originals.pick_device("cpu").type == "cpu"
 
 
 # --- interrupted
@@ -273,7 +274,7 @@ KILLER = """
 import os, signal, sys
 import matplotlib.pyplot, scipy.stats, sklearn.datasets  # once, before the forks
 from archrepair import experiments, report, training
-from archrepair.cli import main
+from archrepair.cli.app import main
 
 save = training._save
 for file, after in (("search.pt", 1), ("control.pt", 2)):

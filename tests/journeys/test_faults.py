@@ -14,6 +14,7 @@ from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, f
 
 import archrepair.core.errors as errors
 import archrepair.experiments.cells as experiments
+import archrepair.experiments.originals as originals
 from archrepair.networks.models import create_model, save_weights
 from archrepair.repair.finetuning import PRESETS
 from archrepair.training.fit import Recipe
@@ -30,7 +31,7 @@ def room(home):
 @pytest.fixture
 def idle(monkeypatch):
     "Nothing is trained, and no repair goes as far as its search."
-    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: pytest.fail("was trained"))
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: pytest.fail("was trained"))
     monkeypatch.setattr("archrepair.repair.archrepair.prepare", lambda *a, **k: pytest.fail("was begun"))
 
 
@@ -156,7 +157,7 @@ def test_arrays_that_are_no_images(room, idle, capsys, changes, message):
 
 
 def test_images_of_another_size_than_those_trained_on(room, capsys, monkeypatch):
-    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: None)
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: None)
     npz(room / "own" / "train.npz")
     npz(room / "own" / "test.npz", size=28)
     assert "32 px images but" in fails(capsys, *REPAIR, "--dataset", f"npz:{room / 'own'}")
@@ -189,7 +190,7 @@ def test_repair_has_nowhere_to_write(room, idle, capsys, place):
 
 
 def test_other_commands_have_nowhere_to_write(room, capsys, monkeypatch):
-    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: None)
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: None)
     (room / "file").write_text("mine")
     for place in (room / "file" / "x.npz", Path("/proc/x/y.npz"), room / "outputs"):
         one_line(capsys, room, "cannot write", "corrupt", "--dataset", "digits", "--limit", 5, "--out", place)

@@ -19,6 +19,7 @@ from support.finished import FILES, command, fails
 from torch import nn
 
 import archrepair.experiments.cells as experiments
+import archrepair.experiments.originals as originals
 from archrepair.data.datasets import holdout, load_dataset
 from archrepair.deploy.export import export_network
 from archrepair.experiments.originals import original
@@ -140,8 +141,8 @@ def test_repaired_from_the_command_line(model, capsys, monkeypatch, tmp_path):
 
 
 def evaluated_and_taken_up_again(model, done, capsys, monkeypatch):
-    for name in ("train_original", "run_full"):
-        monkeypatch.setattr(experiments, name, lambda *a, **k: pytest.fail("was run"))
+    for module, name in ((originals, "train_original"), (experiments, "run_full")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("was run"))
     for options, when in (([], "before"), (["--repaired", done.folder], "after")):
         capsys.readouterr()
         assert command("evaluate", "--tier", "smoke", "--model", model, "--dataset", data(), *options, "--json") == 0
@@ -288,7 +289,7 @@ def test_trained_weights_are_repaired_and_not_trained_again(capsys, monkeypatch)
     torch.save(start.network.state_dict(), place() / "othernets" / "w.pt")
     kept = set((place() / "outputs" / "smoke" / "originals").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "train_original", lambda *a, **k: pytest.fail("was trained"))
+        patch.setattr(originals, "train_original", lambda *a, **k: pytest.fail("was trained"))
         again = original("othernets.net:trained", data(), "smoke", seed=5)
         done = repaired("othernets.net:trained", "--search-epochs", "0")
     assert all(torch.equal(v, again.network.state_dict()[k]) for k, v in start.network.state_dict().items())
@@ -297,7 +298,7 @@ def test_trained_weights_are_repaired_and_not_trained_again(capsys, monkeypatch)
     new = {p.name for p in set((place() / "outputs" / "smoke" / "originals").iterdir()) - kept}
     assert all(name.endswith("-own.safetensors") for name in new) and len(new) == 2  # a seed each
     calls = []
-    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: calls.append(a))
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: calls.append(a))
     assert command("train", "--tier", "smoke", "--model", "othernets.net:trained", "--dataset", data(), "--out", place() / "t.safetensors") == 0
     assert len(calls) == 1, "`train` trains what it is given"
     capsys.readouterr()
@@ -309,7 +310,7 @@ def test_trained_weights_are_repaired_and_not_trained_again(capsys, monkeypatch)
 @pytest.mark.parametrize("name", ["slow", "usual"])
 def test_statistics_that_move_too_slowly_are_gathered_anew(monkeypatch, name, tmp_path):
     "torchvision's mobile networks keep 99 % of a running mean at every step: after a short training it is still zero."
-    monkeypatch.setattr(experiments, "train_original", lambda *a, **k: None)
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: None)
     start = original(f"othernets.net:{name}", data(), "smoke", out=tmp_path / "w.safetensors")
     seen = start.train.select(holdout(start.train.labels, 0.1, 0)[0])
     with torch.no_grad():

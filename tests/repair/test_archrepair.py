@@ -277,13 +277,13 @@ def test_the_most_suspicious_layer_of_a_block_is_searched_alone(_problem, at_lay
 
 def test_a_layer_is_searched_and_tuned_as_it_would_be_without_the_cut_around_it(_problem):
     data, layer = _problem.scenario.data, "layer3.1.conv1"
-    whole, inside = prepare(_problem.network, layer, data), module._prepare_layer(_problem.network, layer, data)
+    whole, inside = prepare(_problem.network, layer, data), prepare_layer(_problem.network, layer, data)
     assert whole.cut.prefix is None and (whole.share, inside.cut.name) == (1.0, layer) and inside.share < 0.4
     found = [search(_problem.network, layer, prepared=p, epochs=1) for p in (whole, inside)]
     assert same(found[0].block.state_dict(), found[1].block.state_dict()) and found[0].genotype == found[1].genotype
     tuned = [finetune(_problem.network, data, where=layer, start=found[0].block, prepared=p, epochs=1) for p in (whole, inside)]
     assert same(tuned[0].model.state_dict(), tuned[1].model.state_dict()) and tuned[0].val == tuned[1].val
-    clean = module._prepare_layer(create_model("vgg16", 10, width=0.125, stem_stride=2), "features.block2.3", data)
+    clean = prepare_layer(create_model("vgg16", 10, width=0.125, stem_stride=2), "features.block2.3", data)
     assert clean.cut.prefix is not None and clean.cut.name == "features.block2.3"  # a chain can be cut anywhere
 
 
