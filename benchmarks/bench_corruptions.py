@@ -61,11 +61,11 @@ def clouds(n: int, decay: float, noise: np.ndarray) -> np.ndarray:
     while (k := len(grid)) < n:
         u = noise[used : used + 3 * k * k].reshape(3, k, k) * width**2
         right, down = np.roll(grid, -1, 1), np.roll(grid, -1, 0)
-        centre = (grid + right + down + np.roll(right, -1, 0)) / 4 + u[0]
+        center = (grid + right + down + np.roll(right, -1, 0)) / 4 + u[0]
         fine = np.empty((2 * k, 2 * k))
-        fine[::2, ::2], fine[1::2, 1::2] = grid, centre
-        fine[::2, 1::2] = (grid + right + centre + np.roll(centre, 1, 0)) / 4 + u[1]
-        fine[1::2, ::2] = (grid + down + centre + np.roll(centre, 1, 1)) / 4 + u[2]
+        fine[::2, ::2], fine[1::2, 1::2] = grid, center
+        fine[::2, 1::2] = (grid + right + center + np.roll(center, 1, 0)) / 4 + u[1]
+        fine[1::2, ::2] = (grid + down + center + np.roll(center, 1, 1)) / 4 + u[2]
         grid, used, width = fine, used + 3 * k * k, width / decay
     grid = grid - grid.min()
     return (grid / grid.max())[:n, :n, None]
@@ -110,8 +110,8 @@ def one(name: str, image: np.ndarray, p, draws: dict[str, np.ndarray]) -> np.nda
         mean, std, zoom, threshold, radius, sigma, mix = p
         flakes = clipped_zoom(mean + std * draws["field"], zoom) if zoom > 1 else mean + std * draws["field"]
         flakes = motion(quantize(np.where(flakes < threshold, 0, flakes) * 255).astype(float), radius, sigma, draws["angle"])
-        grey = (x @ np.array([0.299, 0.587, 0.114]))[..., None]
-        return quantize(mix * x + (1 - mix) * np.maximum(x, 1.5 * grey + 127.5) + flakes + flakes[::-1, ::-1])
+        gray = (x @ np.array([0.299, 0.587, 0.114]))[..., None]
+        return quantize(mix * x + (1 - mix) * np.maximum(x, 1.5 * gray + 127.5) + flakes + flakes[::-1, ::-1])
     if name == "frost":
         return quantize(p[0] * x + p[1] * draws["patch"])
     if name == "fog":
@@ -218,7 +218,7 @@ def compare(name: str, images: np.ndarray, plain: int) -> dict:
             apart, different = max(apart, int(gap.max())), max(different, float((gap > 0).mean()))
         else:  # same law, other numbers: the means must agree
             assert abs(float(fast[:plain].mean()) - float(slow.mean())) < 0.5, f"{name}: means differ"
-    assert apart <= 1 and different < 0.02, f"{name}: {apart} grey levels apart, {different:.2%} of the values"
+    assert apart <= 1 and different < 0.02, f"{name}: {apart} gray levels apart, {different:.2%} of the values"
     return {"images_per_s": 3 / ours, "plain_per_s": 3 / theirs, "ratio": theirs / ours, "largest_difference": apart,
             "share_different": different}
 

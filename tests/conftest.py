@@ -6,7 +6,6 @@ os.environ["ARCHREPAIR_PROGRESS"] = "0"
 
 import pytest
 import torch
-from support.states import assert_same_state, state_of
 
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import Normalize, holdout, load_dataset
@@ -14,6 +13,7 @@ from archrepair.data.scenario import build_scenario
 from archrepair.networks.models import create_model
 from archrepair.training.evaluation import is_correct, predict
 from archrepair.training.fit import train_original
+from support.states import assert_same_state, state_of
 
 torch.set_num_threads(1)
 

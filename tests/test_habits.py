@@ -15,9 +15,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support import ROOT
-from support.finished import command, finished
-from support.reports import Checked, make
 from torch.utils.data import Dataset, Subset, TensorDataset
 from typer.main import get_command
 
@@ -31,6 +28,9 @@ from archrepair.data.datasets import ImageSet
 from archrepair.deploy.card import CARD, MARK, model_card, write_card
 from archrepair.deploy.export import export_network
 from archrepair.deploy.footprint import footprints
+from support import ROOT
+from support.finished import command, finished
+from support.reports import Checked, make
 
 # --- names
 
@@ -178,12 +178,12 @@ def test_a_repair_set_from_every_form(form):
     assert len(RepairData.of(FORMS[form], FORMS["numpy"], FORMS["numpy"]).val) == 24
 
 
-def test_grey_images_get_three_channels():
-    grey = torch.arange(32, dtype=torch.uint8).view(2, 4, 4, 1)
-    three = as_pixels(grey)
-    assert three.shape == (2, 4, 4, 3) and torch.equal(three[..., 0], grey[..., 0]) and torch.equal(three[..., 0], three[..., 2])
-    assert torch.equal(as_pixels(grey.permute(0, 3, 1, 2)), three) and torch.equal(as_pixels(grey.permute(0, 3, 1, 2) / 255), three)
-    assert torch.equal(as_images(TensorDataset(grey[..., 0], torch.tensor([0, 1]))).images, three)
+def test_gray_images_get_three_channels():
+    gray = torch.arange(32, dtype=torch.uint8).view(2, 4, 4, 1)
+    three = as_pixels(gray)
+    assert three.shape == (2, 4, 4, 3) and torch.equal(three[..., 0], gray[..., 0]) and torch.equal(three[..., 0], three[..., 2])
+    assert torch.equal(as_pixels(gray.permute(0, 3, 1, 2)), three) and torch.equal(as_pixels(gray.permute(0, 3, 1, 2) / 255), three)
+    assert torch.equal(as_images(TensorDataset(gray[..., 0], torch.tensor([0, 1]))).images, three)
 
 
 def test_sets_agree_on_their_classes():
@@ -196,7 +196,7 @@ def test_sets_agree_on_their_classes():
     ((pixels()[..., 0], LABELS), r"failures: images are uint8 \(24, 8, 8\)"), ((pixels()[0], LABELS), "images are uint8"),
     ((pixels().astype(np.int64), LABELS), "images are int64"), ((pixels(), LABELS[:5]), "one integer an image"),
     ((pixels(), LABELS + 0.5), "one integer an image"), ((pixels(), LABELS - 1), "labels run from -1"),
-    ((torch.randn(24, 3, 8, 8), LABELS), r"float images run from .* expected 0 to 1: give them before normalisation"),
+    ((torch.randn(24, 3, 8, 8), LABELS), r"float images run from .* expected 0 to 1: give them before normalization"),
     ((torch.full((2, 3, 8, 8), torch.nan), [0, 1]), "float images run from nan"),
     (pixels(), "failures are a ndarray; expected"), ("images.npz", "failures are a str; expected"), (None, "failures are a NoneType; expected"),
     (TensorDataset(torch.zeros(3, 3, 8, 8)), r"expected a pair \(image, label\)"), (TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), "is empty"),

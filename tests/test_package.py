@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support import ROOT
 
 import archrepair
+from support import ROOT
 
 PACKAGE = ROOT / "archrepair"
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py") if not p.stem.startswith("_"))

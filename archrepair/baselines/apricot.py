@@ -17,13 +17,12 @@ __all__ = ['DIRECTIONS', 'STARTS', 'PRESETS', 'signs_of', 'combination', 'flat',
 
 # %% ../../nbs/baselines/apricot.ipynb #dc39dbac
 from .parts.common import Baseline, Problem, require
-from ..training.rows import image_features
-from ..data.datasets import holdout
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
-from ..training.evaluation import is_correct, predict
+from ..data.datasets import holdout
 from ..nas.supernet import recalibrate
+from ..training.evaluation import is_correct, predict
 from ..training.fit import Recipe, autocast
-from ..training.rows import Rows
+from ..training.rows import Rows, image_features
 
 # %% ../../nbs/baselines/apricot.ipynb #bc3143ee
 DIRECTIONS: dict[str, tuple[int, int]] = {"both": (1, -1), "correct": (1, 0), "incorrect": (0, -1), "reversed": (-1, 1)}

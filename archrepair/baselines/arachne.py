@@ -21,11 +21,11 @@ __all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_fro
 from .parts.common import Baseline, Problem, require
 from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
 from .parts.swarm import Found, constriction, differential_evolution, pso
-from ..training.rows import Features, cache_features
-from ..data.datasets import ImageSet
 from ..core.errors import ArchrepairError, unknown
+from ..data.datasets import ImageSet
 from ..training.evaluation import is_correct, predict
 from ..training.fit import autocast
+from ..training.rows import Features, cache_features
 
 # %% ../../nbs/baselines/arachne.ipynb #6e235110
 def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -33,11 +33,11 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return nn.functional.linear(x, weight) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, None)
 
 
-def forward_impact(layer: nn.Module, x: Tensor, gradient: Tensor, normalised: bool = True) -> Tensor:
+def forward_impact(layer: nn.Module, x: Tensor, gradient: Tensor, normalized: bool = True) -> Tensor:
     """Forward impact of every weight, summed over the inputs: like `layer.weight`.
 
     Of one input and one use of a weight it is |w·x| × |∂out/∂o|, where |∂out/∂o| (`gradient`, of the layer's output o) is divided by its
-    sum over o and, where `normalised`, |w·x| by its sum over all that flows into the same o. A weight's uses (the positions of a
+    sum over o and, where `normalized`, |w·x| by its sum over all that flows into the same o. A weight's uses (the positions of a
     convolution) are added.
     """
     x, weight, pull = x.detach().float().abs(), layer.weight.detach().float().abs(), gradient.detach().float().abs()
@@ -46,12 +46,12 @@ def forward_impact(layer: nn.Module, x: Tensor, gradient: Tensor, normalised: bo
     with torch.enable_grad():
         weight.requires_grad_(True)
         flow = _apply(layer, x, weight)
-        if normalised:
+        if normalized:
             pull = torch.where(flow > 0, pull / flow.detach(), 0)
         return weight.detach() * torch.autograd.grad(flow, weight, pull)[0]
 
 # %% ../../nbs/baselines/arachne.ipynb #2535fd84
-def impacts(network: Downstream, rows: Features, *, normalised: bool = True, precision: str = "fp32",
+def impacts(network: Downstream, rows: Features, *, normalized: bool = True, precision: str = "fp32",
             batch_size: int = 128) -> dict[str, tuple[Tensor, Tensor]]:
     """Gradient loss |∂L/∂w| and forward impact of every weight of the layers, both means over `rows`: name → two tensors like the weight.
 
@@ -77,7 +77,7 @@ def impacts(network: Downstream, rows: Features, *, normalised: bool = True, pre
             total += g
         outputs = [output for _, _, output in calls]
         for (name, x, _), g in zip(calls, torch.autograd.grad(logits.sum(), outputs, allow_unused=True, materialize_grads=True)):
-            flows[name] += forward_impact(modules[name], x, g, normalised)
+            flows[name] += forward_impact(modules[name], x, g, normalized)
     for m in modules.values():
         m.weight.requires_grad_(False)
     n = max(1, len(rows))
@@ -197,7 +197,7 @@ class Arachne(Baseline):
         positive = self._positives(problem, network, wanted, len(negative) if version == "v2" else 0)
 
         share = network.share
-        measure = partial(impacts, network, normalised=version == "v2", precision=problem.precision)
+        measure = partial(impacts, network, normalized=version == "v2", precision=problem.precision)
         problem.meter.add(len(negative), 2 * len(negative), share)
         contrast, keep = None, 20 * len(negative)
         if version == "v2":

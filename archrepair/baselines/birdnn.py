@@ -19,11 +19,11 @@ __all__ = ['STYLES', 'TARGETS', 'nearest', 'Imitation', 'Penultimate', 'imitate'
 # %% ../../nbs/baselines/birdnn.ipynb #a3765992
 from .parts.channels import activations, last_layer
 from .parts.common import Baseline, Problem, require
-from .parts.multipliers import Behaviour, fold, matched, responsibility, scalable, search_multipliers
+from .parts.multipliers import Behavior, fold, matched, responsibility, scalable, search_multipliers
 from ..core.errors import ArchrepairError, unknown
-from ..training.evaluation import predict
-from ..repair.finetuning import PRESETS
 from ..networks.neurons import wire
+from ..repair.finetuning import PRESETS
+from ..training.evaluation import predict
 from ..training.fit import Recipe
 from ..training.rows import Rows
 
@@ -113,12 +113,12 @@ TARGETS = ("logits", "features")
 
 @dataclass
 class BIRDNN(Baseline):
-    """BIRDNN (Liang et al., 2023): imitate the good behaviour of the nearest positive sample, or scale responsible neurons.
+    """BIRDNN (Liang et al., 2023): imitate the good behavior of the nearest positive sample, or scale responsible neurons.
 
     `style` is `retraining` (all weights; `alpha` and `beta` weigh the errors on negatives and positives, `target` is what is
     imitated: `logits`, or the `features` before the last layer; `lr` is that of rounds of `round_epochs` epochs, `epochs` in all) or
     `fine-tuning` (multipliers of the `n_neurons` most responsible neurons by a swarm of `particles` for `iterations`; `alpha` weighs accuracy
-    against violation; `normalise` divides activations by their spread; `samples` failures and as many positives are scored).
+    against violation; `normalize` divides activations by their spread; `samples` failures and as many positives are scored).
     `preset` says how batches are made (`finetuning.PRESETS`); `views` and `failure_views` are the numbers of augmented views.
     """
 
@@ -129,7 +129,7 @@ class BIRDNN(Baseline):
     lr: float = 1e-3
     round_epochs: int = 1
     n_neurons: int = 20
-    normalise: bool = False
+    normalize: bool = False
     particles: int = 20
     iterations: int = 100
     samples: int = 500
@@ -219,7 +219,7 @@ class BIRDNN(Baseline):
         for rows in sides:
             states, logits = activations(original, rows, wiring, precision=problem.precision, meter=problem.meter)
             table.append(torch.cat([states.get(layer, logits) for layer in layers], 1))
-        r = responsibility(*table, normalise=self.normalise)
+        r = responsibility(*table, normalize=self.normalize)
         neurons = [(layer, channel) for layer in layers for channel in range(original.get_submodule(layer).weight.shape[0])]
         top = [i for i in r.argsort(descending=True, stable=True)[:self.n_neurons].tolist() if r[i] > 0]
         if not top:
@@ -231,14 +231,14 @@ class BIRDNN(Baseline):
         allowed = nn.functional.one_hot(labels, len(data.train.classes)).bool()
         negative = torch.arange(len(labels)) >= len(scored[0])
         x = torch.cat([rows.batch(some) for rows in scored for some in torch.arange(len(rows)).split(500)])
-        behaviour = Behaviour.of(original, places[0][0], x, allowed, negative, problem.precision)
-        problem.meter.add(len(x), share=1 - behaviour.share)
-        found = search_multipliers(behaviour, layers, places, problem.generator, alpha=self.alpha, particles=self.particles,
+        behavior = Behavior.of(original, places[0][0], x, allowed, negative, problem.precision)
+        problem.meter.add(len(x), share=1 - behavior.share)
+        found = search_multipliers(behavior, layers, places, problem.generator, alpha=self.alpha, particles=self.particles,
                                    iterations=self.iterations, precision=problem.precision,
-                                   on_pass=lambda n: problem.meter.add(n, share=behaviour.share),
+                                   on_pass=lambda n: problem.meter.add(n, share=behavior.share),
                                    resume=problem.resume("search"), keep=partial(problem.keep, "search"))
         problem.history["search"] = found.history
-        problem.found |= {"share": round(behaviour.share, 4), "neurons": [
+        problem.found |= {"share": round(behavior.share, 4), "neurons": [
             {"layer": layer, "channel": channel, "responsibility": float(f"{r[i]:.4g}"), "r": round(float(v), 4)}
             for (layer, channel), i, v in zip(places, sorted(top), found.best)]}
         return fold(problem.network(), layers, places, 1 + found.best)

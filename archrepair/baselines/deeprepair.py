@@ -20,15 +20,15 @@ from .parts.augmented import to_float
 from .parts.augmix import OPERATIONS, Mixer, Mixing, augmix
 from .parts.common import Problem, require
 from .parts.styles import find_stylizer, restyle
-from ..data.datasets import ImageSet
 from ..core.errors import ArchrepairError
 from ..corruptions.randomness import random_integers
+from ..data.datasets import ImageSet
 
 # %% ../../nbs/baselines/deeprepair.ipynb #6d1e4976
 def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed: int = 0) -> Tensor:
     """Positions of failures whose style stands for the rest: one of every cluster of every class, int64.
 
-    Of each class at most `per_class` failures are drawn; their pixels, standardised, are divided by k-means++ into `clusters`, or into as
+    Of each class at most `per_class` failures are drawn; their pixels, standardized, are divided by k-means++ into `clusters`, or into as
     many as there are different ones, and of each cluster a random member is taken.
     """
     from sklearn.cluster import KMeans

@@ -18,9 +18,9 @@ __all__ = ['penultimate', 'Guide', 'with_failure', 'FewShot']
 from .parts.augmented import to_float, to_uint8
 from .parts.augmix import Mixer, Mixing, Plan
 from .parts.common import Problem, require
-from ..networks.blocks import split
 from ..core.errors import ArchrepairError
 from ..corruptions.randomness import random_uniform
+from ..networks.blocks import split
 from ..training.fit import autocast
 
 # %% ../../nbs/baselines/fewshot.ipynb #2aa842b8
@@ -102,7 +102,7 @@ class FewShot(Mixing):
         return self.tune(problem, mixer, mixes, cost)
 
     def guided(self, guide: Guide, mixer: Mixer, x: Tensor, labels: Tensor, keys: Tensor, view: int) -> Tensor:
-        "One guided mix of each image, float B×3×H×W in grey levels, labels B, keys B×2."
+        "One guided mix of each image, float B×3×H×W in gray levels, labels B, keys B×2."
         found = torch.stack([self.candidate(guide, mixer, x, labels, keys, view + 2 * i) for i in range(self.candidates)], 1)
         if self.candidates == 1:
             return found[:, 0]

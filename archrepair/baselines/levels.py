@@ -18,15 +18,14 @@ __all__ = ['largest_gradients', 'Levels']
 # %% ../../nbs/baselines/levels.ipynb #40ffb048
 from .parts.common import Problem, require
 from .retrain import Retrain
-from ..networks.blocks import block_names, freeze
-from ..training.rows import image_features
 from ..core.errors import unknown
+from ..data.scenario import RepairData
+from ..networks.blocks import block_names, freeze
+from ..networks.neurons import wire
 from ..repair.finetuning import LEVELS
 from ..repair.localization import failure_gradients
-from ..networks.neurons import wire
-from ..data.scenario import RepairData
 from ..training.cost import CostMeter
-from ..training.rows import Rows
+from ..training.rows import Rows, image_features
 
 # %% ../../nbs/baselines/levels.ipynb #e6db9366
 def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 100, *, seed: int = 0, meter: CostMeter | None = None) -> dict[str, str | None]:

@@ -19,11 +19,11 @@ __all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross',
 # %% ../../nbs/baselines/sensei.ipynb #9a64e6cd
 from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
 from .parts.common import Problem, require
-from ..data.datasets import ImageSet
 from ..core.errors import ArchrepairError, unknown
-from ..training.evaluation import Robust, robust_accuracy
 from ..corruptions.randomness import image_keys, random_uniform
+from ..data.datasets import ImageSet
 from ..training.cost import CostMeter
+from ..training.evaluation import Robust, robust_accuracy
 from ..training.fit import autocast
 
 # %% ../../nbs/baselines/sensei.ipynb #d524350b
@@ -33,7 +33,7 @@ GENES: dict[str, tuple[float, int]] = {  # what one step is, and how many steps 
     "shift_y": (1 / 32, 3),  # of the height
     "shear": (0.02, 5),  # pixels a row
     "zoom": (0.02, 5),  # beside 1
-    "brightness": (4.0, 8),  # grey levels
+    "brightness": (4.0, 8),  # gray levels
     "contrast": (0.05, 4),  # beside 1
 }
 STEPS: tuple[float, ...] = tuple(step for step, _ in GENES.values())
@@ -43,7 +43,7 @@ REACH: tuple[int, ...] = tuple(reach for _, reach in GENES.values())
 def matrices(genes: Tensor, height: int, width: int) -> Tensor:
     """The turn, shift, shear and zoom of each chromosome (… ×7, whole steps) as one map from target to source, float32 … ×2×3.
 
-    An image is turned first and zoomed last: target = zoom · shear · (turn · source + shift), in pixels about the centre. This is
+    An image is turned first and zoomed last: target = zoom · shear · (turn · source + shift), in pixels about the center. This is
     its inverse.
     """
     turn, dx, dy, shear, zoom, *_ = (genes.float() * genes.new_tensor(STEPS, dtype=torch.float32)).unbind(-1)

@@ -17,8 +17,8 @@ __all__ = ['VARIANTS', 'failure_gradient', 'relative_norms', 'layers', 'layer_ra
 
 # %% ../../nbs/baselines/surgical.ipynb #4a37668a
 from .parts.common import Baseline, Problem, require
-from ..networks.blocks import block_names, get_block
 from ..core.errors import ArchrepairError, unknown
+from ..networks.blocks import block_names, get_block
 from ..repair.finetuning import PRESETS, finetune
 from ..training.fit import Recipe, autocast
 

@@ -21,8 +21,8 @@ __all__ = ['app', 'Model', 'Blocks', 'Weights', 'Dataset', 'TierName', 'Seed', '
 
 # %% ../../nbs/cli/03_app.ipynb #183c72fa
 from .console import print_json, say, show
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 from .listing import complete, listed
+from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 
 # %% ../../nbs/cli/03_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -208,8 +208,8 @@ def compare(model: Model = "resnet18", weights: Weights = None, dataset: Dataset
             out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the records; default: outputs")] = None,
             force: Annotated[bool, typer.Option(help="repair again where there are records already")] = False, as_json: Json = False) -> None:
     "Compare methods on the same failures with the same budget, or every block with the localized one. What has a record is not run again."
-    from archrepair.experiments.comparison import compare_blocks, compare_methods
     from archrepair.experiments.cells import Cell
+    from archrepair.experiments.comparison import compare_blocks, compare_methods
     from archrepair.experiments.runs import Runs
 
     try:
@@ -345,8 +345,8 @@ def paper(tier: TierName = "auto", only: Annotated[list[str] | None, typer.Optio
           dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run, and how long it would take")] = False,
           as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
-    from archrepair.paper.reproduce import plan, reproduce, spoken, tasks
     from archrepair.experiments.runs import Runs
+    from archrepair.paper.reproduce import plan, reproduce, spoken, tasks
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
     missing = "skip" if recorded else "run"
@@ -357,11 +357,11 @@ def paper(tier: TierName = "auto", only: Annotated[list[str] | None, typer.Optio
         return print_json({"index": str(where), "pages": len(pages)}) if as_json else print(where)
     todo = [] if recorded else tasks(pages, Runs(device=device))
     if as_json:
-        return print_json({"pages": [{"notebook": p.notebook, "exhibits": p.exhibits, "parameters": p.parameters, "runs": len(p.needs)} for p in pages],
+        return print_json({"pages": [{"notebook": p.notebook, "exhibits": p.exhibits, "parameters": p.parameters, "runs": len(p.requirements)} for p in pages],
                             "tasks": [{"what": str(t), "versions": len(t.versions), "seconds": t.seconds} for t in todo]})
     absent = {t.cell for t in todo}
     show("pages", ["notebook", "exhibits", "networks", "dataset", "runs", "to run"],
-          [[p.notebook, ", ".join(p.exhibits), ", ".join(p.settings.models), p.settings.dataset, len(p.needs), sum(n.cell in absent for n in p.needs)]
+          [[p.notebook, ", ".join(p.exhibits), ", ".join(p.settings.models), p.settings.dataset, len(p.requirements), sum(n.cell in absent for n in p.requirements)]
            for p in pages])
     for task in todo:
         print(f"{task}{f', on {len(task.versions)} versions' if task.versions else ''}: about {spoken(task.seconds)}")

@@ -53,7 +53,7 @@ PARAMETERS: dict[str, dict[int, tuple]] = {
     "zoom_blur": {32: ((.01, 7), (.01, 12), (.01, 16), (.01, 21), (.01, 26)),
                   64: ((.01, 7), (.01, 12), (.01, 16), (.01, 21), (.01, 26)),
                   224: ((.01, 12), (.01, 16), (.02, 11), (.02, 13), (.03, 11))},
-    # mean and std of the field, its zoom, threshold; radius and std of the motion; share of the image that keeps its colour
+    # mean and std of the field, its zoom, threshold; radius and std of the motion; share of the image that keeps its color
     "snow": {32: ((.1, .2, 1, .6, 8, 3, .95), (.1, .2, 1, .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9),
                   (.25, .3, 2.25, .6, 12, 6, .85), (.3, .3, 1.25, .65, 14, 12, .8)),
              64: ((.1, .2, 1, .6, 8, 3, .8), (.1, .2, 1, .5, 10, 4, .8), (.15, .3, 1.75, .55, 10, 4, .7),
@@ -254,8 +254,8 @@ def _snow(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     flakes = _truncate(flakes.masked_fill_(flakes < threshold, 0).mul_(255)).float()
     flakes = _round(motion_blur(flakes, radius, sigma, _angles(keys, -135, -45, stream=1)))
     x = _planes(images)
-    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
-    x = x.mul(mix).add_(torch.maximum(x, 1.5 * grey + 127.5).mul_(1 - mix))
+    gray = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    x = x.mul(mix).add_(torch.maximum(x, 1.5 * gray + 127.5).mul_(1 - mix))
     return _pixels(x.add_(flakes).add_(flakes.flip(2, 3)))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #9e6c5747

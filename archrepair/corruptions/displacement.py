@@ -46,15 +46,15 @@ def sample(x: Tensor, columns: Tensor, rows: Tensor, *, doubled: bool) -> Tensor
 
 # %% ../../nbs/corruptions/03_displacement.ipynb #7ce75e94
 def affine_jitter(x: Tensor, jitter: float, keys: Tensor) -> Tensor:
-    "x (float B×C×n×n) warped by the affine map that moves three points about its centre by uniform ±`jitter` pixels, mirrored."
+    "x (float B×C×n×n) warped by the affine map that moves three points about its center by uniform ±`jitter` pixels, mirrored."
     n = x.shape[-1]
-    centre, leg = n // 2, n // 3
+    center, leg = n // 2, n // 3
     corners = torch.tensor([[1, 1], [1, -1], [-1, -1]], device=x.device)
-    points = random_uniform(keys, 6).mul_(2).sub_(1).mul_(jitter).view(-1, 3, 2) + centre + leg * corners
+    points = random_uniform(keys, 6).mul_(2).sub_(1).mul_(jitter).view(-1, 3, 2) + center + leg * corners
     down, across = points[:, 0] - points[:, 1], points[:, 1] - points[:, 2]  # where (0, 2·leg) and (2·leg, 0) have gone
     scale = 2 * leg / (across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0])
     a, b, c, d = ((scale * v)[:, None, None] for v in (down[:, 1], -down[:, 0], -across[:, 1], across[:, 0]))
     grid = torch.arange(n, device=x.device)
     dx = (grid - points[:, 0, :1])[:, None, :]  # from the first point, which is read at its control point
     dy = (grid - points[:, 0, 1:])[:, :, None]
-    return sample(x, centre + leg + a * dx + b * dy, centre + leg + c * dx + d * dy, doubled=False)
+    return sample(x, center + leg + a * dx + b * dy, center + leg + c * dx + d * dy, doubled=False)

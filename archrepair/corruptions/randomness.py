@@ -82,7 +82,7 @@ def random_normal(keys: Tensor, count: int, stream: int = 0) -> Tensor:
 # %% ../../nbs/corruptions/01_randomness.ipynb #b4fdba6a
 @lru_cache(maxsize=2)
 def _poisson_levels(photons: float, device: torch.device) -> Tensor:
-    "Grey levels, uint8 256·65536 (16 MiB): entry v·65536 + q is quantile q of Poisson(photons·v/255), rescaled and truncated."
+    "Gray levels, uint8 256·65536 (16 MiB): entry v·65536 + q is quantile q of Poisson(photons·v/255), rescaled and truncated."
     counts = torch.arange(int(photons) + 1, dtype=torch.float64)  # at `photons` photons and above the value is white
     rates = torch.arange(256, dtype=torch.float64) * (photons / 255)
     below = torch.special.gammaincc(counts + 1, rates[:, None]).mul_(65536).round_().long()  # P(count ≤ k) in 65,536ths

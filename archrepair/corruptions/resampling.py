@@ -44,7 +44,7 @@ def gaussian_matrix(n: int, sigma: float, radius: int, border: str, device: torc
 # %% ../../nbs/corruptions/02_resampling.ipynb #268ec9d2
 @lru_cache(maxsize=128)
 def zoom_matrix(n: int, factor: float, device: torch.device | str = "cpu") -> Tensor:
-    "Corner-aligned bilinear zoom by `factor` ≥ 1 about the centre, cropped to n, as a float32 matrix n×n."
+    "Corner-aligned bilinear zoom by `factor` ≥ 1 about the center, cropped to n, as a float32 matrix n×n."
     crop = math.ceil(n / factor)
     size = round(crop * factor)
     position = (torch.arange(n, dtype=torch.float64) + (size - n) // 2) * ((crop - 1) / (size - 1))
@@ -60,8 +60,8 @@ def zoom_matrix(n: int, factor: float, device: torch.device | str = "cpu") -> Te
 def box_matrix(n: int, side: int, device: torch.device | str = "cpu") -> Tensor:
     "Shrink n pixels to `side` with Pillow's BOX filter: float32 matrix side×n of equal weights."
     ratio = n / side
-    centre = (torch.arange(side, dtype=torch.float64)[:, None] + 0.5) * ratio
-    distance = (torch.arange(n, dtype=torch.float64) + 0.5 - centre) / ratio
+    center = (torch.arange(side, dtype=torch.float64)[:, None] + 0.5) * ratio
+    distance = (torch.arange(n, dtype=torch.float64) + 0.5 - center) / ratio
     inside = ((distance > -0.5) & (distance <= 0.5)).double()
     return (inside / inside.sum(1, keepdim=True)).float().to(device)
 

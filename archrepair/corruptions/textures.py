@@ -83,14 +83,14 @@ def plasma_clouds(n: int, decay: float, keys: Tensor) -> Tensor:
     noise, used, width = random_uniform(keys, size * size - 1).mul_(2).sub_(1), 0, 100.0
     grid = torch.zeros(b, 1, 1, device=keys.device)
     while (k := grid.shape[1]) < size:
-        centre_noise, row_noise, column_noise = (noise[:, used : used + 3 * k * k] * width**2).view(b, 3, k, k).unbind(1)
+        center_noise, row_noise, column_noise = (noise[:, used : used + 3 * k * k] * width**2).view(b, 3, k, k).unbind(1)
         right, down = grid.roll(-1, 2), grid.roll(-1, 1)
-        centre = (grid + right + down + right.roll(-1, 1)) / 4 + centre_noise
+        center = (grid + right + down + right.roll(-1, 1)) / 4 + center_noise
         fine = torch.empty(b, 2 * k, 2 * k, device=keys.device)
         fine[:, ::2, ::2] = grid
-        fine[:, 1::2, 1::2] = centre
-        fine[:, ::2, 1::2] = (grid + right + centre + centre.roll(1, 1)) / 4 + row_noise
-        fine[:, 1::2, ::2] = (grid + down + centre + centre.roll(1, 2)) / 4 + column_noise
+        fine[:, 1::2, 1::2] = center
+        fine[:, ::2, 1::2] = (grid + right + center + center.roll(1, 1)) / 4 + row_noise
+        fine[:, 1::2, ::2] = (grid + down + center + center.roll(1, 2)) / 4 + column_noise
         grid, used, width = fine, used + 3 * k * k, width / decay
     low = grid.amin((1, 2), keepdim=True)
     return ((grid - low) / (grid.amax((1, 2), keepdim=True) - low))[:, :n, :n]

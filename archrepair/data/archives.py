@@ -24,8 +24,8 @@ __all__ = ['PUBLISHED_CORRUPTIONS', 'ARCHIVES', 'Archive', 'published_order', 'P
            'archive_folder', 'download_archive']
 
 # %% ../../nbs/data/02_archives.ipynb #0d884cb0
-from ..corruptions.catalogue import corrupt
 from ..core.errors import ArchrepairError, unknown
+from ..corruptions.catalogue import corrupt
 
 # %% ../../nbs/data/02_archives.ipynb #322a5705
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ ARCHIVES: dict[str, Archive] = {
 def published_order(published: Tensor, published_labels: Tensor, clean: Tensor, clean_labels: Tensor) -> Tensor:
     """For each image of `clean` its row in `published` (brightness of severity 1), int64 N, each row at most once.
 
-    Images uint8 N×n×n×3, labels int64 N. Raises `ArchrepairError` when an image has no counterpart within one and a half grey levels.
+    Images uint8 N×n×n×3, labels int64 N. Raises `ArchrepairError` when an image has no counterpart within one and a half gray levels.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -17,15 +17,15 @@ from torch import Tensor
 __all__ = ['as_pixels', 'names_of', 'as_images', 'as_sets']
 
 # %% ../../nbs/data/03_arrays.ipynb #d9b10621
-from .datasets import ImageSet
 from ..core.errors import ArchrepairError
+from .datasets import ImageSet
 
 # %% ../../nbs/data/03_arrays.ipynb #f787500e
 def as_pixels(images: Any, name: str = "images") -> Tensor:
     """Images as uint8 N×H×W×3, from a tensor or numpy array: uint8 N×H×W×3, or N×3×H×W as uint8 or as float in [0, 1].
 
-    Grey images (one channel in place of three) get three equal ones. Floats are rounded to multiples of 1/255. Raises `ArchrepairError` for other
-    shapes and types, and for floats outside [0, 1], as those that have been normalised already.
+    Gray images (one channel in place of three) get three equal ones. Floats are rounded to multiples of 1/255. Raises `ArchrepairError` for other
+    shapes and types, and for floats outside [0, 1], as those that have been normalized already.
     """
     pixels = torch.as_tensor(images).detach()
     shape, kind = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
@@ -36,8 +36,8 @@ def as_pixels(images: Any, name: str = "images") -> Tensor:
     if pixels.is_floating_point():
         low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
         if not (low >= 0 and high <= 1):
-            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before normalisation, and the "
-                                  "normalisation as transform=Normalize(mean, std)")
+            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before normalization, and the "
+                                  "normalization as transform=Normalize(mean, std)")
         pixels = (pixels * 255).round().to(torch.uint8)
     return pixels.expand(-1, -1, -1, 3).contiguous()
 

@@ -204,7 +204,7 @@ def _pack_tiny(source: Path, folder: Path) -> None:
 # %% ../../nbs/data/01_datasets.ipynb #70550898
 @dataclass
 class FolderImages:
-    "Image files decoded on demand to uint8 B×size×size×3: short side to size·256/224, centre crop; exact sizes untouched."
+    "Image files decoded on demand to uint8 B×size×size×3: short side to size·256/224, center crop; exact sizes untouched."
 
     files: list[Path]
     size: int
@@ -287,8 +287,8 @@ def _digits(split: str) -> ImageSet:
     raw = load_digits()
     order = np.random.default_rng(0).permutation(len(raw.target))
     order = order[:1200] if split == "train" else order[1200:]
-    grey = torch.from_numpy(raw.images[order]).float()[:, None] * (255 / 16)
-    large = torch.nn.functional.interpolate(grey, size=32, mode="bilinear", align_corners=False)
+    gray = torch.from_numpy(raw.images[order]).float()[:, None] * (255 / 16)
+    large = torch.nn.functional.interpolate(gray, size=32, mode="bilinear", align_corners=False)
     images = large.round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
     return ImageSet(images, torch.from_numpy(raw.target[order]), tuple(map(str, range(10))), f"digits/{split}")
 
@@ -321,8 +321,8 @@ def load_dataset(name: str, split: str = "train", *, root: str | Path | None = N
     clean = _load_clean(base, split, Path(root) if root else home() / "data", image_size, download)
     if corruption is None:
         return clean
-    from archrepair.data.archives import find_archive
     from archrepair.corruptions.catalogue import corrupt
+    from archrepair.data.archives import find_archive
 
     published = find_archive(base, corruption, severity, root or home() / "data", clean) if split == "test" else None
     if published is not None and published.aligned:  # without alignment no image could be excluded from every version

@@ -13,8 +13,8 @@ from pathlib import Path
 __all__ = ['COLUMNS', 'load_failures']
 
 # %% ../../nbs/data/05_failures.ipynb #737b0119
-from .datasets import ImageSet, image_files, read_files
 from ..core.errors import ArchrepairError, NoFailures, first_line, unknown
+from .datasets import ImageSet, image_files, read_files
 
 # %% ../../nbs/data/05_failures.ipynb #03ebc074
 COLUMNS = ("path", "label", "predicted")

@@ -16,9 +16,9 @@ from torch import Tensor
 __all__ = ['PROTOCOLS', 'RepairData', 'Scenario', 'build_scenario']
 
 # %% ../../nbs/data/04_scenario.ipynb #50dadc53
+from ..core.errors import ArchrepairError, NoFailures, unknown
 from .arrays import as_sets
 from .datasets import ImageSet, Normalize, holdout
-from ..core.errors import ArchrepairError, NoFailures, unknown
 
 # %% ../../nbs/data/04_scenario.ipynb #57e86c9c
 @dataclass(frozen=True)

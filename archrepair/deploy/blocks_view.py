@@ -16,7 +16,8 @@ from ..core.html import Html, join, note, table, tag
 # %% ../../nbs/deploy/04_blocks_view.ipynb #a2b4e5fa
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from archrepair.localization import Localization
+
+    from archrepair.repair.localization import Localization
 
 # %% ../../nbs/deploy/04_blocks_view.ipynb #f8ce7f94
 def draw_blocks(found: Localization, ax: Axes | None = None, most: int | None = None) -> Axes:
@@ -31,8 +32,8 @@ def draw_blocks(found: Localization, ax: Axes | None = None, most: int | None = 
     summary, at = found.summary.loc[blocks], range(len(blocks))
     lying = len(blocks) > 8 or max(map(len, blocks)) > 14  # names that would stand on their heads
     ax = ax or plt.subplots(figsize=(5, 1 + 0.26 * len(blocks)) if lying else (max(4, len(blocks) * 0.45), 3))[1]
-    colours = sns.color_palette("colorblind")
-    paint = [colours[1] if b == found.block else colours[0] for b in blocks]
+    colors = sns.color_palette("colorblind")
+    paint = [colors[1] if b == found.block else colors[0] for b in blocks]
     top, words = max(summary["count"].max(), summary["expected"].max(), 1), f"neurons among the top {found.k}"
     low, high = [i - 0.4 for i in at], [i + 0.4 for i in at]
     if lying:

@@ -51,8 +51,8 @@ def report_of(folder: str | Path, *, force: bool = False) -> tuple[Path, bool]:
     record, path = read_folder(folder), Path(folder) / "report.html"
     if path.exists() and not force:
         return path, False
-    from archrepair.repair.result import RepairResult
     from archrepair.deploy.report import write_report
+    from archrepair.repair.result import RepairResult
 
     result = RepairResult.from_dict({**record["repair"], "metrics": record["metrics"]})
     result.warnings.append("this page was made from the record alone: images that were fixed and broken are not shown")

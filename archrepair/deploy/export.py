@@ -17,8 +17,8 @@ from torch import Tensor, nn
 __all__ = ['EXPORTS', 'export_network']
 
 # %% ../../nbs/deploy/01_export.ipynb #eabdd0b3
-from .card import write_card
 from ..core.errors import ArchrepairError, first_line, write_atomic
+from .card import write_card
 
 # %% ../../nbs/deploy/01_export.ipynb #c82ce3b8
 def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:

@@ -21,10 +21,10 @@ __all__ = ['SETS', 'OPTIONS', 'command_of', 'render_report', 'summary', 'write_r
 # %% ../../nbs/deploy/05_report.ipynb #f4142480
 import archrepair
 from ..core.errors import write_atomic
-from ..training.evaluation import Comparison, Evaluation, compare, evaluate, predict
-from .footprint import footprints
 from ..core.html import Html, document, figure, join, named, note, section, table, tag, thumbnail
 from ..data.scenario import Scenario
+from .footprint import footprints
+from ..training.evaluation import Comparison, Evaluation, compare, evaluate, predict
 
 # %% ../../nbs/deploy/05_report.ipynb #bcc0b151
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _measured(metrics: dict) -> Html:
 
 # %% ../../nbs/deploy/05_report.ipynb #b9903d48
 def _flips(metrics: dict) -> Html:
-    labels = {"unseen": ("Failures never seen", "held out: does the repair generalise?"),
+    labels = {"unseen": ("Failures never seen", "held out: does the repair generalize?"),
               "seen": ("Failures given", "the repair has learned from these"), **SETS}
     change = metrics.get("change", {})
     losses = lambda c: (c["broken"], _number(c["negative_flips"], unit=" %"), _number(c["p"], ".2g"))

@@ -22,7 +22,7 @@ from torch import nn
 
 # %% auto #0
 __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full', 'repair_into', 'digest', 'measure', 'versions',
-           'summarise']
+           'summarize']
 
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
@@ -35,7 +35,7 @@ from ..deploy.footprint import footprints
 from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_of
 from ..networks.blocks import get_block
-from ..repair.result import RepairResult, Repairer
+from ..repair.result import Repairer, RepairResult
 from ..training.evaluation import compare, evaluate, is_correct, predict
 
 # %% ../../nbs/experiments/03_cells.ipynb #0b085aa0
@@ -260,7 +260,7 @@ def versions() -> dict[str, str]:
             "machine": gpu or f"{platform.machine()}, {os.cpu_count()} CPUs", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
-def summarise(records: Sequence[Record], which: Sequence[str] = ("held_out", "clean_held_out")) -> pd.DataFrame:
+def summarize(records: Sequence[Record], which: Sequence[str] = ("held_out", "clean_held_out")) -> pd.DataFrame:
     "Mean, standard deviation and n of accuracy before, after and of the difference, over records (a DataFrame, one row a set)."
     import pandas as pd
 

@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['FIGURES', 'figures', 'MethodTable', 'compare_methods', 'one_original', 'BlockTable', 'compare_blocks']
+__all__ = ['FIGURES', 'scores_of', 'MethodTable', 'compare_methods', 'one_original', 'BlockTable', 'compare_blocks']
 
 # %% ../../nbs/experiments/05_comparison.ipynb #44230213
 from ..core.errors import ArchrepairError, unknown
-from ..training.evaluation import robust_accuracy
-from ..training.statistics import Paired, Summary, spearman, wilcoxon
+from ..core.tiers import resolve_tier
 from .cells import Cell, Record
 from .methods import METHODS, method_class
 from .runs import Runs, method_cell, versions_of
-from ..core.tiers import resolve_tier
+from ..training.evaluation import robust_accuracy
+from ..training.statistics import Paired, Summary, spearman, wilcoxon
 
 # %% ../../nbs/experiments/05_comparison.ipynb #638e70f5
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ FIGURES: dict[str, str] = {
     "robust": "robust mean", "strict": "robust strict", "seconds": "seconds", "forwards": "forwards", "backwards": "backwards"}
 
 
-def figures(record: Record, score: str = "repaired") -> dict[str, float]:
+def scores_of(record: Record, score: str = "repaired") -> dict[str, float]:
     """The figures of one record, of the method's own network (`repaired`) or of the one it would deploy (`returned`).
 
     `clean` (held out, uncorrupted) is there only where the failing version is a corruption.
@@ -130,7 +130,7 @@ def compare_methods(methods: Sequence[str], cell: Cell | None = None, *, seeds: 
         for label, of in made.items():
             robust = _robust(runs, replace(of, seed=seed), versions)
             records[label] = record = runs.record(replace(of, seed=seed))
-            rows.append({"method": label, "seed": seed, "block": record.repair["block"], **figures(record, score), **robust})
+            rows.append({"method": label, "seed": seed, "block": record.repair["block"], **scores_of(record, score), **robust})
         weights = one_original(records, seed)
         names = (("held_out", "held_out"), ("clean", "clean_held_out"), ("full", "full"))
         scores = {name: record.accuracy(key, "before") for name, key in names if key in record.metrics["before"]}
@@ -254,7 +254,7 @@ def compare_blocks(cell: Cell | None = None, blocks: Sequence[str] | None = None
     for seed in seeds:
         records = {block: runs.record(replace(made, seed=seed, block=block)) for block in chosen}
         one_original(records, seed)
-        rows += [{"block": block, "seed": seed, "suspicious": found[seed]["summary"][block]["count"], **figures(record, score)}
+        rows += [{"block": block, "seed": seed, "suspicious": found[seed]["summary"][block]["count"], **scores_of(record, score)}
                  for block, record in records.items()]
     best = [max((row for row in rows if row["seed"] == seed), key=lambda row: row["held_out"])["block"] for seed in seeds]
     mean = lambda key: [Summary.of(row[key] for row in rows if row["block"] == block).mean for block in chosen]

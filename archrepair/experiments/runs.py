@@ -21,17 +21,17 @@ from torch import Tensor, nn
 __all__ = ['method_cell', 'versions_of', 'Runs', 'own']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
+from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import list_corruptions
 from ..data.datasets import load_dataset, parse_version
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
-from ..training.evaluation import is_correct, predict
+from ..data.scenario import Scenario
 from .cells import Cell, Record, digest, method_of, run_full, scenario_of
 from .methods import method_class
 from .originals import Original, original
 from ..repair.localization import localize
 from ..repair.result import RepairResult, load
-from ..data.scenario import Scenario
-from ..core.tiers import resolve_tier
+from ..training.evaluation import is_correct, predict
 from ..training.fit import default_precision
 
 # %% ../../nbs/experiments/04_runs.ipynb #a4da985e

@@ -136,7 +136,7 @@ class DARTS(SearchStrategy):
 
 # %% ../../nbs/nas/07_darts.ipynb #bf11f345
 class PCDARTS(DARTS):
-    """Partially connected DARTS (Xu et al., 2020): partial channels, and edge normalisation (`edge_norm`); the default strategy.
+    """Partially connected DARTS (Xu et al., 2020): partial channels, and edge normalization (`edge_norm`); the default strategy.
 
     The published rate of α is 6e-4 and `order` 1; see `DARTS` for the rest.
     """

@@ -171,7 +171,7 @@ class Scale(nn.Module):
 def fold(layers: nn.Sequential, factors: Tensor, neutral: bool = False) -> nn.Sequential:
     "`layers` followed by a factor for each channel (1 if `neutral`), in place where the last layer can take it."
     last = layers[-1] if len(layers) else None
-    if type(last) is nn.BatchNorm2d and last.affine:  # a subclass may do more than normalise, or to its weights before it does
+    if type(last) is nn.BatchNorm2d and last.affine:  # a subclass may do more than normalize, or to its weights before it does
         last.weight.mul_(1.0 if neutral else factors)
         last.bias.mul_(1.0 if neutral else factors)
     elif type(last) is nn.Conv2d:

@@ -25,7 +25,6 @@ from .reading import CannotRelax, Skeleton, obstacle, read_convolutions, read_un
 # %% ../../nbs/nas/03_graph.ipynb #0ab840df
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from archrepair.graph import BlockGraph
 
 # %% ../../nbs/nas/03_graph.ipynb #895fb3d0
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
     """Draw `graph` on `ax` (default: a new figure) and return the axes.
 
     `choices` gives the operation on each edge by its key; edges with `none` are left out. Without it all edges are drawn: inherited ones
-    dark, the others grey. Edges in `partly`, where the original layer lives on in some of the channels, get a thin dark arrow as well.
+    dark, the others gray. Edges in `partly`, where the original layer lives on in some of the channels, get a thin dark arrow as well.
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch

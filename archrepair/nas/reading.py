@@ -49,7 +49,7 @@ class _Reader:
     "Reads the steps of a block into a skeleton."
 
     def __init__(self, block: nn.Module):
-        self.block, self.found, self.normalises_first = block, Skeleton("conv"), False
+        self.block, self.found, self.normalizes_first = block, Skeleton("conv"), False
         values: dict[fx.Node, list[_Term]] = {}
         for step in fx.Tracer().trace(block).nodes:
             if step.op == "output":
@@ -79,13 +79,13 @@ class _Reader:
         if isinstance(module, ACTIVATIONS):
             return self._activate(arguments[0], step.target)
         if isinstance(module, nn.BatchNorm2d):
-            self.normalises_first |= arguments[0] == [(0, ())]
-            return self._append(arguments[0], step.target, new_edge=self.normalises_first)
+            self.normalizes_first |= arguments[0] == [(0, ())]
+            return self._append(arguments[0], step.target, new_edge=self.normalizes_first)
         if isinstance(module, nn.Conv2d):
             return self._append(arguments[0], step.target, new_edge=True)
         if isinstance(module, _PASSING):
             return self._append(arguments[0], step.target, new_edge=False)
-        what = "adds something else than two features" if step.target in _ADD else "is no convolution, normalisation, activation, pooling or addition"
+        what = "adds something else than two features" if step.target in _ADD else "is no convolution, normalization, activation, pooling or addition"
         raise CannotRelax(f"{_named(step, module)} {what}")
 
     def _last(self, step: fx.Node) -> bool:
@@ -104,9 +104,9 @@ class _Reader:
 
     def _activate(self, terms: list[_Term], path: str) -> list[_Term]:
         if len(terms) == 1 and not self._weighty(terms[0]):
-            self.normalises_first |= terms[0] == (0, ())
+            self.normalizes_first |= terms[0] == (0, ())
             return [(terms[0][0], (*terms[0][1], path))]
-        if self.normalises_first and len(terms) == 1:
+        if self.normalizes_first and len(terms) == 1:
             return self._append(self._node(terms, None), path, new_edge=False)
         return self._node(terms, path)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 __all__ = ['draw_softly', 'SNAS']
 
 # %% ../../nbs/nas/08_snas.ipynb #561664fb
-from .darts import reach
 from ..core.errors import ArchrepairError
+from .darts import reach
 from .graph import BlockGraph
 from .operations import CANDIDATES
 from .strategy import ArchContext, SearchStrategy

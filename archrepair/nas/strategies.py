@@ -9,9 +9,9 @@ from __future__ import annotations
 __all__ = ['STRATEGIES', 'make_strategy', 'ArchContext', 'SearchStrategy', 'DARTS', 'PCDARTS', 'SNAS', 'BayesNAS']
 
 # %% ../../nbs/nas/10_strategies.ipynb #c22f548d
+from ..core.errors import ArchrepairError, unknown
 from .bayesnas import BayesNAS
 from .darts import DARTS, PCDARTS
-from ..core.errors import ArchrepairError, unknown
 from .snas import SNAS
 from .strategy import ArchContext, SearchStrategy
 

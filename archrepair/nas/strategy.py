@@ -64,7 +64,7 @@ class SearchStrategy:
     patience = 5
 
     def start(self, graph: BlockGraph, steps: int, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> None:
-        "Make the architecture parameters for `graph` and an optimiser for `steps` steps."
+        "Make the architecture parameters for `graph` and an optimizer for `steps` steps."
         self.graph, self.steps = graph, max(1, steps)
         self.decisions: list = []
         self.mask = torch.tensor([[c in e.candidates for c in CANDIDATES] for e in graph.edges], device=device)
@@ -79,7 +79,7 @@ class SearchStrategy:
         raise NotImplementedError
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        "The optimiser of the architecture parameters."
+        "The optimizer of the architecture parameters."
         raise NotImplementedError
 
     def coefficients(self, batch: int, training: bool) -> Tensor:

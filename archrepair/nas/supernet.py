@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Row', 'scaled_norm', 'depthwise', 'SuperNet', 'untracked', 'guard', 'embed', 'discretise', 'recalibrate']
+__all__ = ['Row', 'scaled_norm', 'depthwise', 'SuperNet', 'untracked', 'guard', 'embed', 'discretize', 'recalibrate']
 
 # %% ../../nbs/nas/05_supernet.ipynb #bc0b8cd1
 from .genotype import Genotype, RepairedBlock, Slice, is_widened
@@ -268,7 +268,7 @@ def embed(small: nn.Sequential, wide: nn.Sequential, source: tuple[int, int], ta
 
 
 @torch.no_grad()
-def discretise(supernet: SuperNet, genotype: Genotype, block: nn.Module, *, folded: bool = True) -> RepairedBlock:
+def discretize(supernet: SuperNet, genotype: Genotype, block: nn.Module, *, folded: bool = True) -> RepairedBlock:
     """The block of `genotype` with the weights of `supernet`; `block` is the original one.
 
     It computes what the supernet does with the genotype's coefficients for the operations chosen and 0 for all others, in eval and train

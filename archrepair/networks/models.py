@@ -131,8 +131,8 @@ def _scale_width(model: nn.Module, width: float) -> None:
             setattr(parent, name, new)
 
 
-def _initialise(model: nn.Module, seed: int) -> None:
-    "Draw all weights from `seed`: He initialisation for convolutions, N(0, 0.01) for linear layers, unit BatchNorm."
+def _initialize(model: nn.Module, seed: int) -> None:
+    "Draw all weights from `seed`: He initialization for convolutions, N(0, 0.01) for linear layers, unit BatchNorm."
     generator = torch.Generator().manual_seed(seed)
     for m in model.modules():
         if isinstance(m, nn.Conv2d):
@@ -153,7 +153,7 @@ def _six(name: str, n_classes: int, image_size: int, width: float, stem_stride: 
         if width != 1:
             _scale_width(model, width)
     model.to_empty(device="cpu")
-    _initialise(model, seed)
+    _initialize(model, seed)
     model = model.to(memory_format=torch.channels_last).eval()
     if image_size < 32 or width < 1 / 32 or not math.log2(width).is_integer():  # pools may run dry, concatenations may not fit
         try:
@@ -170,7 +170,7 @@ class DenseGroup(nn.Sequential):
 
 
 def group_units(model: nn.Module, size: int = 2) -> nn.Module:
-    """A copy of a DenseNet whose dense units are blocks of `size` neighbours each; it computes the same.
+    """A copy of a DenseNet whose dense units are blocks of `size` neighbors each; it computes the same.
 
     Raises `ArchrepairError` for a network without dense units, or with groups already.
     """
@@ -203,7 +203,7 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
     `name` is one of `MODELS` or `torchvision:NAME`, `timm:NAME` or `package.module:factory`, where the factory is a callable that takes
     `num_classes`, `n_classes` or nothing. The same seed gives the same weights. Of the six, sizes up to 64 px select the small-image
     stem with `stem_stride` 1 or 2, and `width` scales the channels (a power of one half). Any other network is taken as it is, with
-    its own initialisation (or the weights its factory gives it); the two have no effect on it. `device` and `dtype` are those of its
+    its own initialization (or the weights its factory gives it); the two have no effect on it. `device` and `dtype` are those of its
     parameters (default: the CPU and float32, which a repair expects). Raises `ArchrepairError` for an unknown
     name, sizes out of range, and a network that cannot take such images or gives another number of logits.
     """

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 # %% auto #0
-__all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'STAND_INS', 'EXHIBITS', 'Settings', 'Need', 'everywhere', 'blocks_of',
-           'few_methods', 'Exhibit', 'needs']
+__all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'STAND_INS', 'EXHIBITS', 'Settings', 'Requirement', 'everywhere', 'blocks_of',
+           'few_methods', 'Exhibit', 'requirements']
 
 # %% ../../nbs/paper/02_exhibits.ipynb #94f1203b
-from ..networks.blocks import block_names
+from ..core.errors import ArchrepairError, unknown
+from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import PAPER_CORRUPTIONS
 from ..data.datasets import parse_version
-from ..core.errors import ArchrepairError, unknown
-from ..experiments.cells import Cell
-from ..repair.finetuning import LEVELS
-from ..networks.models import outline
-from ..experiments.runs import method_cell
 from ..data.scenario import PROTOCOLS
-from ..core.tiers import resolve_tier
+from ..experiments.cells import Cell
+from ..experiments.runs import method_cell
+from ..networks.blocks import block_names
+from ..networks.models import outline
+from ..repair.finetuning import LEVELS
 
 # %% ../../nbs/paper/02_exhibits.ipynb #25d792b7
 PAPER_METHODS = ("mode", "apricot", "arachne", "sensei", "fewshot", "deeprepair", "archrepair")  # the order of Table 5
@@ -83,7 +83,7 @@ class Settings:
         return f"{networks}-{self.dataset}-{self.protocol}".replace(":", "~").replace("/", "~")
 
     @property
-    def second(self) -> bool:
+    def uses_second_dataset(self) -> bool:
         "Is this the dataset of the second of two like figures (5 and 7), Tiny-ImageNet?"
         return parse_version(self.dataset)[0] == "tiny-imagenet" or self.dataset == STAND_INS[1]
 
@@ -104,7 +104,7 @@ class Settings:
 
 # %% ../../nbs/paper/02_exhibits.ipynb #f72fb8e7
 @dataclass(frozen=True)
-class Need:
+class Requirement:
     "A cell to be run, and versions of the dataset, by name, on which the repaired network is to be evaluated besides."
 
     cell: Cell
@@ -123,19 +123,19 @@ def blocks_of(model: str, tier: str) -> list[str]:
     return [names[0], names[-1]] if tier == "smoke" else names
 
 
-def _levels(settings: Settings) -> Iterator[Need]:
+def _levels(settings: Settings) -> Iterator[Requirement]:
     for model in settings.models:
         for level in LEVELS:
-            yield from (Need(settings.cell(f"finetune:level={level}", model, seed)) for seed in settings.seeds)
+            yield from (Requirement(settings.cell(f"finetune:level={level}", model, seed)) for seed in settings.seeds)
 
 
-def _clean(settings: Settings, versions: tuple[str, ...] = ()) -> Iterator[Need]:
+def _clean(settings: Settings, versions: tuple[str, ...] = ()) -> Iterator[Requirement]:
     for model in settings.models:
         for method in settings.methods or PAPER_METHODS:
-            yield from (Need(settings.cell(method, model, seed), versions) for seed in settings.seeds)
+            yield from (Requirement(settings.cell(method, model, seed), versions) for seed in settings.seeds)
 
 
-def _robust_clean(settings: Settings) -> Iterator[Need]:
+def _robust_clean(settings: Settings) -> Iterator[Requirement]:
     yield from _clean(settings, everywhere(settings))
 
 
@@ -144,28 +144,28 @@ def few_methods(settings: Settings) -> tuple[str, ...]:
     return settings.methods or tuple(m for m in PAPER_METHODS if m not in ("mode", "fewshot"))
 
 
-def _corrupted(settings: Settings) -> Iterator[Need]:
+def _corrupted(settings: Settings) -> Iterator[Requirement]:
     for method in few_methods(settings):
         for seed in settings.seeds:
             for corruption in ("clean", *settings.corruptions):
-                yield Need(settings.cell(method, seed=seed, corruption=corruption), everywhere(settings))
+                yield Requirement(settings.cell(method, seed=seed, corruption=corruption), everywhere(settings))
 
 
-def _robust(settings: Settings) -> Iterator[Need]:
+def _robust(settings: Settings) -> Iterator[Requirement]:
     yield from _robust_clean(settings)
     yield from _corrupted(settings)
 
 
-def _blocks(settings: Settings) -> Iterator[Need]:
+def _blocks(settings: Settings) -> Iterator[Requirement]:
     for model in settings.models:
         for seed in settings.seeds:
-            yield from (Need(settings.cell("archrepair", model, seed, block=block)) for block in blocks_of(model, settings.tier))
+            yield from (Requirement(settings.cell("archrepair", model, seed, block=block)) for block in blocks_of(model, settings.tier))
 
 
-def _ablation(settings: Settings) -> Iterator[Need]:
+def _ablation(settings: Settings) -> Iterator[Requirement]:
     for model in settings.models:
         for method in ("archrepair", "archrepair:level=layer"):
-            yield from (Need(settings.cell(method, model, seed)) for seed in settings.seeds)
+            yield from (Requirement(settings.cell(method, model, seed)) for seed in settings.seeds)
     yield from _blocks(replace(settings, models=settings.models[:1]))
 
 # %% ../../nbs/paper/02_exhibits.ipynb #edda8a8a
@@ -176,8 +176,8 @@ class Exhibit:
     title: str
     notebook: str
     models: tuple[str, ...]
-    needs: Callable[[Settings], Iterator[Need]] = lambda settings: iter(())
-    second: bool | None = None
+    requirements: Callable[[Settings], Iterator[Requirement]] = lambda settings: iter(())
+    uses_second_dataset: bool | None = None
 
 
 _SIX = ("vgg16", "resnet18", "resnet50", "resnet101", "densenet121", "efficientnet_b0")
@@ -202,7 +202,7 @@ EXHIBITS: dict[str, Exhibit] = {
 }
 
 
-def needs(names: Sequence[str], settings: Settings) -> list[Need]:
+def requirements(names: Sequence[str], settings: Settings) -> list[Requirement]:
     """What these exhibits need, each cell once, with all versions that any of them asks for; the paper's order.
 
     Raises `ArchrepairError` for an unknown exhibit.
@@ -211,6 +211,6 @@ def needs(names: Sequence[str], settings: Settings) -> list[Need]:
     for name in names:
         if name not in EXHIBITS:
             raise unknown("table or figure", name, EXHIBITS)
-        for need in EXHIBITS[name].needs(settings):
-            found.setdefault(need.cell, {}).update(dict.fromkeys(need.versions))
-    return [Need(cell, tuple(versions)) for cell, versions in found.items()]
+        for requirement in EXHIBITS[name].requirements(settings):
+            found.setdefault(requirement.cell, {}).update(dict.fromkeys(requirement.versions))
+    return [Requirement(cell, tuple(versions)) for cell, versions in found.items()]

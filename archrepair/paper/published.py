@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..core.errors import ArchrepairError, unknown
 
 # %% auto #0
-__all__ = ['COLUMNS', 'PRINTED', 'published_path', 'published', 'published_table', 'printed']
+__all__ = ['COLUMNS', 'PRINTED', 'published_path', 'published', 'published_table', 'display_name']
 
 # %% ../../nbs/paper/01_published.ipynb #638e70f5
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ PRINTED: dict[str, dict[str, str]] = {
 }
 
 
-def printed(kind: str, name: str) -> str:
+def display_name(kind: str, name: str) -> str:
     "The paper's name of a model, dataset, method (settings after a colon are kept), level or corruption; the name itself where it has none."
     if kind not in PRINTED:
         raise unknown("kind of name", kind, PRINTED)

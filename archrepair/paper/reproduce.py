@@ -21,33 +21,33 @@ from statistics import median
 
 # %% auto #0
 __all__ = ['PASSES', 'Page', 'source_of', 'parameter_names', 'plan', 'seconds_a_pass', 'estimate', 'Task', 'tasks', 'share_out',
-           'execute', 'stamp', 'printed_page', 'reproduce', 'spoken']
+           'execute', 'stamp', 'page_path', 'reproduce', 'spoken']
 
 # %% ../../nbs/paper/06_reproduce.ipynb #89b3535a
-from ..core.paths import home
-from ..data.datasets import parse_version
 from ..core.errors import ArchrepairError, unknown, write_atomic
-from .exhibits import EXHIBITS, STAND_INS, Need, Settings, needs
+from ..core.paths import home
+from ..core.progress import track
+from ..core.tiers import resolve_tier
+from ..data.datasets import parse_version
 from ..experiments.cells import Cell, digest
 from ..experiments.originals import original, pick_device, weights_of
-from .launcher import default_output
-from ..networks.models import create_model
-from .published import published_path
-from .index import index
-from ..core.progress import track
 from ..experiments.runs import Runs
-from ..core.tiers import resolve_tier
+from ..networks.models import create_model
+from .exhibits import EXHIBITS, STAND_INS, Requirement, Settings, requirements
+from .index import index
+from .launcher import default_output
+from .published import published_path
 
 # %% ../../nbs/paper/06_reproduce.ipynb #7b91370a
 @dataclass(frozen=True)
 class Page:
-    "One execution of a notebook: `notebook` (its stem), the `exhibits` it makes, its `settings` and `parameters`, and what it `needs`."
+    "One execution of a notebook: `notebook` (its stem), the `exhibits` it makes, its `settings` and `parameters`, and its `requirements`."
 
     notebook: str
     exhibits: tuple[str, ...]
     settings: Settings
     parameters: dict[str, object]
-    needs: tuple[Need, ...]
+    requirements: tuple[Requirement, ...]
 
 
 def source_of(notebook: str) -> Path:
@@ -83,7 +83,7 @@ def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] 
             if i and notebook < "03":
                 continue  # the first three pages are about one dataset
             common = Settings.of(tier=size.name, dataset=dataset, methods=",".join(methods) or "auto", corruption=corruption, seeds=seeds, protocol=protocol)
-            made = [name for name, e in EXHIBITS.items() if e.notebook == notebook and e.second in (None, common.second)]
+            made = [name for name, e in EXHIBITS.items() if e.notebook == notebook and e.uses_second_dataset in (None, common.uses_second_dataset)]
             if only and not set(only) & set(made):
                 continue
             wanted = list(dict.fromkeys(m for name in made for m in EXHIBITS[name].models)) if size.name == "paper" else ["resnet18"]
@@ -94,7 +94,7 @@ def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] 
                 parameters = {"tier": size.name, "protocol": protocol, "seeds": len(settings.seeds), "model": some[0],
                               **({"dataset": dataset} if datasets or i else {}), **({"models": ",".join(some)} if len(some) > 1 else {}), **({"methods": ",".join(methods)} if methods else {}),
                               **({"corruption": corruption} if corruption != "auto" else {}), **({"missing": missing} if missing != "run" else {})}
-                pages.append(Page(notebook, tuple(made), settings, {k: v for k, v in parameters.items() if k in known}, tuple(needs(made, settings))))
+                pages.append(Page(notebook, tuple(made), settings, {k: v for k, v in parameters.items() if k in known}, tuple(requirements(made, settings))))
     return pages
 
 # %% ../../nbs/paper/06_reproduce.ipynb #af14c2de
@@ -155,11 +155,11 @@ def tasks(pages: Sequence[Page], runs: Runs) -> list[Task]:
     "What the pages need and what is not there, originals first; each once."
     wanted: dict[Cell, dict[str, None]] = {}
     for page in pages:
-        for need in page.needs:
-            wanted.setdefault(need.cell, {}).update(dict.fromkeys(need.versions))
-            if need.versions:  # the networks before repair are evaluated on the same versions
-                before = replace(need.cell, method="original", block=None, options=())
-                wanted.setdefault(before, {}).update(dict.fromkeys(need.versions))
+        for requirement in page.requirements:
+            wanted.setdefault(requirement.cell, {}).update(dict.fromkeys(requirement.versions))
+            if requirement.versions:  # the networks before repair are evaluated on the same versions
+                before = replace(requirement.cell, method="original", block=None, options=())
+                wanted.setdefault(before, {}).update(dict.fromkeys(requirement.versions))
     rates: dict[tuple, float] = {}
     rate = lambda c: rates.setdefault((c.model, c.dataset), seconds_a_pass(c.model, c.dataset, c.tier, runs.outputs, runs.device))
     found, originals = [], {}
@@ -248,21 +248,21 @@ def execute(source: Path, target: Path, parameters: dict[str, object]) -> Path:
 def stamp(page: Page, runs: Runs) -> str:
     "A digest of what a page is made from."
     text = hashlib.sha256(source_of(page.notebook).read_bytes() + published_path().read_bytes() + json.dumps(page.parameters, sort_keys=True).encode())
-    for need in page.needs:
-        for path in (need.cell.path(runs.outputs), runs.file(need.cell, "robust")):
+    for requirement in page.requirements:
+        for path in (requirement.cell.path(runs.outputs), runs.file(requirement.cell, "robust")):
             text.update(path.read_bytes() if path.exists() else b"-")
     return text.hexdigest()
 
 
-def printed_page(page: Page) -> tuple[Path, Path]:
+def page_path(page: Page) -> tuple[Path, Path]:
     "Where a page is written, and its stamp."
     target = home() / default_output(source_of(page.notebook), page.parameters)
     return target, target.with_name(f".{target.stem}.stamp")
 
 
-def _print(page: Page) -> float:
+def _execute_page(page: Page) -> float:
     started = time.perf_counter()
-    execute(source_of(page.notebook), printed_page(page)[0], page.parameters)
+    execute(source_of(page.notebook), page_path(page)[0], page.parameters)
     return time.perf_counter() - started
 
 # %% ../../nbs/paper/06_reproduce.ipynb #6b9c2b17
@@ -289,16 +289,16 @@ def reproduce(pages: Sequence[Page], *, jobs: int = 0, device: str = "auto", for
                 log(f"{batch[i]}: {spoken(seconds)}; about {spoken(left / jobs)} left")
 
             share_out([(_do, task, None, device) for task in batch], jobs, done)
-    old = lambda page: force or not all(p.exists() for p in printed_page(page)) or printed_page(page)[1].read_text() != stamp(page, runs)
+    old = lambda page: force or not all(p.exists() for p in page_path(page)) or page_path(page)[1].read_text() != stamp(page, runs)
     fresh = [page for page in pages if old(page)]
 
     def kept(i: int, seconds: float) -> None:
         page = fresh[i]
-        target, label = printed_page(page)
+        target, label = page_path(page)
         write_atomic(label, lambda p: p.write_text(stamp(page, runs)))
         log(f"{', '.join(page.exhibits)}: {target} ({spoken(seconds)})")
 
-    share_out([(_print, page) for page in fresh], jobs, kept)
+    share_out([(_execute_page, page) for page in fresh], jobs, kept)
     where = home() / "outputs" / "index.html"
     return index() if fresh or not where.exists() else where
 

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 # %% auto #0
-__all__ = ['UNITS', 'gather', 'complete', 'Sheet', 'runs_as_values']
+__all__ = ['UNITS', 'collect_rows', 'keep_common_seeds', 'ResultTable', 'runs_as_values']
 
 # %% ../../nbs/paper/04_tables.ipynb #956afe2e
 from ..core.errors import write_atomic
 from ..data.datasets import parse_version
-from ..experiments.comparison import figures
+from ..experiments.comparison import scores_of
 from ..experiments.originals import outputs_of
 from ..experiments.runs import Runs
-from .exhibits import Need, Settings
+from .exhibits import Requirement, Settings
 from .figures import save_card
-from .published import printed
+from .published import display_name
 from ..training.statistics import Summary
 
 # %% ../../nbs/paper/04_tables.ipynb #0d1642da
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 # %% ../../nbs/paper/04_tables.ipynb #3563eecf
-def gather(needs: Iterable[Need], runs: Runs, *, missing: str = "run") -> pd.DataFrame:
-    """One row a cell: method, model, corruption, block, level, seed, the figures of `comparison.figures` and the accuracies before.
+def collect_rows(requirements: Iterable[Requirement], runs: Runs, *, missing: str = "run") -> pd.DataFrame:
+    """One row a cell: method, model, corruption, block, level, seed, the figures of `comparison.scores_of` and the accuracies before.
 
     `missing="skip"` leaves out cells without a record instead of running them.
     """
     rows = []
-    for need in needs:
-        cell = need.cell
+    for requirement in requirements:
+        cell = requirement.cell
         there = cell.path(runs.outputs).exists()
         if missing == "skip" and not there:
             continue
-        record = runs.record(cell, network=bool(need.versions) and not there)  # its network will be asked for, so it is kept
+        record = runs.record(cell, network=bool(requirement.versions) and not there)  # its network will be asked for, so it is kept
         base, corruption, _ = parse_version(cell.dataset)
         options = dict(cell.options)
         before = {f"{name} before": record.accuracy(name, "before") for name in record.metrics["before"]}
         rows.append({"method": cell.method, "model": cell.model, "dataset": cell.dataset, "corruption": corruption or "clean",
-                     "block": cell.block, "level": options.get("level"), "seed": cell.seed, **figures(record), **before,
+                     "block": cell.block, "level": options.get("level"), "seed": cell.seed, **scores_of(record), **before,
                      "cpu_seconds": record.repair["cost"].get("cpu_seconds", math.nan), "commit": record.versions.get("commit", ""),
                      "cell": cell, "record": record})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/paper/04_tables.ipynb #157820b7
-def complete(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
+def keep_common_seeds(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
     """The rows of the seeds that have every combination of the columns `what` there is; where none has, of those that have most.
 
     Of an empty frame it is that frame.
@@ -70,7 +70,7 @@ UNITS = {"full": "full test", "held_out": "held out", "clean": "clean, held out"
 
 
 @dataclass
-class Sheet:
+class ResultTable:
     """One table of ours, beside the paper's where it has one.
 
     `long` has the columns row, column, score, mean, sd, n, paper, difference; `better` is `max`, `min` or empty (nothing is bold);
@@ -88,7 +88,7 @@ class Sheet:
 
     @classmethod
     def of(cls, name: str, title: str, settings: Settings, values: pd.DataFrame, paper: pd.DataFrame | None = None, *, against: str = "full",
-           unit: str = "%", better: str = "max", digits: int = 2, commits: Iterable[str] = ()) -> Sheet:
+           unit: str = "%", better: str = "max", digits: int = 2, commits: Iterable[str] = ()) -> ResultTable:
         """From one value a run: columns row, column, score, value. `paper` (rows × columns) is set beside the score `against`.
 
         Rows and columns keep the order in which they come.
@@ -170,7 +170,7 @@ class Sheet:
 
 def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[str] = ("full", "held_out"), kind: tuple[str, str] = ("method", "model"),
                    before: bool = True) -> pd.DataFrame:
-    """Values for `Sheet.of` from the rows of `gather`: `row` and `column` are two of its columns, printed as the kinds of name in `kind`.
+    """Values for `ResultTable.of` from the rows of `collect_rows`: `row` and `column` are two of its columns, printed as the kinds of name in `kind`.
 
     With `before`, the original network is the first row, once a column and seed.
     """
@@ -178,7 +178,7 @@ def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[
     for score in scores:
         if before and f"{score} before" in frame:
             firsts = frame.drop_duplicates([column, "seed"])
-            rows += [{"row": "Original", "column": printed(kind[1], r[column]), "score": score, "value": r[f"{score} before"]} for _, r in firsts.iterrows()]
+            rows += [{"row": "Original", "column": display_name(kind[1], r[column]), "score": score, "value": r[f"{score} before"]} for _, r in firsts.iterrows()]
     for _, r in frame.iterrows():
-        rows += [{"row": printed(kind[0], r[row]), "column": printed(kind[1], r[column]), "score": s, "value": r[s]} for s in scores]
+        rows += [{"row": display_name(kind[0], r[row]), "column": display_name(kind[1], r[column]), "score": s, "value": r[s]} for s in scores]
     return pd.DataFrame(rows, columns=["row", "column", "score", "value"])

@@ -17,10 +17,10 @@ from torch import nn
 __all__ = ['PRESETS', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 
 # %% ../../nbs/02_finetuning.ipynb #49ac6da5
-from .blockdata import BlockData, prepare
-from ..networks.blocks import block_names, get_block, replace_block
 from ..core.errors import ArchrepairError, unknown
 from ..data.scenario import RepairData
+from ..networks.blocks import block_names, get_block, replace_block
+from .blockdata import BlockData, prepare
 from ..training.cost import CostMeter
 from ..training.fit import History, Recipe, fit
 
@@ -114,7 +114,7 @@ def finetune(model: nn.Module, data: RepairData, *, level: str = "block", where:
     original and trained weights to choose from by validation ((1,): none; default: `LINE`, and none for the paper's preset). `start`
     is a block to begin from in place of the original one, and `origin` the same block with the original's function, at point 0 of
     the line. `prepared` reuses cached features of the enclosing block; otherwise `views` and `failure_views` are those of
-    `blockdata.prepare`. `groups` makes the optimiser's parameter groups from the network that is trained (default: all of it at one rate).
+    `blockdata.prepare`. `groups` makes the optimizer's parameter groups from the network that is trained (default: all of it at one rate).
     Raises `ArchrepairError` for unknown levels and places.
     """
     if level not in LEVELS:

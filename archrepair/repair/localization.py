@@ -26,15 +26,14 @@ __all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'THRESHOLDS', '
            'failure_gradients', 'reweight', 'most_suspicious', 'count_blocks', 'Localization', 'localize']
 
 # %% ../../nbs/00_localization.ipynb #d112e6d9
-from ..networks.blocks import block_names, freeze, get_block
-from ..training.rows import image_features
 from ..core.errors import ArchrepairError, NoFailures, unknown
-from ..networks.neurons import Wiring, watch, wire
 from ..core.progress import track
 from ..data.scenario import RepairData
+from ..networks.blocks import block_names, freeze, get_block
+from ..networks.neurons import Wiring, watch, wire
 from ..training.cost import CostMeter
 from ..training.fit import autocast, precision_of
-from ..training.rows import Rows
+from ..training.rows import Rows, image_features
 
 # %% ../../nbs/00_localization.ipynb #8ae5aacd
 MEASURES = ("tarantula", "ochiai", "dstar")
@@ -389,7 +388,7 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
 
     counts = pd.DataFrame({i: count_blocks(most_suspicious(neurons, i, ties=ties), blocks) for i in sorted({*THRESHOLDS, k})})
     selected = most_suspicious(neurons, k, ties=ties)
-    summary = _summarise(neurons, selected, blocks)
+    summary = _summarize(neurons, selected, blocks)
     votes = selected.groupby("block")["s_hat"].sum().reindex(blocks, fill_value=0.0)
     depth = {name: i for i, name in enumerate(blocks)}
     best = max(blocks, key=lambda name: (summary.loc[name, "count"], votes[name], summary.loc[name, "s_hat"], depth[name]))
@@ -413,7 +412,7 @@ def _candidates(model: nn.Module, blocks: list[str] | None) -> list[str]:
     return names
 
 
-def _summarise(neurons: pd.DataFrame, selected: pd.DataFrame, blocks: list[str]) -> pd.DataFrame:
+def _summarize(neurons: pd.DataFrame, selected: pd.DataFrame, blocks: list[str]) -> pd.DataFrame:
     "Size, votes, and what chance would give, per block."
     from scipy.stats import hypergeom
 

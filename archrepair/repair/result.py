@@ -28,7 +28,7 @@ from ..training.cost import CostMeter
 
 # %% ../../nbs/repair/02_result.ipynb #bbf40615
 if TYPE_CHECKING:
-    from archrepair.localization import Localization
+    from archrepair.repair.localization import Localization
 
 # %% ../../nbs/repair/02_result.ipynb #949541c5
 def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, str]:

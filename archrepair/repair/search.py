@@ -17,16 +17,16 @@ from torch import Tensor, nn
 __all__ = ['Relaxed', 'SearchResult', 'block_input', 'search']
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
-from .blockdata import BlockData, prepare
 from ..core.errors import ArchrepairError, unknown
+from ..core.tiers import resolve_tier
+from ..data.scenario import RepairData
 from ..nas.genotype import Genotype, RepairedBlock
 from ..nas.graph import BlockGraph, extract
 from ..nas.operations import CANDIDATES
-from ..data.scenario import RepairData
 from ..nas.strategies import make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
-from ..nas.supernet import SuperNet, discretise, guard, recalibrate
-from ..core.tiers import resolve_tier
+from ..nas.supernet import SuperNet, discretize, guard, recalibrate
+from .blockdata import BlockData, prepare
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
 from ..training.rows import Rows
@@ -321,7 +321,7 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
     carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].k > 1 and widen != "full"]
     choices, given_back = guard(graph, choices, scores, carried)
     genotype = _genotype(supernet, strategy, choices, widen)
-    repaired = discretise(supernet.eval(), genotype, original)
+    repaired = discretize(supernet.eval(), genotype, original)
     _recalibrate(repaired, prepared, batch_size, seed)
     warnings = [note for note in (graph.note,) if note] + recorder.warnings + _remarks(strategy, graph, given_back, epochs * steps - warm)
     arch = {e.key: {c: round(float(scores[i, CANDIDATES.index(c)]), 4) for c in e.candidates} for i, e in enumerate(graph.edges)}

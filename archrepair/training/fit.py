@@ -129,8 +129,8 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
         checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
     """Train `model` in place on `rows` and return the history.
 
-    `trainable`: modules in train mode (default: all); parameters that do not require gradients never move. `groups`: the optimiser's
-    parameter groups, each with its own `lr`, or the optimiser itself (default: all trainable parameters at `recipe.lr`). `validate()` gives a loss, lower is
+    `trainable`: modules in train mode (default: all); parameters that do not require gradients never move. `groups`: the optimizer's
+    parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at `recipe.lr`). `validate()` gives a loss, lower is
     better; `keep` is `best` (by validation, weights that came in included) or `last`. `before_step(epoch, step)` and `after_step()` run
     around every step; `after_epoch(epoch)` may return True to stop. `extra` are objects with `state_dict`/`load_state_dict` that are
     saved with the `checkpoint` file. `share` is the part of the network's work that a step does. Raises `TrainingDiverged` when
@@ -213,7 +213,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
 
 
 def sgd(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
-    "The optimiser of a recipe: SGD with Nesterov's momentum over groups that carry their own rates and decay."
+    "The optimizer of a recipe: SGD with Nesterov's momentum over groups that carry their own rates and decay."
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=0.0, nesterov=recipe.momentum > 0)
 
 

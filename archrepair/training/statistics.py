@@ -24,8 +24,8 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     if not n:
         return 0.0, 1.0
     p, zz = right / n, z * z / n
-    centre, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    center, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
+    return max(0.0, center - half), min(1.0, center + half)
 
 # %% ../../nbs/training/04_statistics.ipynb #aea032d5
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def test_localization_without_anything_to_find():
 # --- the measures
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_forward_impact_of_a_linear_layer_is_the_loop(normalised):
+@pytest.mark.parametrize("normalized", [True, False])
+def test_forward_impact_of_a_linear_layer_is_the_loop(normalized):
     layer, x, g = nn.Linear(4, 3).double(), rand(5, 4), rand(5, 3, seed=1)
     x[2] = 0
     g[3] = 0
@@ -94,15 +94,15 @@ def test_forward_impact_of_a_linear_layer_is_the_loop(normalised):
             flow = [abs(float(layer.weight.data[j, i] * x[n, i])) for i in range(4)]
             pull = abs(float(g[n, j])) / float(g[n].abs().sum()) if g[n].any() else 0.0
             for i in range(4):
-                expected[j, i] += (flow[i] / sum(flow) if normalised and sum(flow) else flow[i]) * pull
-    assert torch.allclose(forward_impact(layer, x, g, normalised).double(), expected, atol=1e-6)
+                expected[j, i] += (flow[i] / sum(flow) if normalized and sum(flow) else flow[i]) * pull
+    assert torch.allclose(forward_impact(layer, x, g, normalized).double(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(4, 6, (1, 2), groups=2, dilation=2, padding=(0, 1)),
                                    nn.Conv2d(4, 4, 3, groups=4, padding="same", padding_mode="circular"), nn.Conv1d(4, 3, 3, stride=2)],
                          ids=["stride", "groups", "depthwise", "1d"])
-def test_forward_impact_of_a_convolution_is_the_loop(layer, normalised):
+def test_forward_impact_of_a_convolution_is_the_loop(layer, normalized):
     "Over images, output units, positions and weights, with the input values that `tap` reads."
     layer = layer.double()
     shape = (2, 4, 7) if isinstance(layer, nn.Conv1d) else (2, 4, 6, 7)
@@ -114,9 +114,9 @@ def test_forward_impact_of_a_convolution_is_the_loop(layer, normalised):
     total = {unit: sum(flow[w] for w in weights if w[0] == unit) for unit in range(len(layer.weight))}
     expected = torch.zeros_like(layer.weight)
     for w in weights:
-        share = torch.where(total[w[0]] > 0, flow[w] / total[w[0]], 0) if normalised else flow[w]
+        share = torch.where(total[w[0]] > 0, flow[w] / total[w[0]], 0) if normalized else flow[w]
         expected[w] = sum((share[n] * g[n, w[0]].abs() / g[n].abs().sum()).sum() for n in range(2))
-    assert torch.allclose(forward_impact(layer, x, g, normalised).double(), expected, rtol=1e-5, atol=1e-7)
+    assert torch.allclose(forward_impact(layer, x, g, normalized).double(), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(4, 6, (1, 2), groups=2, dilation=2, padding=(0, 1)),
@@ -138,10 +138,10 @@ def test_a_weight_without_activation_has_no_impact():
     for layer, x in ((nn.Linear(4, 3), rand(5, 4, dtype=torch.float32)), (nn.Conv2d(4, 3, 3), rand(5, 4, 6, 6, dtype=torch.float32))):
         x[:, 2] = 0
         g = torch.ones_like(layer(x))
-        for normalised in (True, False):
-            small = forward_impact(layer, x, g, normalised)
+        for normalized in (True, False):
+            small = forward_impact(layer, x, g, normalized)
             layer.weight.data[:, 2] *= 1000
-            large = forward_impact(layer, x, g, normalised)
+            large = forward_impact(layer, x, g, normalized)
             assert not small[:, 2].any() and not large[:, 2].any() and torch.equal(small, large) and small[:, 0].all()
 
 
@@ -407,8 +407,8 @@ def test_convolutions_of_every_family(name, layer, digits):
     found = localize(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
     assert len(found) >= 1
     weight = network.get_submodule(layer).weight
-    centre = tuple(k // 2 for k in weight.shape[2:])
-    sites = [*found, Site(layer, (1, 0, *centre))]
+    center = tuple(k // 2 for k in weight.shape[2:])
+    sites = [*found, Site(layer, (1, 0, *center))]
     assert_equal_the_loop(network, [layer], x, list({s.index: s for s in sites}.values()))
 
 

@@ -28,7 +28,7 @@ SIZES = (8, 32, 64, 224)
 
 
 def pictures(n: int, size: int = 32, seed: int = 0, width: int | None = None) -> torch.Tensor:
-    "Smooth colour images with full range, uint8 n×size×width×3."
+    "Smooth color images with full range, uint8 n×size×width×3."
     small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     large = nn.functional.interpolate(small, (size, width or size), mode="bilinear", align_corners=True)
     return to_uint8(large * 255)
@@ -124,7 +124,7 @@ def test_a_moved_image_is_read_where_its_matrix_says():
                 assert torch.allclose(found[:, i, j], expected, atol=2e-2)
 
 
-def test_grey_levels_are_rounded_and_clipped():
+def test_gray_levels_are_rounded_and_clipped():
     levels = torch.tensor([-3.0, 0.4, 0.6, 254.6, 300.0]).expand(1, 3, 1, 5)
     assert to_uint8(levels)[0, 0, :, 0].tolist() == [0, 0, 1, 255, 255]
 
@@ -133,7 +133,7 @@ def test_grey_levels_are_rounded_and_clipped():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_grey_level_operations_are_pillows(size):
+def test_gray_level_operations_are_pillows(size):
     images = pictures(4, size)
     images[1] = 77  # flat
     images[2, ..., 1] = 200  # one channel flat
@@ -170,7 +170,7 @@ def test_moving_operations_are_torchvisions(size, sign):
 
 @given(st.integers(0, 2**20), st.sampled_from(sorted(OPERATIONS)), st.floats(0.1, 10))
 @settings(max_examples=40, deadline=None)
-def test_operations_keep_grey_levels_and_images_apart(seed, name, level):
+def test_operations_keep_gray_levels_and_images_apart(seed, name, level):
     images = torch.randint(0, 256, (3, 9, 9, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     images[2] = images[2, :1, :1]
     x, levels, sign = to_float(images), torch.tensor([level, 3.0, level]), torch.tensor([1.0, -1.0, -1.0])

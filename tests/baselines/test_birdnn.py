@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from support.states import assert_same_state, state_of
 from torch import nn
 
 from archrepair.baselines import birdnn
@@ -11,13 +10,14 @@ from archrepair.baselines.birdnn import BIRDNN, Imitation, Penultimate, imitate,
 from archrepair.baselines.parts.channels import last_layer
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.domains import as_features
-from archrepair.baselines.parts.multipliers import Behaviour, fold, matched, responsibility, scalable, scaled, search_multipliers
+from archrepair.baselines.parts.multipliers import Behavior, fold, matched, responsibility, scalable, scaled, search_multipliers
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.networks.models import MODELS, create_model
 from archrepair.networks.neurons import wire
 from archrepair.training.evaluation import is_correct, predict
+from support.states import assert_same_state, state_of
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -123,10 +123,10 @@ def test_responsibility():
     expected = (positive.mean(0) - negative.mean(0)).abs().double()
     torch.testing.assert_close(responsibility(positive, negative), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(responsibility(positive, negative.repeat(3, 1)), responsibility(positive, negative))  # means, not sums
-    assert responsibility(positive, positive).eq(0).all() and responsibility(positive, positive, normalise=True).eq(0).all()
+    assert responsibility(positive, positive).eq(0).all() and responsibility(positive, positive, normalize=True).eq(0).all()
     assert responsibility(positive, positive.flip(0)).max() < 1e-12
     scale = torch.tensor([1.0, 1000.0, 0.001, 1.0, 1.0, 0.0])
-    one, two = (responsibility(positive * s, negative * s, normalise=True) for s in (1.0, scale))
+    one, two = (responsibility(positive * s, negative * s, normalize=True) for s in (1.0, scale))
     torch.testing.assert_close(one[:5], two[:5], rtol=1e-5, atol=1e-8)
     assert two[5] == 0
 
@@ -215,16 +215,16 @@ def test_no_cut_no_matter(problem):
         later = {layer: names for layer, names in layers.items() if list(layers).index(layer) >= list(layers).index(first)}
         places = sorted({(first, 1), *places_of(problem.network, later, 9)}, key=lambda p: (list(layers).index(p[0]), p[1] != 1))
         places = places[:9]
-        behaviour = Behaviour.of(problem.network, first, x, allowed, negative)
-        shares.append(behaviour.share)
+        behavior = Behavior.of(problem.network, first, x, allowed, negative)
+        shares.append(behavior.share)
         expected = torch.stack([is_correct(predict(fold(copy.deepcopy(problem.network), layers, places, f), as_features(x)), torch.arange(12) % 10) for f in factors])
-        assert torch.equal(behaviour.good(layers, places, factors), expected)
-        assert torch.equal(behaviour.good(layers, places, factors, rows=10), expected)
+        assert torch.equal(behavior.good(layers, places, factors), expected)
+        assert torch.equal(behavior.good(layers, places, factors, rows=10), expected)
     assert shares == sorted(shares, reverse=True) and shares[-1] < 0.01 and shares[0] == 1
     opaque = Opaque(problem.network)
     layers = scalable(opaque, wire(opaque, x[:1]), x[:1])
-    behaviour = Behaviour.of(opaque, "inner.fc", x, allowed, negative)
-    assert behaviour.share == 1 and torch.equal(behaviour.good(layers, [(f"inner.{n}", c) for n, c in places], factors), expected)
+    behavior = Behavior.of(opaque, "inner.fc", x, allowed, negative)
+    assert behavior.share == 1 and torch.equal(behavior.good(layers, [(f"inner.{n}", c) for n, c in places], factors), expected)
 
 
 def test_the_swarm_finds_multipliers_and_never_does_worse_than_none():
@@ -237,12 +237,12 @@ def test_the_swarm_finds_multipliers_and_never_does_worse_than_none():
     x = torch.tensor([[1.0, 1.5], [1.0, 1.6], [0.2, 3.0], [0.1, 2.0]])
     labels, negative = torch.tensor([0, 0, 1, 1]), torch.tensor([True, True, False, False])
     layers = scalable(network, wire(network, x[:1]), x[:1])
-    behaviour = Behaviour.of(network, "0", x, nn.functional.one_hot(labels, 2).bool(), negative)
+    behavior = Behavior.of(network, "0", x, nn.functional.one_hot(labels, 2).bool(), negative)
     passes = []
-    search = lambda **more: search_multipliers(behaviour, layers, [("0", 0), ("0", 1)], stream, on_pass=passes.append, speed=0.5, **more)
+    search = lambda **more: search_multipliers(behavior, layers, [("0", 0), ("0", 1)], stream, on_pass=passes.append, speed=0.5, **more)
     found = search()
     assert -found.history[0]["best"] == 0.5 and found.fitness == 0.0 and found.best.abs().max() <= 1
-    assert behaviour.good(layers, [("0", 0), ("0", 1)], 1 + found.best[None]).all()
+    assert behavior.good(layers, [("0", 0), ("0", 1)], 1 + found.best[None]).all()
     assert sum(passes) == 20 * 4 * len(found.history)
     again = search()
     assert torch.equal(again.best, found.best)
@@ -259,9 +259,9 @@ def rows_changed(before: nn.Module, after: nn.Module) -> dict[str, int]:
     return {k: int((after[k] != v).reshape(len(v), -1).any(1).sum()) for k, v in before.state_dict().items() if v.ndim and not torch.equal(v, after[k])}
 
 
-@pytest.mark.parametrize("n, normalise", [(20, False), (4, True)])
-def test_finetuning_changes_few_channels_and_no_statistics(problem, n, normalise):
-    result = BIRDNN(style="fine-tuning", n_neurons=n, normalise=normalise, iterations=3).repair(problem.network, problem.scenario.data)
+@pytest.mark.parametrize("n, normalize", [(20, False), (4, True)])
+def test_finetuning_changes_few_channels_and_no_statistics(problem, n, normalize):
+    result = BIRDNN(style="fine-tuning", n_neurons=n, normalize=normalize, iterations=3).repair(problem.network, problem.scenario.data)
     repaired, neurons = result.candidates["repaired"], result.config["neurons"]
     changed = rows_changed(problem.network, repaired)
     assert 0 < len(neurons) <= n and all(-1 <= neuron["r"] <= 1 and neuron["responsibility"] > 0 for neuron in neurons)
@@ -357,7 +357,7 @@ def test_both_styles_run_on_every_network(name, problem):
     failures = data.train.select(torch.arange(64, 76))
     wrong = answers[(predict(network, failures, data.transform).argmax(1)[:, None] != answers).float().argmax(1)]
     data = RepairData(given(failures, wrong), given(train, answers), data.val, data.transform, data.val_failures, data.failure_rate)
-    for settings in ({"style": "fine-tuning", "iterations": 1, "samples": 8, "particles": 4, "normalise": True}, {"epochs": 1, "target": "features"}):
+    for settings in ({"style": "fine-tuning", "iterations": 1, "samples": 8, "particles": 4, "normalize": True}, {"epochs": 1, "target": "features"}):
         result = BIRDNN(precision="fp32", **settings).repair(network, data)
         repaired = result.candidates["repaired"].state_dict()
         assert {k: v.shape for k, v in repaired.items()} == {k: v.shape for k, v in network.state_dict().items()}

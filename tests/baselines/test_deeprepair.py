@@ -23,7 +23,7 @@ from archrepair.baselines.parts.styles import (
     inverse_haar,
     moments,
     restyle,
-    whiten_and_colour,
+    whiten_and_color,
 )
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import ImageSet
@@ -34,7 +34,7 @@ SIZES = (8, 32, 64, 224)
 
 
 def pictures(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    "Colour images with texture, float n×3×size×size in grey levels."
+    "Color images with texture, float n×3×size×size in gray levels."
     generator = torch.Generator().manual_seed(seed)
     smooth = nn.functional.interpolate(torch.rand(n, 3, 4, 4, generator=generator), size, mode="bilinear")
     mixing = torch.rand(n, 3, 3, generator=generator)
@@ -45,8 +45,8 @@ def pictures(n: int, size: int, seed: int = 0) -> torch.Tensor:
 def moments_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and covariance of B×C×P."
     values = values.double()
-    centred = values - values.mean(-1, keepdim=True)
-    return values.mean(-1), centred @ centred.mT / values.shape[-1]
+    centerd = values - values.mean(-1, keepdim=True)
+    return values.mean(-1), centerd @ centerd.mT / values.shape[-1]
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ def test_haar_is_orthonormal_and_undone(h, w, seed):
     assert torch.allclose(inverse_haar(haar(x)), x) and torch.isclose(haar(x).square().sum(), x.square().sum())
 
 
-def test_whitening_and_colouring_by_hand():
+def test_whitening_and_coloring_by_hand():
     content, style = (pictures(3, 16, seed).double().flatten(2) for seed in (0, 1))
-    found = whiten_and_colour(content, style[..., :100])
+    found = whiten_and_color(content, style[..., :100])
     for c, s, f in zip(content.numpy(), style[..., :100].numpy(), found.numpy()):
         root = lambda m, e: (lambda v, w: w @ np.diag(v ** e) @ w.T)(*np.linalg.eigh(np.cov(m, bias=True)))
         expected = root(s, 0.5) @ root(c, -0.5) @ (c - c.mean(1, keepdims=True)) + s.mean(1, keepdims=True)
@@ -131,16 +131,16 @@ def test_an_image_in_its_own_style_stays(name, size):
 
 @pytest.mark.parametrize("name", sorted(STYLIZERS))
 def test_degenerate_images_do_no_harm(name):
-    "Grey, flat and black images, as content and as style."
-    grey = pictures(1, 32)[:, :1].expand(1, 3, 32, 32)
-    cases = [grey, torch.full((1, 3, 32, 32), 77.0), torch.zeros(1, 3, 32, 32), pictures(1, 32)]
+    "Gray, flat and black images, as content and as style."
+    gray = pictures(1, 32)[:, :1].expand(1, 3, 32, 32)
+    cases = [gray, torch.full((1, 3, 32, 32), 77.0), torch.zeros(1, 3, 32, 32), pictures(1, 32)]
     for content in cases:
         for style in cases:
             painted = STYLIZERS[name](content, style)
             assert painted.isfinite().all() and float(painted.abs().max()) < 3000
-    assert torch.allclose(haar_wct(grey, cases[3]).mean((2, 3)), cases[3].mean((2, 3)), atol=0.05)
-    painted = haar_wct(cases[3], grey)
-    assert torch.allclose(painted[:, :1], painted, atol=0.05)  # a grey style makes grey images
+    assert torch.allclose(haar_wct(gray, cases[3]).mean((2, 3)), cases[3].mean((2, 3)), atol=0.05)
+    painted = haar_wct(cases[3], gray)
+    assert torch.allclose(painted[:, :1], painted, atol=0.05)  # a gray style makes gray images
     assert torch.allclose(haar_wct(cases[1], cases[3]).mean((2, 3)), cases[3].mean((2, 3)), atol=0.05)
 
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from support.states import assert_same_state, state_of
 from torch import nn
 
 from archrepair.baselines.parts import domains
@@ -24,6 +23,7 @@ from archrepair.baselines.parts.domains import (
 )
 from archrepair.core.errors import ArchrepairError
 from archrepair.training.evaluation import predict
+from support.states import assert_same_state, state_of
 
 
 def generator(seed: int = 0) -> torch.Generator:

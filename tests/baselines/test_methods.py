@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.states import assert_same_state, state_of
 from torch import nn
 
 from archrepair.baselines.parts import common
@@ -24,6 +23,7 @@ from archrepair.repair.result import changes, load
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict
 from archrepair.training.fit import Recipe
+from support.states import assert_same_state, state_of
 
 # Settings that make a method quick on the digits network, where its own take more than a few seconds.
 QUICK: dict[str, dict] = {

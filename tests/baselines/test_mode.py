@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
-from support.states import assert_same_state, state_of
 from torch import nn
 
 from archrepair.baselines import mode
@@ -18,7 +17,7 @@ from archrepair.baselines.mode import (
     differential,
     feature_models,
     label_accuracy,
-    normalise,
+    normalize,
     target_layer,
 )
 from archrepair.baselines.parts.channels import activations, last_layer, only_rows, own_parameters
@@ -33,6 +32,7 @@ from archrepair.networks.neurons import wire
 from archrepair.training.evaluation import is_correct, predict
 from archrepair.training.fit import train_original
 from archrepair.training.rows import image_features
+from support.states import assert_same_state, state_of
 
 # --- channels: look, train
 
@@ -88,7 +88,7 @@ def test_own_parameters_are_rows_of_the_layer_and_of_its_norm(problem):
         own_parameters(computed, wire(computed, torch.zeros(1, 3, 2, 2)), "1")
 
 
-def test_only_rows_move_whatever_the_optimiser_does():
+def test_only_rows_move_whatever_the_optimizer_does():
     layer = nn.Conv2d(2, 5, 3)
     with torch.no_grad():
         for p in layer.parameters():
@@ -119,7 +119,7 @@ def test_diagnosis():
     found = diagnose(train, test)
     assert found == {1: "under-fit", 3: "over-fit", 5: "under-fit", 6: "under-fit"}
     assert diagnose(train, test, theta=0.0, gamma=1.0) == {}
-    assert diagnose(torch.tensor([0.5]), torch.tensor([0.1])) == {0: "under-fit"}  # both: it has not learnt the training images either
+    assert diagnose(torch.tensor([0.5]), torch.tensor([0.1])) == {0: "under-fit"}  # both: it has not learned the training images either
 
 
 def test_deployed_accuracy_of_the_original_is_its_accuracy_there():
@@ -185,7 +185,7 @@ def test_target_layer_from_either_end():
 
 def test_differential_is_the_difference_of_means():
     generator = torch.Generator().manual_seed(1)
-    state = normalise(torch.rand(30, 5, generator=generator))
+    state = normalize(torch.rand(30, 5, generator=generator))
     torch.testing.assert_close(state.norm(dim=1), torch.ones(30))
     labels, answers = torch.randint(3, (30,), generator=generator), torch.randint(3, (30,), generator=generator)
     got = differential(state, labels, answers, 1)
@@ -207,7 +207,7 @@ def test_differential_of_a_label_that_is_never_right_or_never_wrong():
 
 
 def test_the_order_of_images_flips_between_the_two_bugs():
-    state = normalise(torch.rand(40, 6, generator=torch.Generator().manual_seed(2)))
+    state = normalize(torch.rand(40, 6, generator=torch.Generator().manual_seed(2)))
     candidates, typical = torch.arange(3, 40, 2), state[0]
     under, over = (choose_images(state, typical, candidates, len(candidates), bug) for bug in ("under-fit", "over-fit"))
     assert under.tolist() == over.flip(0).tolist() and set(under.tolist()) == set(candidates.tolist())

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.states import assert_same_state, state_of
 from torch import nn
 
 from archrepair.baselines.parts.augmented import PADDINGS, Images, to_float, to_uint8
@@ -31,6 +30,7 @@ from archrepair.baselines.sensei import (
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.randomness import image_keys
 from archrepair.data.scenario import RepairData
+from support.states import assert_same_state, state_of
 
 EVERY = torch.ones(7, dtype=torch.bool)
 REACHES = torch.tensor(REACH)

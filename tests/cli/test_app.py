@@ -10,8 +10,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from support import ROOT
-from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
 import archrepair.experiments.cells as experiments
 import archrepair.experiments.originals as originals
@@ -19,6 +17,8 @@ from archrepair.cli.app import find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
 from archrepair.networks.models import create_model, load_weights
+from support import ROOT
+from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
 SMOKE = ("--tier", "smoke")
 COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")

@@ -22,7 +22,7 @@ DETERMINISTIC = ["defocus_blur", "gaussian_blur", "zoom_blur", "brightness", "co
 
 
 def pictures(n, count=None, seed=0):
-    "Smooth colour gradients with fine detail, a black, a white and a grey patch."
+    "Smooth color gradients with fine detail, a black, a white and a gray patch."
     count = count or {32: 6, 64: 3, 224: 1}[n]
     rng = np.random.default_rng(seed)
     x = ndimage.gaussian_filter(rng.normal(size=(count, n, n, 3)), (0, n / 16, n / 16, 0.4), mode="wrap")
@@ -37,7 +37,7 @@ def truncate(x, step=1e-9):
 
 
 def same(ours, exact, tolerance=5e-4):
-    "Every one of our grey levels is the truncation of the exact value, give or take `tolerance` grey levels before truncating."
+    "Every one of our gray levels is the truncation of the exact value, give or take `tolerance` gray levels before truncating."
     ours, exact = np.asarray(ours), np.asarray(exact)
     assert ours.shape == exact.shape
     wrong = (ours < truncate(exact, -tolerance)) | (ours > truncate(exact, tolerance))
@@ -45,7 +45,7 @@ def same(ours, exact, tolerance=5e-4):
 
 
 def slow_clipped_zoom(x, z):
-    "Zoom of an n×n×C array about its centre with scipy's order-1 spline."
+    "Zoom of an n×n×C array about its center with scipy's order-1 spline."
     n = len(x)
     crop = math.ceil(n / z)
     top = (n - crop) // 2
@@ -120,7 +120,7 @@ def test_deterministic_flag():
 
 
 def moments_agree(values, probabilities):
-    "Mean and variance of uint8 samples against the exact probabilities of the 256 grey levels, to 5 standard errors."
+    "Mean and variance of uint8 samples against the exact probabilities of the 256 gray levels, to 5 standard errors."
     levels, values = np.arange(256), values.astype(float).ravel()
     mean = (levels * probabilities).sum()
     variance = ((levels - mean) ** 2 * probabilities).sum()
@@ -130,23 +130,23 @@ def moments_agree(values, probabilities):
 
 
 @pytest.mark.parametrize(("n", "severity"), ALL)
-@pytest.mark.parametrize("grey", [20, 128, 250])
-def test_noise_distributions(n, severity, grey):
-    x = np.full((max(1, 150_000 // (3 * n * n)), n, n, 3), grey, np.uint8)
+@pytest.mark.parametrize("gray", [20, 128, 250])
+def test_noise_distributions(n, severity, gray):
+    x = np.full((max(1, 150_000 // (3 * n * n)), n, n, 3), gray, np.uint8)
     edges = np.arange(1, 256)
     below = lambda cdf: np.diff(np.concatenate([[0], cdf, [1]]))  # P(level) from P(level < 1), …, P(level < 255)
     sigma = PARAMETERS["gaussian_noise"][n][severity - 1] * 255
-    moments_agree(corrupt(x, "gaussian_noise", severity).numpy(), below(stats.norm.cdf((edges - grey) / sigma)))
+    moments_agree(corrupt(x, "gaussian_noise", severity).numpy(), below(stats.norm.cdf((edges - gray) / sigma)))
     photons = PARAMETERS["shot_noise"][n][severity - 1]
-    below_k = stats.poisson.cdf(np.ceil(edges * photons / 255 - 1e-9) - 1, photons * grey / 255)
+    below_k = stats.poisson.cdf(np.ceil(edges * photons / 255 - 1e-9) - 1, photons * gray / 255)
     moments_agree(corrupt(x, "shot_noise", severity).numpy(), below(below_k))
     amount = PARAMETERS["impulse_noise"][n][severity - 1]
     y = corrupt(x, "impulse_noise", severity).numpy()
     for value in (0, 255):
         assert abs((y == value).mean() - amount / 2) < 5 * math.sqrt(amount / 2 / y.size)
-    both = (y[..., 0] != grey) & (y[..., 1] != grey)  # channels are hit independently
+    both = (y[..., 0] != gray) & (y[..., 1] != gray)  # channels are hit independently
     assert abs(both.mean() - amount**2) < 5 * math.sqrt(amount**2 / both.size) + 1e-4
-    assert set(np.unique(y)) <= {0, grey, 255}
+    assert set(np.unique(y)) <= {0, gray, 255}
 
 
 def test_shot_noise_leaves_black_black():
@@ -176,7 +176,7 @@ def keys_of(name, severity, count, dataset="d"):
 
 
 def close(ours, theirs, share):
-    "At most one grey level apart, and seldom: for chains in which an 8-bit step in between may tip over."
+    "At most one gray level apart, and seldom: for chains in which an 8-bit step in between may tip over."
     ours, theirs = np.asarray(ours).astype(int), np.asarray(theirs).astype(int)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() <= share
@@ -238,8 +238,8 @@ def test_snow(n, severity):
         layer = slow_clipped_zoom(mean + std * field.astype(float), zoom)
         layer = truncate(np.where(layer < threshold, 0, layer) * 255)
         layer = np.floor(slow_motion(layer, radius, sigma, angle)) / 255
-        grey = image @ np.array([0.299, 0.587, 0.114])
-        white = mix * image + (1 - mix) * np.maximum(image, (1.5 * grey + 0.5)[..., None])
+        gray = image @ np.array([0.299, 0.587, 0.114])
+        white = mix * image + (1 - mix) * np.maximum(image, (1.5 * gray + 0.5)[..., None])
         expected.append(truncate((white + layer + layer[::-1, ::-1]) * 255))
     close(corrupt(x, "snow", severity, dataset="d"), expected, share=2e-3)
 
@@ -342,8 +342,8 @@ def test_elastic_transform(n, severity):
     x = pictures(n)[:2]
     alpha, sigma, jitter = PARAMETERS["elastic_transform"][n][severity - 1]
     keys = keys_of("elastic_transform", severity, len(x))
-    centre, leg = n // 2, n // 3
-    control = centre + leg * np.array([[1.0, 1], [1, -1], [-1, -1]])
+    center, leg = n // 2, n // 3
+    control = center + leg * np.array([[1.0, 1], [1, -1], [-1, -1]])
     grid_y, grid_x = np.mgrid[:n, :n].astype(float)
     expected = []
     for b in range(len(x)):

@@ -48,7 +48,7 @@ def test_select_may_repeat_and_may_be_empty():
     {"images": pixels(6).astype(np.float32)}, {"images": pixels(6)[..., :1]}, {"images": pixels(6)[0]}, {"images": pixels(6).transpose(0, 3, 1, 2)},
     {"images": pixels(5)}, {"labels": np.zeros(5, int)}, {"labels": np.zeros((6, 1), int)}, {"labels": np.zeros(6)},
     {"labels": [0, 1, 2, 0, 1, 0]}, {"labels": [0, -1, 0, 0, 0, 0]}, {"classes": ()},
-], ids=["float", "grey", "one image", "channels first", "few images", "few labels", "2-d labels", "float labels", "too large", "negative", "no classes"])
+], ids=["float", "gray", "one image", "channels first", "few images", "few labels", "2-d labels", "float labels", "too large", "negative", "no classes"])
 def test_what_is_no_set_is_refused_in_one_line(change):
     with pytest.raises(ArchrepairError, match="^tiny: .*expected") as caught:
         tiny(**change)
@@ -206,14 +206,14 @@ def _broken(path, kind):
         write_npz(path, **{
             "no images": {"images": None}, "no labels": {"labels": None}, "float images": {"images": pixels(20) / 255},
             "objects": {"classes": np.array([{"a": 1}, 2], object)}, "object labels": {"labels": np.array([0] * 20, object)},
-            "grey": {"images": pixels(20)[..., 0]}, "range": {"classes": np.array(["one"])}, "lengths": {"labels": np.zeros(3, int)},
+            "gray": {"images": pixels(20)[..., 0]}, "range": {"classes": np.array(["one"])}, "lengths": {"labels": np.zeros(3, int)},
             "negative": {"labels": np.full(20, -1)}, "nothing": {"images": pixels(0), "labels": np.zeros(0)},
         }[kind])
     return path
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "bad zip", "npy", "truncated", "damaged", "no images", "no labels", "float images",
-                                  "objects", "object labels", "grey", "range", "lengths", "negative", "nothing"])
+                                  "objects", "object labels", "gray", "range", "lengths", "negative", "nothing"])
 def test_a_bad_npz_gives_one_line_that_names_it(tmp_path, kind):
     path = _broken(tmp_path / "a.npz", kind)
     with pytest.raises(ArchrepairError) as caught:
@@ -267,7 +267,7 @@ def test_image_sizes(tmp_path, size, asked, expected):
 
 
 def test_the_geometry_is_that_of_imagenet(tmp_path):
-    "Short side to 256/224 of the size, then the centre: torchvision's Resize and CenterCrop."
+    "Short side to 256/224 of the size, then the center: torchvision's Resize and CenterCrop."
     from torchvision import transforms
 
     save_tree(tmp_path, {"a": 1}, (80, 40))
@@ -277,7 +277,7 @@ def test_the_geometry_is_that_of_imagenet(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_other_colour_modes_become_rgb(tmp_path, mode):
+def test_other_color_modes_become_rgb(tmp_path, mode):
     suffix = {"CMYK": "jpg"}.get(mode, "png")
     (tmp_path / "a").mkdir()
     Image.fromarray(pixels(1, 16)[0]).convert(mode).save(tmp_path / "a" / f"x.{suffix}")

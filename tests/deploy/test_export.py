@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
-from support.families import discretised, network, run, walk
 from torch import nn
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.deploy.export import EXPORTS, export_network
 from archrepair.networks.blocks import replace_block
+from support.families import discretized, network, run, walk
 
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -18,7 +18,7 @@ IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def repaired(name: str, position: int, widen: str = "keep", group: int = 1) -> nn.Module:
     "A network with a searched block, k = 2."
     place = list(walk([name], group=group))[position]
-    return replace_block(place.model, place.name, discretised(place, 1, 2, widen)[1]).eval()
+    return replace_block(place.model, place.name, discretized(place, 1, 2, widen)[1]).eval()
 
 
 CASES = [("resnet18", 2, "keep", 1), ("vgg16", 1, "slice", 1)]
@@ -103,7 +103,7 @@ print(sorted(m for m in sys.modules if m.startswith("archrepair.")))
 
 def test_a_repaired_network_needs_nothing_of_the_search(tmp_path):
     place = list(walk(["resnet18"]))[2]
-    genotype, block = discretised(place, 1, 2, "keep")
+    genotype, block = discretized(place, 1, 2, "keep")
     (tmp_path / "genotype.json").write_text(genotype.to_json())
     torch.save(replace_block(place.model, place.name, block).state_dict(), tmp_path / "weights.pt")
     done = subprocess.run([sys.executable, "-c", LOADED, str(tmp_path / "genotype.json"), str(tmp_path / "weights.pt")],

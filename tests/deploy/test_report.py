@@ -12,8 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.finished import DATASET, furnish
-from support.reports import VERDICTS, Checked, bare, make
 from torch import nn
 
 from archrepair.core.errors import ArchrepairError
@@ -21,6 +19,8 @@ from archrepair.core.html import figure, join, section, table, tag
 from archrepair.deploy.comparison_page import best_of, groups_of, render_comparison, report_of, row_of, write_comparison
 from archrepair.deploy.report import command_of, render_report, write_report
 from archrepair.training.evaluation import compare, evaluate
+from support.finished import DATASET, furnish
+from support.reports import VERDICTS, Checked, bare, make
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_elements():
     assert Checked(table("none", (), [])).all("thead") == []
 
 
-def test_figures_take_their_colours_from_the_page():
+def test_figures_take_their_colors_from_the_page():
     drawn = figure("f", lambda ax: ax.plot([0, 1], color="#0173b2"), (3, 2), "caption", 'a "line"')
     page = Checked(drawn)
     assert "var(--blue)" in drawn and "var(--ink)" in drawn and "#0173b2" not in drawn and page.all("svg")[0]["aria-label"] == 'a "line"'

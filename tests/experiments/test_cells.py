@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, finished, furnish, tree
 
 import archrepair.experiments.cells as module
 import archrepair.experiments.originals as originals
@@ -23,6 +22,7 @@ from archrepair.experiments.originals import Original, original
 from archrepair.networks.models import create_model, save_weights
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.result import load
+from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, finished, furnish, tree
 
 SHORT = (("finetune_epochs", 1), ("search_epochs", 1))
 CELL = Cell(dataset=DATASET, tier="smoke", block="layer4", options=SHORT)
@@ -197,7 +197,7 @@ def test_summaries(record):
     records = [Record(**record) for _ in range(3)]
     records[1].metrics = json.loads(json.dumps(record["metrics"]))
     records[1].metrics["after"]["held_out"]["accuracy"] += 3
-    table = module.summarise(records)
+    table = module.summarize(records)
     row, before = table.loc["held_out"], record["metrics"]["before"]["held_out"]["accuracy"]
     after = record["metrics"]["after"]["held_out"]["accuracy"]
     assert list(table.index) == ["held_out", "clean_held_out"] and row["n"] == 3

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.finished import DATASET, ORIGINAL, fails, finished, furnish, tree
 
 import archrepair.experiments.comparison as module
 import archrepair.experiments.runs as runs_module
@@ -15,12 +14,13 @@ from archrepair.cli.app import main
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
 from archrepair.experiments.cells import Cell, Record
-from archrepair.experiments.comparison import BlockTable, compare_blocks, compare_methods, figures, one_original
+from archrepair.experiments.comparison import BlockTable, compare_blocks, compare_methods, one_original, scores_of
 from archrepair.experiments.runs import Runs, method_cell, versions_of
 from archrepair.networks.models import save_weights
 from archrepair.repair.result import load
 from archrepair.training.evaluation import predict, robust_accuracy
 from archrepair.training.statistics import Summary, wilcoxon
+from support.finished import DATASET, ORIGINAL, fails, finished, furnish, tree
 
 CELL = Cell(dataset=DATASET, tier="smoke")
 METHODS = ["archrepair", "retrain:views=2"]
@@ -109,9 +109,9 @@ def test_the_table_says_what_the_records_say(project):
 def test_own_and_returned_networks_are_told_apart():
     record = Record(**json.loads((finished() / "outputs" / "repair" / "record.json").read_text()))
     record.metrics["candidates"]["repaired"]["after"]["held_out"]["accuracy"] = 12.5
-    assert figures(record)["held_out"] == 12.5 and figures(record, "returned")["held_out"] == record.accuracy()
+    assert scores_of(record)["held_out"] == 12.5 and scores_of(record, "returned")["held_out"] == record.accuracy()
     with pytest.raises(ArchrepairError, match="unknown network to score 'best'"):
-        figures(record, "best")
+        scores_of(record, "best")
 
 
 def test_robust_accuracy_is_that_of_the_networks_kept(project):

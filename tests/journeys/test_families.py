@@ -1,10 +1,9 @@
-"All six networks, all their blocks: relaxed, they compute what they did; discretised, they run, save, load and export."
+"All six networks, all their blocks: relaxed, they compute what they did; discretized, they run, save, load and export."
 import copy
 import itertools
 
 import pytest
 import torch
-from support.families import NETWORKS, Place, discretised, entering, network, preserved, relaxed, run, start, walk
 from torch import nn
 
 from archrepair.nas.genotype import WIDEN, Genotype
@@ -12,6 +11,7 @@ from archrepair.nas.graph import BlockGraph, extract
 from archrepair.nas.operations import CANDIDATES
 from archrepair.networks.blocks import block_names, replace_block
 from archrepair.networks.models import create_model
+from support.families import NETWORKS, Place, discretized, entering, network, preserved, relaxed, run, start, walk
 
 KS = (1, 2, 4, None)
 
@@ -115,13 +115,13 @@ def test_every_convolution_can_be_searched_as_a_block_of_its_own(name):
     assert len(kinds) > 1
 
 
-# --- discretised
+# --- discretized
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*is deprecated")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_random_architectures_of_every_block_run_save_load_and_trace(name):
     for seed, place in enumerate(walk([name])):
-        genotype, block = discretised(place, seed, KS[seed % 4], WIDEN[seed % 3])
+        genotype, block = discretized(place, seed, KS[seed % 4], WIDEN[seed % 3])
         again = Genotype.from_json(genotype.to_json()).build(place.block).eval()
         assert again.state_dict().keys() == block.state_dict().keys()
         assert not torch.equal(run(again, place.x), run(block, place.x)), place.name
@@ -143,7 +143,7 @@ def exports(network: nn.Module, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("name, widen", list(zip(NETWORKS, itertools.cycle(WIDEN))))
 def test_a_searched_block_of_every_network_exports(name, widen):
     place = list(walk([name]))[1]
-    exports(discretised(place, WIDEN.index(widen), 4, widen)[1], place.x)
+    exports(discretized(place, WIDEN.index(widen), 4, widen)[1], place.x)
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_a_searched_block_of_every_network_exports(name, widen):
 def test_every_block_exports_and_every_network_with_one_traces(name):
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for seed, place in enumerate(walk([name])):
-        block = discretised(place, seed, KS[seed % 4], WIDEN[seed % 3])[1]
+        block = discretized(place, seed, KS[seed % 4], WIDEN[seed % 3])[1]
         exports(block, place.x)
         whole = replace_block(place.model, place.name, block).requires_grad_(False).eval()
         assert torch.allclose(torch.jit.trace(whole, images[:2], check_trace=False)(images), whole(images), rtol=1e-4), place.name
@@ -179,4 +179,4 @@ def test_blocks_of_other_networks(name, size):
         graph = extract(place.block, x)
         assert (graph.level, len(graph.nodes) - 1) == expected[block], block
         preserved(place.block, x, graph, KS[position % 4])
-        discretised(place, 0, 2, "keep")
+        discretized(place, 0, 2, "keep")

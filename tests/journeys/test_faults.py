@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
 import archrepair.core.errors as errors
 import archrepair.experiments.cells as experiments
@@ -18,6 +17,7 @@ import archrepair.experiments.originals as originals
 from archrepair.networks.models import create_model, save_weights
 from archrepair.repair.finetuning import PRESETS
 from archrepair.training.fit import Recipe
+from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
 SMOKE = ("--tier", "smoke")
 

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from support import ROOT
 from support.browser import MISSING, find_browser
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from support import ROOT
 
 FOLDER = ROOT / "nbs" / "tutorials"

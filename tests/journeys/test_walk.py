@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from support.families import NETWORKS, run, walk
 from torch import nn
 
 from archrepair.nas.genotype import Genotype
@@ -11,9 +10,10 @@ from archrepair.nas.graph import extract
 from archrepair.nas.operations import CANDIDATES
 from archrepair.nas.strategies import STRATEGIES, make_strategy
 from archrepair.nas.strategy import ArchContext
-from archrepair.nas.supernet import SuperNet, discretise, guard
+from archrepair.nas.supernet import SuperNet, discretize, guard
 from archrepair.repair.search import Relaxed, _groups
 from archrepair.training.fit import Recipe, sgd
+from support.families import NETWORKS, run, walk
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 
@@ -79,7 +79,7 @@ def test_walk(network_name, strategy_name):
         choices, _ = guard(strategy.graph, [CANDIDATES[int(row.argmax())] for row in scores], scores)
         c = strategy.coefficients(1, False).detach()
         genotype = Genotype(strategy.graph, choices, tuple(float(row.max()) or 1.0 for row in c), tuple(s.k for s in supernet.slices), strategy=strategy_name)
-        block = discretise(supernet.eval(), genotype, place.block).eval()
+        block = discretize(supernet.eval(), genotype, place.block).eval()
         with torch.no_grad():
             y = block(place.x)
             again = Genotype.from_json(genotype.to_json()).build(place.block).eval()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from support import ROOT
 
 from archrepair.experiments.cells import Record
-from archrepair.experiments.comparison import figures
+from archrepair.experiments.comparison import scores_of
+from support import ROOT
 
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 RECORDS = [f"outputs/smoke/records/digits~fog~3/resnet18/{method}-localized-clean-s0.json" for method in ("archrepair", "retrain")]
@@ -67,7 +67,7 @@ def test_two_cells_and_never_again(folder):
     table = pd.read_csv(folder / "outputs/smoke/tables/sweep.csv").set_index("method")
     for record in records:
         row = table.loc[record.cell["method"]]
-        assert row["held_out"] == figures(record)["held_out"] and row["before"] == record.accuracy("held_out", "before") and row["seed"] == 0
+        assert row["held_out"] == scores_of(record)["held_out"] and row["before"] == record.accuracy("held_out", "before") and row["seed"] == 0
     summary = pd.read_csv(folder / "outputs/smoke/tables/sweep-summary.csv").set_index("method")
     assert summary["held_out mean"].to_dict() == table["held_out"].to_dict() and (summary["held_out n"] == 1).all()
     assert len({record.versions["weights"] for record in records}) == 1, "both began with the same original"

@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from support.families import network, preserved, relaxed, run, start
 from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
@@ -15,6 +14,7 @@ from archrepair.nas.graph import BlockGraph, CannotRelax, extract
 from archrepair.nas.operations import CANDIDATES, stride_between
 from archrepair.nas.reading import obstacle, read_convolutions, read_units
 from archrepair.networks.blocks import get_block
+from support.families import network, preserved, relaxed, run, start
 
 
 @pytest.fixture(autouse=True)
@@ -261,16 +261,16 @@ def test_a_genotype_with_a_strange_number_of_parts():
 
 
 def test_layers_that_do_more_than_their_kind_are_scaled_not_folded():
-    "A subclass of BatchNorm may go on to activate, one of convolution may standardise its weights: a factor inside would be lost."
+    "A subclass of BatchNorm may go on to activate, one of convolution may standardize its weights: a factor inside would be lost."
     class Active(nn.BatchNorm2d):
         def forward(self, x):
             return torch.tanh(super().forward(x))
 
-    class Standardised(nn.Conv2d):
+    class Standardized(nn.Conv2d):
         def forward(self, x):
             return F.conv2d(x, self.weight / self.weight.norm(), self.bias)
 
-    for last in (Active(4), Standardised(4, 4, 1)):
+    for last in (Active(4), Standardized(4, 4, 1)):
         block = nn.Sequential(nn.Conv2d(4, 4, 1), last).eval()
         graph = extract(block, maps(), level="unit" if isinstance(last, Active) else "auto")
         genotype = Genotype.original(graph)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from support.searches import quick, setting, started
 from torch import nn
 
 from archrepair.core.errors import ArchrepairError
@@ -14,6 +13,7 @@ from archrepair.nas.operations import CANDIDATES
 from archrepair.nas.snas import draw_softly
 from archrepair.nas.strategies import STRATEGIES, make_strategy
 from archrepair.nas.supernet import untracked
+from support.searches import quick, setting, started
 
 SEP, NONE = CANDIDATES.index("sep_conv"), 0
 
@@ -74,7 +74,7 @@ def test_second_order_equals_finite_differences():
 
 
 def test_second_order_is_the_derivative_of_the_loss_after_the_step():
-    "By brute force: move one alpha, let the optimiser take its step, and see what the validation loss does."
+    "By brute force: move one alpha, let the optimizer take its step, and see what the validation loss does."
     strategy, supernet, network, context = smooth()
     alpha = strategy.arch["alpha"]
     with untracked(supernet):
@@ -94,7 +94,7 @@ def test_second_order_is_the_derivative_of_the_loss_after_the_step():
             assert numeric == pytest.approx(float(exact[edge, candidate]), rel=1e-4, abs=1e-9)
 
 
-def test_ahead_is_where_the_optimiser_goes():
+def test_ahead_is_where_the_optimizer_goes():
     strategy, supernet, network, context = smooth()
     weights = {n: p for n, p in network.named_parameters() if p.requires_grad}
     with untracked(supernet):

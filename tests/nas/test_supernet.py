@@ -1,4 +1,4 @@
-"Graph, supernet, genotype: function preserved, connected, discretised exactly, exportable."
+"Graph, supernet, genotype: function preserved, connected, discretized exactly, exportable."
 import copy
 import functools
 import random
@@ -12,7 +12,7 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.nas.genotype import Genotype, Slice
 from archrepair.nas.graph import BlockGraph, CannotRelax, extract
 from archrepair.nas.operations import CANDIDATES
-from archrepair.nas.supernet import SuperNet, depthwise, discretise, guard, recalibrate, untracked
+from archrepair.nas.supernet import SuperNet, depthwise, discretize, guard, recalibrate, untracked
 from archrepair.networks.blocks import block_names, split
 from archrepair.networks.models import create_model
 
@@ -342,7 +342,7 @@ def hard(genotype):
 @pytest.mark.parametrize("widen", ["keep", "slice"])
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("name, block", [("resnet18", "layer2"), ("resnet50", "layer2"), ("densenet121", 4), ("vgg16", 1)])
-def test_discretised_equals_supernet_with_hard_coefficients(name, block, k, widen):
+def test_discretized_equals_supernet_with_hard_coefficients(name, block, k, widen):
     cut, x, graph = case(name, block)
     supernet, rng = relaxed(cut, graph, k, noise=0.3), random.Random(1)
     for _ in range(3):
@@ -350,10 +350,10 @@ def test_discretised_equals_supernet_with_hard_coefficients(name, block, k, wide
         genotype = Genotype(graph, choices, tuple(rng.uniform(0.4, 1.3) for _ in choices), tuple(s.k for s in supernet.slices), widen)
         for train in (False, True):
             expected = run(supernet, x, hard(genotype), train=train)
-            found = run(discretise(supernet, genotype, cut.block), x, train=train)
+            found = run(discretize(supernet, genotype, cut.block), x, train=train)
             assert torch.allclose(found, expected, atol=2e-5 * float(expected.abs().max())), (choices, train)
             if genotype.choices.count("none") < len(choices):
-                unfolded = run(discretise(supernet, genotype, cut.block, folded=False), x, train=train)
+                unfolded = run(discretize(supernet, genotype, cut.block, folded=False), x, train=train)
                 assert not torch.allclose(unfolded, expected, atol=1e-4)
 
 
@@ -362,7 +362,7 @@ def test_widened_operations_can_learn_outside_their_slice():
     supernet = relaxed(cut, graph, 4, noise=0.3)
     choices = tuple("sep_conv" if e.key == "0_4" else "original" if e.inherited is not None else "none" for e in graph.edges)
     ks = tuple(s.k for s in supernet.slices)
-    repaired = discretise(supernet, Genotype(graph, choices, (1.0,) * len(choices), ks), cut.block).requires_grad_(True).train()
+    repaired = discretize(supernet, Genotype(graph, choices, (1.0,) * len(choices), ks), cut.block).requires_grad_(True).train()
     assert repaired.added["0_4"][-1].num_features == 16
     repaired(x).square().sum().backward()
     index = next(i for i, e in enumerate(graph.edges) if e.key == "0_4")
@@ -371,7 +371,7 @@ def test_widened_operations_can_learn_outside_their_slice():
     assert bool((repaired.added["0_4"][-1].weight[outside] == 0).all())
     assert bool((repaired.added["0_4"][-1].weight.grad[outside] != 0).any())
     full = Genotype(graph, tuple("dil_conv" if e.key == "1_2" else c for e, c in zip(graph.edges, choices)), (1.0,) * len(choices), ks, "full")
-    assert "1_2" not in discretise(supernet, full, cut.block).inherited and "1_2" in repaired.inherited
+    assert "1_2" not in discretize(supernet, full, cut.block).inherited and "1_2" in repaired.inherited
 
 
 def test_genotype_round_trip_and_the_original_exactly():
@@ -392,7 +392,7 @@ def searched(name="resnet18", block="layer2", coefficient=1 / 3):
     picked = {"0_1": "original", "0_2": "max_pool", "1_2": "none", "0_3": "dil_conv", "0_4": "sep_conv"}
     choices = tuple(picked.get(e.key, "original" if e.inherited is not None else "none") for e in graph.edges)
     genotype = Genotype(graph, choices, (coefficient,) * len(choices), tuple(s.k for s in supernet.slices))
-    return cut, x, genotype, discretise(supernet, genotype, cut.block).eval()
+    return cut, x, genotype, discretize(supernet, genotype, cut.block).eval()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -19,7 +19,7 @@ DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(2, 3, 32, 32, generator=DRAW)
 
 
-def randomise(module: nn.Module, seed: int) -> nn.Module:
+def randomize(module: nn.Module, seed: int) -> nn.Module:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -206,7 +206,7 @@ def test_the_cut_is_exact(networks, name, position):
     model = networks[name]
     block = block_names(model)[position]
     cut = split(model, block)
-    other = randomise(copy.deepcopy(cut.block), position)
+    other = randomize(copy.deepcopy(cut.block), position)
     with torch.inference_mode():
         features = cut.features(X)
         kept = features.clone()
@@ -232,7 +232,7 @@ def test_splitting_leaves_the_model_alone(networks, untouched, quiet_stream, tra
         cut = split(model, "layer2")
         assert not cut.model.training and not any(p.requires_grad for p in cut.model.parameters())
         assert not {id(p) for p in cut.model.parameters()} & {id(p) for p in model.parameters()}
-        randomise(cut.block, 3)
+        randomize(cut.block, 3)
 
 
 def test_replace_block_shares_the_new_block_and_copies_the_rest(networks, untouched):
@@ -256,7 +256,7 @@ class Toy(nn.Module):
         self.stem, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
         self.block = nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
         self.register_buffer("scale", torch.tensor(1.5))
-        randomise(self, 5)
+        randomize(self, 5)
 
     def forward(self, x):
         n = x.shape[0] if self.how == "own size" else None
@@ -280,7 +280,7 @@ def test_odd_networks_are_cut_exactly_or_run_as_a_whole(how, untouched):
     with untouched(model):
         cut = split(model, "block")
         assert (cut.prefix is not None) == (how in ("plain", "dropout", "inplace block")), "cut" if cut.prefix else "not cut"
-        other = randomise(copy.deepcopy(cut.block), 6)
+        other = randomize(copy.deepcopy(cut.block), 6)
         with torch.inference_mode():
             assert torch.equal(cut.tail()(cut.features(X)), model(X))
             assert torch.equal(cut.tail(other)(cut.features(X)), replace_block(model, "block", other)(X))
@@ -308,10 +308,10 @@ def test_networks_that_are_not_ours_are_cut_as_exactly(name, position):
     "Only the modules around the block need to be recorded: what others do with shapes and conditions is their own affair."
     model = create_model(name, 5)
     if "vit" in name:
-        randomise(model.get_submodule("heads" if "torchvision" in name else "head"), 3)  # torchvision's begins at zero
+        randomize(model.get_submodule("heads" if "torchvision" in name else "head"), 3)  # torchvision's begins at zero
     block = block_names(model)[position]
     cut = split(model, block, X)
-    other = randomise(copy.deepcopy(cut.block), 1)
+    other = randomize(copy.deepcopy(cut.block), 1)
     with torch.inference_mode():
         assert cut.prefix is not None and cut.suffix is not None
         assert torch.equal(cut.tail()(cut.features(X)), model(X))
@@ -333,7 +333,7 @@ class Odd(nn.Module):
         self.recall = Recalls(self.store.memory)
         if how == "tied":
             self.other[0].weight = self.block.weight
-        randomise(self, 2)
+        randomize(self, 2)
 
     def forward(self, x, scale=None):
         torch._assert(x.shape[1] == 3, "RGB")

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.finished import FILES, command, fails
 from torch import nn
 
 import archrepair.experiments.cells as experiments
@@ -29,6 +28,7 @@ from archrepair.networks.neurons import watch, wire
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.localization import localize
 from archrepair.repair.result import load
+from support.finished import FILES, command, fails
 
 OWN = '''
 import torch
@@ -327,7 +327,7 @@ def test_statistics_that_move_too_slowly_are_gathered_anew(monkeypatch, name, tm
 # --- neurons
 
 
-def test_a_normalisation_that_activates_is_read_before_its_activation(quiet_stream):
+def test_a_normalization_that_activates_is_read_before_its_activation(quiet_stream):
     "timm's BatchNormAct2d returns what is left after its ReLU: all of it looks active."
     from timm.layers import BatchNormAct2d
 

@@ -55,7 +55,7 @@ def test_same_seed_same_weights_and_the_global_stream_is_left_alone(name):
     assert all(not torch.equal(a[k], c[k]) for k in a if a[k].ndim > 1)
 
 
-def test_fresh_statistics_and_initialisation():
+def test_fresh_statistics_and_initialization():
     model = create_model("resnet18", 10, width=0.25)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -213,7 +213,7 @@ def test_a_network_of_torchvision_is_torchvisions_own():
     theirs = get_model("shufflenet_v2_x0_5", num_classes=10)
     theirs.load_state_dict(ours.state_dict())
     run_both(ours, theirs)
-    with torch.random.fork_rng():  # its own initialisation, too
+    with torch.random.fork_rng():  # its own initialization, too
         torch.manual_seed(4)
         theirs = get_model("mobilenet_v3_small", num_classes=10).state_dict()
     ours = create_model("torchvision:mobilenet_v3_small", 10, seed=4).state_dict()

@@ -1,4 +1,4 @@
-"""Which runs a table needs, what a sheet prints, and what the whole paper does when it is interrupted."""
+"""Which runs a table needs, what a table prints, and what the whole paper does when it is interrupted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from support import ROOT
 from typer.testing import CliRunner
 
 from archrepair.cli.app import app
@@ -22,12 +21,13 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.experiments.methods import METHODS
 from archrepair.experiments.runs import Runs
 from archrepair.paper import reproduce
-from archrepair.paper.exhibits import EXHIBITS, FEW_CORRUPTIONS, PAPER_METHODS, STAND_INS, Need, Settings, everywhere, needs
+from archrepair.paper.exhibits import EXHIBITS, FEW_CORRUPTIONS, PAPER_METHODS, STAND_INS, Requirement, Settings, everywhere, requirements
 from archrepair.paper.figures import save_figure
 from archrepair.paper.index import cards, index
-from archrepair.paper.published import PRINTED, printed, published
+from archrepair.paper.published import PRINTED, display_name, published
 from archrepair.paper.reproduce import Page, estimate, parameter_names, plan, source_of, spoken, stamp, tasks
-from archrepair.paper.tables import Sheet, gather, runs_as_values
+from archrepair.paper.tables import ResultTable, collect_rows, runs_as_values
+from support import ROOT
 
 SMOKE = Settings.of(tier="smoke", methods="retrain,surgical")
 
@@ -43,33 +43,33 @@ def test_every_table_and_figure_of_the_paper_is_there():
 
 def test_printed_names_are_those_of_the_published_tables():
     table5, table7 = published(5), published(7)
-    assert [printed("method", m) for m in ("original", *PAPER_METHODS)] == list(dict.fromkeys(table5["row"]))
+    assert [display_name("method", m) for m in ("original", *PAPER_METHODS)] == list(dict.fromkeys(table5["row"]))
     assert list(PRINTED["corruption"].values()) == list(dict.fromkeys(table7["column"]))
     assert list(PRINTED["model"].values()) == list(dict.fromkeys(table5["column"]))
     assert set(PRINTED["dataset"].values()) == set(table5["part"])
     assert set(PRINTED["level"].values()) == set(published(1)["row"])
     assert set(PRINTED["method"]) - {"original"} <= set(METHODS)
-    assert printed("method", "arachne:search=de") == "Arachne (search=de)" and printed("model", "timm:x") == "timm:x".replace(":", " (") + ")"
+    assert display_name("method", "arachne:search=de") == "Arachne (search=de)" and display_name("model", "timm:x") == "timm:x".replace(":", " (") + ")"
     with pytest.raises(ArchrepairError, match="unknown kind of name"):
-        printed("colour", "red")
+        display_name("color", "red")
 
 
 def test_the_paper_tier_has_the_papers_sizes():
     full = Settings.of(tier="paper", models=",".join(PRINTED["model"]))
     assert len(full.seeds) == 5 and len(full.corruptions) == 15 and full.dataset == "cifar10"
-    assert len(needs(["table5"], full)) == 6 * 7 * 5  # networks, methods, runs
-    assert len(needs(["table7"], replace(full, models=("resnet18",)))) == 5 * 16 * 5  # methods, clean and corruptions, runs
-    assert len(needs(["table1"], replace(full, models=full.models[1:4]))) == 3 * 4 * 5
-    assert len(needs(["table9"], replace(full, models=("resnet50",)))) == 4 * 5
-    assert all(len(n.versions) == 16 for n in needs(["table8"], full))
+    assert len(requirements(["table5"], full)) == 6 * 7 * 5  # networks, methods, runs
+    assert len(requirements(["table7"], replace(full, models=("resnet18",)))) == 5 * 16 * 5  # methods, clean and corruptions, runs
+    assert len(requirements(["table1"], replace(full, models=full.models[1:4]))) == 3 * 4 * 5
+    assert len(requirements(["table9"], replace(full, models=("resnet50",)))) == 4 * 5
+    assert all(len(n.versions) == 16 for n in requirements(["table8"], full))
 
 
 def test_a_cell_is_needed_once_with_all_its_versions():
-    both = needs(["table5", "fig4"], SMOKE)
+    both = requirements(["table5", "fig4"], SMOKE)
     assert len(both) == len({n.cell for n in both}) == 2 and all(n.versions == everywhere(SMOKE) for n in both)
-    assert all(n.versions == () for n in needs(["table5"], SMOKE))
+    assert all(n.versions == () for n in requirements(["table5"], SMOKE))
     with pytest.raises(ArchrepairError, match="unknown table or figure 'table2': did you mean"):
-        needs(["table2"], SMOKE)
+        requirements(["table2"], SMOKE)
 
 
 @pytest.mark.parametrize(("changes", "message"), [({"corruption": "fgo"}, "unknown corruption 'fgo': did you mean 'fog'"), ({"protocol": "dirty"}, "unknown protocol"),
@@ -86,7 +86,7 @@ def test_settings_from_text():
     assert made.models == ("resnet18", "vgg16") and made.seeds == (3, 4) and len(made.corruptions) == 15
     assert Settings.of(tier="smoke").corruptions == FEW_CORRUPTIONS["smoke"] and Settings.of(tier="smoke").dataset == STAND_INS[0]
     assert made.stem == "resnet18+vgg16-digits~fog~3-clean" and made.version("snow") == "digits:snow:3" and made.version("clean") == "digits:fog:3"
-    assert not made.second and Settings.of(tier="lite", dataset="tiny-imagenet").second
+    assert not made.uses_second_dataset and Settings.of(tier="lite", dataset="tiny-imagenet").uses_second_dataset
 
 
 # ---- sheets -------------------------------------------------------------------------------------------------------------------
@@ -98,36 +98,36 @@ def values(**rows) -> pd.DataFrame:
 PAPER = pd.DataFrame({"ResNet-18": {"Original": 85.0, "MODE": 85.48}})
 
 
-def test_a_sheet_says_mean_spread_n_paper_and_difference():
-    sheet = Sheet.of("table5", "Accuracy", SMOKE, values(Original=[80.0, 82.0], MODE=[84.0, 86.0], Apricot=[84.0]), PAPER, commits=["b", "a", "b", ""])
-    assert list(sheet.long["mean"]) == [81.0, 85.0, 84.0] and list(sheet.long["n"]) == [2, 2, 1]
-    assert sheet.long["sd"].iloc[0] == pytest.approx(math.sqrt(2)) and math.isnan(sheet.long["sd"].iloc[2]) and math.isnan(sheet.long["paper"].iloc[2])
-    assert list(sheet.long["difference"].round(2))[:2] == [-4.0, -0.48]
-    frame = sheet.frame(("<b>", "</b>"))
+def test_a_table_says_mean_spread_n_paper_and_difference():
+    table = ResultTable.of("table5", "Accuracy", SMOKE, values(Original=[80.0, 82.0], MODE=[84.0, 86.0], Apricot=[84.0]), PAPER, commits=["b", "a", "b", ""])
+    assert list(table.long["mean"]) == [81.0, 85.0, 84.0] and list(table.long["n"]) == [2, 2, 1]
+    assert table.long["sd"].iloc[0] == pytest.approx(math.sqrt(2)) and math.isnan(table.long["sd"].iloc[2]) and math.isnan(table.long["paper"].iloc[2])
+    assert list(table.long["difference"].round(2))[:2] == [-4.0, -0.48]
+    frame = table.frame(("<b>", "</b>"))
     assert frame.loc["MODE", ("ResNet-18", "full test")] == "<b>85.00 ± 1.41</b>" and frame.loc["Apricot", ("ResNet-18", "full test")] == "84.00 (n 1)"
     assert frame.loc["Original", ("ResNet-18", "difference")] == "-4.00" and frame.loc["Apricot", ("ResNet-18", "paper")] == "–"
-    assert sheet.commits == ("a", "b") and "n = 1 to 2" in sheet.caption and "tier smoke" in sheet.caption and "commit a, b" in sheet.caption
-    assert "**85.00 ± 1.41**" in sheet.markdown() and sheet.markdown().count("\n|") == 5
+    assert table.commits == ("a", "b") and "n = 1 to 2" in table.caption and "tier smoke" in table.caption and "commit a, b" in table.caption
+    assert "**85.00 ± 1.41**" in table.markdown() and table.markdown().count("\n|") == 5
 
 
 def test_the_original_is_never_the_best_and_ties_share():
-    sheet = Sheet.of("table5", "", SMOKE, values(Original=[99.0], MODE=[84.001], Apricot=[84.004]))
-    assert [text.startswith("<b>") for text in sheet.frame(("<b>", "</b>")).iloc[:, 0]] == [False, True, True]
-    least = Sheet.of("table4", "", SMOKE, values(MODE=[3.0], Apricot=[2.0]), better="min")
+    table = ResultTable.of("table5", "", SMOKE, values(Original=[99.0], MODE=[84.001], Apricot=[84.004]))
+    assert [text.startswith("<b>") for text in table.frame(("<b>", "</b>")).iloc[:, 0]] == [False, True, True]
+    least = ResultTable.of("table4", "", SMOKE, values(MODE=[3.0], Apricot=[2.0]), better="min")
     assert [text.startswith("*") for text in least.frame(("*", "*")).iloc[:, 0]] == [False, True]
     assert not any("*" in text for text in replace(least, better="").frame(("*", "*")).iloc[:, 0])
 
 
 def test_a_missing_cell_is_a_dash():
     ragged = pd.concat([values(MODE=[1.0], Apricot=[2.0]), values(MODE=[3.0]).assign(column="VGG-16")])
-    assert Sheet.of("table5", "", SMOKE, ragged).frame().loc["Apricot", ("VGG-16", "full test")] == "–"
+    assert ResultTable.of("table5", "", SMOKE, ragged).frame().loc["Apricot", ("VGG-16", "full test")] == "–"
 
 
 def test_what_is_saved_can_be_read_back_and_bound(tmp_path):
     import matplotlib.pyplot as plt
 
-    sheet = Sheet.of("table5", "Accuracy <of> all", SMOKE, values(Original=[80.0], MODE=[84.0]), PAPER, commits=["abc"])
-    csv, markdown, card = sheet.save(tmp_path)
+    table = ResultTable.of("table5", "Accuracy <of> all", SMOKE, values(Original=[80.0], MODE=[84.0]), PAPER, commits=["abc"])
+    csv, markdown, card = table.save(tmp_path)
     read = pd.read_csv(csv)
     assert list(read.columns) == ["row", "column", "score", "mean", "sd", "n", "paper", "difference", "unit", "tier", "protocol", "commit"] and len(read) == 2
     assert card.name == "table5-resnet18-digits~fog~3-clean.json" and "ours" not in json.loads(card.read_text())["html"]
@@ -149,7 +149,7 @@ def test_what_is_saved_can_be_read_back_and_bound(tmp_path):
 def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
     runs = Runs(outputs=folder)
-    return folder, runs, gather(needs(["fig4"], SMOKE), runs)
+    return folder, runs, collect_rows(requirements(["fig4"], SMOKE), runs)
 
 
 def test_gathered_rows_are_the_records(recorded):
@@ -161,12 +161,12 @@ def test_gathered_rows_are_the_records(recorded):
         assert runs.has_network(row.cell)  # they will be asked for by the figure
     table = runs_as_values(found, "method", "model")
     assert list(dict.fromkeys(table["row"])) == ["Original", "Retraining", "Surgical"] and len(table) == 2 * 3
-    assert gather([Need(SMOKE.cell("mode"))], runs, missing="skip").empty
+    assert collect_rows([Requirement(SMOKE.cell("mode"))], runs, missing="skip").empty
 
 
 def test_tasks_are_what_is_missing(recorded):
     folder, runs, found = recorded
-    pages = [replace(p, needs=tuple(needs(["fig4"], SMOKE))) for p in plan(tier="smoke", only=["fig4"], datasets=["digits:fog:3"])]
+    pages = [replace(p, requirements=tuple(requirements(["fig4"], SMOKE))) for p in plan(tier="smoke", only=["fig4"], datasets=["digits:fog:3"])]
     todo = tasks(pages, runs)
     assert {t.cell.method for t in todo} == {"retrain", "surgical", "original"} and all(len(t.versions) == 16 for t in todo)  # evaluations alone
     for task in todo:
@@ -260,7 +260,7 @@ def test_a_page_is_printed_once_until_something_changes(house):
     reproduce.reproduce([page], jobs=1, device="cpu", force=True, log=said.append)
     assert count() == 3
     (house / "fail").touch()
-    target = reproduce.printed_page(page)[0]
+    target = reproduce.page_path(page)[0]
     kept = target.read_bytes()
     with pytest.raises(ArchrepairError, match="03_rq1.ipynb failed in cell 3: ValueError: no luck"):
         reproduce.reproduce([page], jobs=1, device="cpu", force=True, log=said.append)

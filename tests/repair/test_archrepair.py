@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.finished import REPAIR, command, furnish
-from support.states import assert_same_state, state_of
 
 import archrepair.repair.archrepair as module
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged
@@ -18,12 +16,14 @@ from archrepair.nas.graph import CannotRelax, extract
 from archrepair.networks.blocks import replace_block, split
 from archrepair.networks.models import create_model
 from archrepair.repair.archrepair import ArchRepair
-from archrepair.repair.blockdata import layer_names, prepare
+from archrepair.repair.blockdata import layer_names, prepare, prepare_layer
 from archrepair.repair.finetuning import finetune
 from archrepair.repair.localization import localize
 from archrepair.repair.result import RepairResult, changes, load
 from archrepair.repair.search import search
 from archrepair.training.fit import Recipe
+from support.finished import REPAIR, command, furnish
+from support.states import assert_same_state, state_of
 
 SETTINGS = dict(block="layer3", search_epochs=1, finetune_epochs=1)
 

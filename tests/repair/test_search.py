@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from support.searches import quick, setting, started
 
 from archrepair import search as _search  # noqa: F401  (the module must import by itself)
 from archrepair.core.errors import ArchrepairError
@@ -11,6 +10,7 @@ from archrepair.nas.genotype import Genotype
 from archrepair.nas.operations import CANDIDATES
 from archrepair.repair.blockdata import prepare
 from archrepair.repair.search import block_input, search
+from support.searches import quick, setting, started
 
 SEP, SKIP = CANDIDATES.index("sep_conv"), CANDIDATES.index("skip")
 
@@ -64,7 +64,7 @@ def test_an_architecture_step_changes_nothing_but_the_architecture():
 
 @pytest.mark.parametrize("arch_lr, wins", [(6e-4, "original"), (None, "sep_conv")])
 def test_reach(arch_lr, wins):
-    "Under a gradient that always favours one candidate, the published rate cannot leave the start and the reach rule can."
+    "Under a gradient that always favors one candidate, the published rate cannot leave the start and the reach rule can."
     strategy, *_ = started("darts", steps=150, arch_lr=arch_lr)
     for _ in range(150):
         strategy.arch["alpha"].grad = torch.zeros_like(strategy.arch["alpha"])

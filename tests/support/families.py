@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import BlockGraph, extract
 from archrepair.nas.operations import CANDIDATES
-from archrepair.nas.supernet import SuperNet, discretise, guard
+from archrepair.nas.supernet import SuperNet, discretize, guard
 from archrepair.networks.blocks import block_names, get_block
 from archrepair.networks.models import MODELS, create_model, group_units
 
@@ -130,11 +130,11 @@ def hard(genotype: Genotype) -> Tensor:
     return c
 
 
-def discretised(place: Place, seed: int, k: int | None, widen: str) -> tuple[Genotype, nn.Module]:
+def discretized(place: Place, seed: int, k: int | None, widen: str) -> tuple[Genotype, nn.Module]:
     "A random architecture of a block with audible operations; where nothing is given up, it is the supernet's equal."
     supernet = relaxed(place.block, extract(place.block, place.x), k, noise=0.3)
     genotype = random_genotype(supernet, seed, widen)
-    block = discretise(supernet.eval(), genotype, place.block)
+    block = discretize(supernet.eval(), genotype, place.block)
     if widen != "full":
         for train in (False, True) if seed % 4 == 0 else (False,):
             expected = run(supernet, place.x, hard(genotype), train=train)

@@ -177,7 +177,7 @@ def test_training_learns_is_deterministic_and_leaves_the_global_stream_alone(qui
     assert not same(other.state_dict(), results[0])
 
 
-def test_one_step_is_the_optimisers_own():
+def test_one_step_is_the_optimizers_own():
     "Nesterov momentum, clipping and decay of matrices alone: one epoch of one batch equals torch's SGD written out."
     ours, theirs, rows = small(), small(), Rows([table(n=16)])
     fit(ours, rows, Recipe(epochs=1, lr=0.1, batch_size=16, weight_decay=0.01, clip=0.1))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from archrepair.experiments.comparison import figures
+from archrepair.experiments.comparison import scores_of
 from archrepair.core.errors import write_atomic
 from archrepair.experiments.cells import Record
 
@@ -16,7 +16,7 @@ def row(path: str) -> dict:
     record = Record.read(Path(path))
     options = " ".join(f"{name}={value}" for name, value in record.cell["options"])
     return {**{key: record.cell[key] for key in KEYS[:3]}, "options": options, "seed": record.cell["seed"], "block": record.repair["block"],
-            "before": record.accuracy("held_out", "before"), **figures(record), "chosen": record.repair["chosen"], "record": path}
+            "before": record.accuracy("held_out", "before"), **scores_of(record), "chosen": record.repair["chosen"], "record": path}
 
 
 runs = pd.DataFrame([row(path) for path in snakemake.input]).sort_values([*KEYS, "seed"])

@@ -18,11 +18,10 @@ __all__ = ['PADDINGS', 'PRESETS', 'BUDGETS', 'Images', 'to_float', 'to_uint8', '
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #c7ca0138
 from .common import Baseline, Problem, require
-from ...training.rows import Features, draw_view, spread_views
 from ...core.errors import unknown
 from ...repair.finetuning import PRESETS as FINETUNING
 from ...training.fit import History, Recipe
-from ...training.rows import Rows
+from ...training.rows import Features, Rows, draw_view, spread_views
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #f606586a
 class Images:
@@ -55,12 +54,12 @@ class Images:
 
 
 def to_float(images: Tensor) -> Tensor:
-    "uint8 B×H×W×3 to float32 B×3×H×W in grey levels, 0 to 255."
+    "uint8 B×H×W×3 to float32 B×3×H×W in gray levels, 0 to 255."
     return images.permute(0, 3, 1, 2).float()
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    "float … ×3×H×W in grey levels to uint8 … ×H×W×3: clipped and rounded."
+    "float … ×3×H×W in gray levels to uint8 … ×H×W×3: clipped and rounded."
     return images.clamp(0, 255).round_().to(torch.uint8).movedim(-3, -1)
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #4caef395
@@ -70,7 +69,7 @@ PADDINGS = ("zeros", "border", "reflection")
 def warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     """V affine views of every image, read bilinearly: float B×3×H×W and B×V×2×3 to B×V×3×H×W.
 
-    A matrix (A | t) says where a pixel comes from, in pixels about the centre: source = A · target + t. `padding` is that of `grid_sample`.
+    A matrix (A | t) says where a pixel comes from, in pixels about the center: source = A · target + t. `padding` is that of `grid_sample`.
     """
     (b, v), (h, w) = matrices.shape[:2], images.shape[2:]
     x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (w, h))

@@ -24,7 +24,7 @@ from ...training.fit import Recipe
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #4a0a37c3
 def posterize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    "Keep the 4 − ⌊0.4·level⌋ highest bits of each grey level."
+    "Keep the 4 − ⌊0.4·level⌋ highest bits of each gray level."
     step = torch.exp2(8.0 - (4 - (level * 0.4).floor()))[:, None, None, None]
     return (x / step).floor() * step
 
@@ -42,7 +42,7 @@ def autocontrast(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 
 def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    "Make each channel's histogram as flat as a table of grey levels can, as Pillow does."
+    "Make each channel's histogram as flat as a table of gray levels can, as Pillow does."
     flat = x.flatten(2).flatten(0, 1).long()
     counts = torch.zeros(len(flat), 256, dtype=torch.long, device=x.device).scatter_add_(1, flat, torch.ones_like(flat))
     last = counts.gather(1, flat.amax(1, keepdim=True))
@@ -53,7 +53,7 @@ def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #4e94fd27
 def _moved(x: Tensor, a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
-    "Every image by a matrix of its own, rounded to grey levels; numbers stand for all images."
+    "Every image by a matrix of its own, rounded to gray levels; numbers stand for all images."
     columns = [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x)) for v in (a, b, tx, c, d, ty)]
     return warp(x, torch.stack(columns, 1).view(-1, 1, 2, 3))[:, 0].round_()
 
@@ -128,7 +128,7 @@ class Mixer:
                     weights / weights.sum(1, keepdim=True), u[:, -1])
 
     def chains(self, images: Tensor, plan: Plan, replacements: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """The ends of all chains: float B×3×H×W in grey levels to B×W×3×H×W.
+        """The ends of all chains: float B×3×H×W in gray levels to B×W×3×H×W.
 
         `replacements[name](positions)` gives what operation `name` puts in the place of the images at those positions of the batch.
         """

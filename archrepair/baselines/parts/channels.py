@@ -16,11 +16,11 @@ from torch import Tensor, nn
 __all__ = ['activations', 'last_layer', 'own_parameters', 'only_rows']
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #68060304
-from ...training.rows import Features
 from ...core.errors import ArchrepairError
 from ...networks.neurons import Wiring, watch
 from ...training.cost import CostMeter
 from ...training.fit import autocast
+from ...training.rows import Features
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #4d2cf5f6
 def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision: str = "fp32", batch_size: int = 250,

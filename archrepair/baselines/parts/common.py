@@ -21,15 +21,14 @@ from torch import Tensor, nn
 __all__ = ['Problem', 'Baseline', 'judge', 'require']
 
 # %% ../../../nbs/baselines/parts/common.ipynb #c72a5bb4
-from ...networks.blocks import freeze
-from ...training.rows import Features, image_features, spread_views
 from ...core.errors import ArchrepairError, first_line, write_atomic
-from ...training.evaluation import is_correct, predict, validation_loss
-from ...repair.result import RepairResult, changes
 from ...data.scenario import RepairData
+from ...networks.blocks import freeze
+from ...repair.result import RepairResult, changes
 from ...training.cost import CostMeter
+from ...training.evaluation import is_correct, predict, validation_loss
 from ...training.fit import History, Recipe, default_precision, fit
-from ...training.rows import Rows
+from ...training.rows import Features, Rows, image_features, spread_views
 
 # %% ../../../nbs/baselines/parts/common.ipynb #2610a50e
 @dataclass

@@ -21,15 +21,14 @@ __all__ = ['ADVISORIES', 'DOMAIN', 'HEAD_ON', 'FAULT', 'Box', 'Property', 'sampl
 # %% ../../../nbs/baselines/parts/domains.ipynb #53337219
 from ..birdnn import STYLES, Imitation, imitate, nearest
 from .channels import activations
-from .multipliers import Behaviour, fold, responsibility, scalable, search_multipliers
-from ...networks.blocks import freeze
-from ...training.rows import Features
+from .multipliers import Behavior, fold, responsibility, scalable, search_multipliers
 from ...core.errors import ArchrepairError, unknown
-from ...training.evaluation import predict
+from ...networks.blocks import freeze
 from ...networks.neurons import wire
 from ...training.cost import CostMeter
+from ...training.evaluation import predict
 from ...training.fit import Recipe, fit
-from ...training.rows import Rows
+from ...training.rows import Features, Rows
 
 # %% ../../../nbs/baselines/parts/domains.ipynb #957cdbd9
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class DomainRepair:
 class DomainBIRDNN:
     """BIRDNN for a property (Liang et al., 2023): repair every sub-box in which it is violated.
 
-    The box is cut into `pieces` (a power of two); each is characterised by as many samples as (`epsilon`, `delta`) ask for (`sample_size`): negative where one
+    The box is cut into `pieces` (a power of two); each is characterized by as many samples as (`epsilon`, `delta`) ask for (`sample_size`): negative where one
     violates, else positive. `style` and the settings below it are those of `birdnn.BIRDNN`; retraining ends when no sample of any
     piece violates, after `rounds` at the latest.
     """
@@ -222,7 +221,7 @@ class DomainBIRDNN:
     rounds: int = 20
     round_epochs: int = 5
     n_neurons: int = 20
-    normalise: bool = False
+    normalize: bool = False
     particles: int = 20
     iterations: int = 100
     seed: int = 0
@@ -309,13 +308,13 @@ class DomainBIRDNN:
         for some in (x[~violated] if (~violated).any() else rest[handled], x[violated]):
             states, logits = activations(original, as_features(some), wiring, meter=meter)
             sides.append(torch.cat([states.get(layer, logits) for layer in layers], 1))
-        r = responsibility(*sides, normalise=self.normalise)
+        r = responsibility(*sides, normalize=self.normalize)
         neurons = [(layer, channel) for layer in layers for channel in range(original.get_submodule(layer).weight.shape[0])]
         places = [neurons[i] for i in sorted(r.argsort(descending=True, stable=True)[:self.n_neurons].tolist())]
         classes = outputs.shape[1]
         inside = torch.isin(torch.arange(classes), torch.tensor(wanted.allowed)).expand(len(x), -1)
-        behaviour = Behaviour.of(original, places[0][0], torch.cat([x, rest]), torch.cat([inside, nn.functional.one_hot(labels, classes).bool()]),
+        behavior = Behavior.of(original, places[0][0], torch.cat([x, rest]), torch.cat([inside, nn.functional.one_hot(labels, classes).bool()]),
                                  torch.cat([violated, torch.zeros(len(rest), dtype=torch.bool)]))
-        found = search_multipliers(behaviour, layers, places, self.stream, alpha=self.alpha, particles=self.particles, iterations=self.iterations,
-                                   on_pass=lambda n: meter.add(n, share=behaviour.share))
+        found = search_multipliers(behavior, layers, places, self.stream, alpha=self.alpha, particles=self.particles, iterations=self.iterations,
+                                   on_pass=lambda n: meter.add(n, share=behavior.share))
         return fold(copy.deepcopy(original), layers, places, 1 + found.best), found.history

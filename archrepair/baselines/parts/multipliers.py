@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['scalable', 'scaled', 'fold', 'responsibility', 'matched', 'Behaviour', 'search_multipliers']
+__all__ = ['scalable', 'scaled', 'fold', 'responsibility', 'matched', 'Behavior', 'search_multipliers']
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #5df0b74a
 from .channels import last_layer
@@ -86,13 +86,13 @@ def fold(network: nn.Module, layers: dict[str, tuple[str, ...]], places: Sequenc
     return network
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #db7da78c
-def responsibility(positive: Tensor, negative: Tensor, *, normalise: bool = False) -> Tensor:
+def responsibility(positive: Tensor, negative: Tensor, *, normalize: bool = False) -> Tensor:
     """|mean over positives − mean over negatives| of every neuron, float64, from activations N×neurons and M×neurons.
 
-    `normalise` divides by the standard deviation over both (neurons that never vary have 0).
+    `normalize` divides by the standard deviation over both (neurons that never vary have 0).
     """
     difference = (positive.double().mean(0) - negative.double().mean(0)).abs()
-    if not normalise:
+    if not normalize:
         return difference
     spread = torch.cat([positive, negative]).double().std(0, correction=0)
     return torch.where(spread > 1e-12, difference / spread.clamp_min(1e-12), 0.0)
@@ -113,7 +113,7 @@ def matched(labels: Tensor, pool: Tensor, count: int, generator: torch.Generator
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #c2ec9ac9
 @dataclass
-class Behaviour:
+class Behavior:
     """Samples to score a network on: `features` enter `tail` (float N×…), `allowed` (bool N×outputs) are the answers that are good, and
     `negative` (bool N) marks what violates, or did.
 
@@ -128,7 +128,7 @@ class Behaviour:
     share: float = 1.0
 
     @classmethod
-    def of(cls, network: nn.Module, first: str, x: Tensor, allowed: Tensor, negative: Tensor, precision: str = "fp32") -> Behaviour:
+    def of(cls, network: nn.Module, first: str, x: Tensor, allowed: Tensor, negative: Tensor, precision: str = "fp32") -> Behavior:
         "From inputs `x` (one tensor): what comes before layer `first` is computed once where the network can be cut there."
         names = first.split(".")
         for n in range(len(names), 0, -1):
@@ -153,22 +153,22 @@ class Behaviour:
         return torch.cat(found, 1)
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #b1009ce1
-def search_multipliers(behaviour: Behaviour, layers: dict[str, tuple[str, ...]], places: list[tuple[str, int]],
+def search_multipliers(behavior: Behavior, layers: dict[str, tuple[str, ...]], places: list[tuple[str, int]],
                        stream: Callable[[str], torch.Generator], *, alpha: float = 0.5, particles: int = 20, iterations: int = 100,
                        speed: float = 0.1, precision: str = "fp32", on_pass: Callable[[int], object] | None = None, **more) -> Found:
     """Find multipliers 1 + r, r in [−1, 1], of the neurons `places` by a particle swarm that begins at r = 0.
 
-    It minimises (1 − alpha)·violation + alpha·(1 − accuracy), the shares of negatives not answered well and of positives answered well; the
+    It minimizes (1 − alpha)·violation + alpha·(1 − accuracy), the shares of negatives not answered well and of positives answered well; the
     fitness returned is that with a minus. `speed` bounds the first velocities. `on_pass(n)` is told of every n samples through the tail;
     `more` are arguments of `swarm.pso`.
     """
-    device = behaviour.features.device
+    device = behavior.features.device
 
     def objective(r: Tensor) -> Tensor:
-        good = behaviour.good(layers, places, 1 + r.to(device), precision=precision).double()
+        good = behavior.good(layers, places, 1 + r.to(device), precision=precision).double()
         if on_pass:
             on_pass(good.numel())
-        violation, accuracy = 1 - good[:, behaviour.negative].mean(1), good[:, ~behaviour.negative].mean(1)
+        violation, accuracy = 1 - good[:, behavior.negative].mean(1), good[:, ~behavior.negative].mean(1)
         return -((1 - alpha) * violation + alpha * (1 - accuracy))
 
     start = torch.zeros(particles, len(places))

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 __all__ = ['patchable', 'Site', 'patch', 'Downstream', 'downstream', 'tap', 'hooked', 'Tally', 'Population']
 
 # %% ../../../nbs/baselines/parts/patches.ipynb #8e04f0ea
-from ...networks.blocks import Split, Whole, freeze, split
-from ...training.rows import Features
 from ...core.errors import ArchrepairError, unknown
+from ...networks.blocks import Split, Whole, freeze, split
 from ...training.cost import work
 from ...training.fit import autocast
+from ...training.rows import Features
 
 # %% ../../../nbs/baselines/parts/patches.ipynb #f3b8b252
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STYLIZERS', 'moments', 'fourier', 'whiten_and_colour', 'haar', 'inverse_haar', 'haar_wct', 'find_stylizer', 'restyle']
+__all__ = ['STYLIZERS', 'moments', 'fourier', 'whiten_and_color', 'haar', 'inverse_haar', 'haar_wct', 'find_stylizer', 'restyle']
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #12a49abe
 from ...core.errors import ArchrepairError, unknown
@@ -32,18 +32,18 @@ def fourier(content: Tensor, style: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.polar(other.abs(), spectrum.angle()), s=content.shape[-2:])
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #4c72e4a2
-def whiten_and_colour(content: Tensor, style: Tensor, floor: float = 1e-3) -> Tensor:
+def whiten_and_color(content: Tensor, style: Tensor, floor: float = 1e-3) -> Tensor:
     """The linear map that gives values the mean and covariance of others: float64 …×C×P and …×C×Q to …×C×P.
 
     x ↦ Σs^½ Σc^−½ (x − μc) + μs. Directions in which the content varies by less than `floor` have nothing to be stretched, and stay 0.
     """
     means = content.mean(-1, keepdim=True), style.mean(-1, keepdim=True)
-    centred = content - means[0], style - means[1]
-    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centred])
+    centerd = content - means[0], style - means[1]
+    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centerd])
     values, vectors = torch.linalg.eigh(covariances)
     powers = torch.stack([torch.where(values[0] > floor, values[0].clamp_min(floor).rsqrt(), 0), values[1].clamp_min(0).sqrt()])
-    whitening, colouring = (vectors * powers[..., None, :]) @ vectors.mT
-    return colouring @ (whitening @ centred[0]) + means[1]
+    whitening, coloring = (vectors * powers[..., None, :]) @ vectors.mT
+    return coloring @ (whitening @ centerd[0]) + means[1]
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #6d659168
 def haar(x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def inverse_haar(bands: Tensor) -> Tensor:
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #7ef87a0a
 def haar_wct(content: Tensor, style: Tensor, levels: int = 2) -> Tensor:
-    """Whitening and colouring of every Haar band's colours: float B×3×H×W (grey levels) both, to B×3×H×W, not clipped.
+    """Whitening and coloring of every Haar band's colors: float B×3×H×W (gray levels) both, to B×3×H×W, not clipped.
 
     Every band of `levels` levels, and so the whole image, gets mean and covariance of the style's. Sides that 2^levels does not divide
     are continued by their edge and cut again.
@@ -79,11 +79,11 @@ def haar_wct(content: Tensor, style: Tensor, levels: int = 2) -> Tensor:
 def _restyle(content: Tensor, style: Tensor, levels: int) -> Tensor:
     "Bands of the finest level first; the average goes on to the next."
     if not levels:
-        return whiten_and_colour(content.flatten(2), style.flatten(2)).view_as(content)
+        return whiten_and_color(content.flatten(2), style.flatten(2)).view_as(content)
     content, style = haar(content), haar(style)
     average = _restyle(content[:, :, 0], style[:, :, 0], levels - 1)
     c, s = (bands[:, :, 1:].transpose(1, 2) for bands in (content, style))  # B×3 bands×3 channels
-    details = whiten_and_colour(c.flatten(3), s.flatten(3)).view(c.shape).transpose(1, 2)
+    details = whiten_and_color(c.flatten(3), s.flatten(3)).view(c.shape).transpose(1, 2)
     return inverse_haar(torch.cat([average[:, :, None], details], 2))
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #907c89bd
@@ -93,7 +93,7 @@ STYLIZERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"haar-wct": haar_wct
 def find_stylizer(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A stylizer by its name in `STYLIZERS`, or by `package.module:function`.
 
-    It is given contents and styles, float32 B×3×H×W in grey levels each, and returns B×3×H×W. Raises `ArchrepairError` for what is neither.
+    It is given contents and styles, float32 B×3×H×W in gray levels each, and returns B×3×H×W. Raises `ArchrepairError` for what is neither.
     """
     if name in STYLIZERS:
         return STYLIZERS[name]
@@ -110,7 +110,7 @@ def find_stylizer(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def restyle(content: Tensor, style: Tensor, stylizer: Callable[[Tensor, Tensor], Tensor], alpha: float = 1.0) -> Tensor:
-    "(1 − alpha) · content + alpha · stylised, clipped and rounded to grey levels: float B×3×H×W both."
+    "(1 − alpha) · content + alpha · stylized, clipped and rounded to gray levels: float B×3×H×W both."
     painted = stylizer(content, style)
     if painted.shape != content.shape:
         raise ArchrepairError(f"the stylizer made {tuple(painted.shape)} of {tuple(content.shape)}; expected images of the same shape")

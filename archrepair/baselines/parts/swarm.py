@@ -89,7 +89,7 @@ def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[
         velocity: Tensor | None = None, bounds: tuple[Tensor | float, Tensor | float] | None = None,
         min_step: Tensor | float | None = None, max_step: Tensor | float | None = None, patience: int | None = 10, tolerance: float = 0.0,
         resume: dict | None = None, keep: Callable[..., object] | None = None, what: str = "particle swarm") -> Found:
-    """Maximise `objective`, which takes positions (P×D) and returns P fitnesses, with a swarm that begins at `start` (P×D).
+    """Maximize `objective`, which takes positions (P×D) and returns P fitnesses, with a swarm that begins at `start` (P×D).
 
     v ← inertia·v + U(0, cognitive)·(own best − x) + U(0, social)·(swarm's best − x) and x ← x + v, a draw for every particle and dimension;
     the defaults are the constricted swarm (`constriction`). `velocity` is the first v (default 0). Positions are kept within
@@ -126,7 +126,7 @@ def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor,
                            bounds: tuple[Tensor | float, Tensor | float] | None = None, patience: int | None = 10, tolerance: float = 0.0,
                            resume: dict | None = None, keep: Callable[..., object] | None = None,
                            what: str = "differential evolution") -> Found:
-    """Maximise `objective` (see `pso`) by differential evolution, rand/1/bin, of the population `start` (P×D, P ≥ 4).
+    """Maximize `objective` (see `pso`) by differential evolution, rand/1/bin, of the population `start` (P×D, P ≥ 4).
 
     Each generation draws one F from `scale`; every member is challenged by a + F·(b − c) of three others, taken over in each dimension
     with probability `crossover` and in one in any case, clipped to `bounds`, and replaced where the challenger is no worse.
