@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,67 +16,54 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['LEVELS', 'SEARCH_SETTINGS', 'ArchRepair']
+__all__ = ['OWN_SETTINGS', 'SEARCH_SETTINGS', 'REPAIRABLE', 'ArchRepair', 'train_modes_kept']
 
 # %% ../../nbs/repair/03_archrepair.ipynb #397eb6fa
 from ..core.errors import ArchrepairError, unknown
 from ..data.scenario import RepairData
-from ..nas.graph import CannotRelax
-from ..nas.strategies import make_strategy
-from ..nas.strategy import SELECTIONS
+from ..nas.genotype import Genotype
+from ..nas.reading import CannotRelax
 from ..networks.blocks import get_block
 from .blockdata import BlockData, layer_names, prepare, prepare_layer
 from .finetuning import PRESETS, finetune
-from .localization import localize
+from .localization import Localization, localize
 from .result import RepairResult, changes
-from .search import search
+from .search import SearchRecipe, search
+from .verdict import judge
 from ..training.cost import CostMeter
 from ..training.fit import Recipe, precision_of
 
-# %% ../../nbs/repair/03_archrepair.ipynb #08171140
-LEVELS = ("block", "layer")
-
 # %% ../../nbs/repair/03_archrepair.ipynb #bae303f0
-SEARCH_SETTINGS = ("batch_size", "warmup", "inherited_lr", "added_lr", "weight_decay", "failure_ratio", "imitation", "max_edges", "max_span", "select",
-                   "perturb_epochs", "max_skip", "widen")
+OWN_SETTINGS = ("strategy", "strategy_options", "epochs", "level", "seed")  # fields of `SearchRecipe` that `ArchRepair` gives on its own
+SEARCH_SETTINGS = tuple(f.name for f in fields(SearchRecipe) if f.name not in OWN_SETTINGS)
+REPAIRABLE = ("block", "layer")
 
 
 @dataclass
 class ArchRepair:
-    """Block-level architecture-oriented repair (§3).
+    """Block-level architecture-oriented repair (§3)."""
 
-    `block` None localizes one, of all or of the candidates `blocks`; else it names it. `level` is `block`, or `layer` for a single
-    convolution, the most suspicious one inside the blocks or inside `block`. `strategy` is the search strategy; 0 `search_epochs` repair
-    weights alone. `preset` is the recipe of fine-tuning (`finetuning.PRESETS`), lasting `finetune_epochs`. `k` is the number of neurons
-    that vote for a block or layer. `search_options` are further settings of `search.search` or of the strategy, a mapping or pairs, as in
-    `{"select": "perturb", "max_skip": 2}` or, with `strategy="darts"`, `{"order": 2}`.
-    `views` and `failure_views` are the numbers of augmented views of each training image and failure. `precision` is `fp32`, `bf16`, `auto` or the torch dtype.
-    """
-
-    strategy: str = "pc-darts"
-    block: str | None = None
-    blocks: Sequence[str] | None = None
-    level: str = "block"
-    preset: str | Recipe = "default"
-    search_epochs: int = 4
+    strategy: str = "pc-darts"  # of the search: see `archrepair list strategies`
+    block: str | None = None  # None: localize one
+    blocks: Sequence[str] | None = None  # the candidates for localization; None: all
+    level: str = "block"  # or `layer`: a single convolution, the most suspicious one inside the blocks or inside `block`
+    preset: str | Recipe = "default"  # of fine-tuning: see `finetuning.PRESETS`
+    search_epochs: int = 4  # 0 repairs weights alone
     finetune_epochs: int = 6
-    k: int = 50
-    views: int = 1
-    failure_views: int = 1
-    precision: str | torch.dtype = "auto"
-    search_options: Mapping[str, object] | Sequence[tuple[str, object]] = ()
+    k: int = 50  # neurons that vote for a block or layer
+    views: int = 1  # augmented views of each training image
+    failure_views: int = 1  # augmented views of each failure
+    precision: str | torch.dtype = "auto"  # or `fp32`, `bf16`, a torch dtype
+    search_options: Mapping[str, object] | Sequence[tuple[str, object]] = ()  # further fields of `SearchRecipe` or settings of the strategy
     seed: int = 0
     name: str = "archrepair"
 
     def __post_init__(self):
-        own, of_strategy = self._search_settings()
-        make_strategy(self.strategy, **of_strategy)  # better to know what is wrong now
-        if own.get("select", SELECTIONS[0]) not in SELECTIONS:
-            raise unknown("selection", str(own["select"]), SELECTIONS)
+        self._search_recipe()  # better to know what is wrong now
         if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
-        if self.level not in LEVELS:
-            raise unknown("level", self.level, LEVELS)
+        if self.level not in REPAIRABLE:
+            raise unknown("level", self.level, REPAIRABLE)
         if self.block is not None and self.blocks is not None:
             raise ArchrepairError(f"block {self.block} and the candidates {', '.join(self.blocks)} are given; expected one of the two")
         for names, least in ((("search_epochs", "finetune_epochs"), 0), (("k", "views", "failure_views"), 1)):
@@ -85,100 +71,135 @@ class ArchRepair:
                 if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                     raise ArchrepairError(f"{name} is {getattr(self, name)!r}; expected a whole number from {least}")
 
+    def _search_recipe(self) -> SearchRecipe:
+        "How to search: `search_options` are settings of the search itself or, all others, of the strategy."
+        options = {str(name): value for name, value in dict(self.search_options).items()}
+        own: dict[str, Any] = {name: options.pop(name) for name in SEARCH_SETTINGS if name in options}
+        return SearchRecipe(strategy=self.strategy, strategy_options=options, epochs=self.search_epochs, seed=self.seed, **own)
+
     def repair(self, model: nn.Module, data: RepairData, *, checkpoints: str | Path | None = None) -> RepairResult:
         """Repair `model` (untouched, its device is used) on `data`.
 
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         Raises `NoFailures`, and `ArchrepairError` for what a user can mend.
         """
-        data, device = RepairData.check(data), next(model.parameters()).device
-        precision = precision_of(model, self.precision)
-        modes, meter, control_cost = {m: m.training for m in model.modules()}, CostMeter(), CostMeter()
-        at = (lambda name: Path(checkpoints) / f"{name}.pt") if checkpoints else (lambda name: None)
-        located, block = None, self.block
-        candidates = [block] if block is not None else None if self.blocks is None else list(self.blocks)
-        if self.level == "layer":
-            candidates = layer_names(model, data.transform(data.train.batch(torch.arange(1)).to(device)), candidates)
-        if block is None or candidates != [block]:
-            with meter.running():
-                located = localize(model, data, candidates, k=self.k, precision=precision, meter=meter)
-            block = located.block
-        get_block(model, block)
-        with meter.running():
-            make = prepare_layer if self.level == "layer" else prepare
-            prepared = make(model, block, data, precision=precision, views=self.views, failure_views=self.failure_views, meter=meter)
+        with train_modes_kept(model):
+            run = _Run(self, model, RepairData.check(data), Path(checkpoints) if checkpoints else None)
+            run.locate()
+            run.prepare()
+            if self.search_epochs:
+                run.search()
+            run.tune()
+            if run.genotype is not None:
+                run.control()
+            return run.finish()
 
-        own, of_strategy = self._search_settings()
-        history, notes, genotype, start, origin = {}, [], None, None, None
-        spent = meter.forwards + meter.backwards
-        if self.search_epochs:
-            try:
-                with meter.running():
-                    found = search(model, block, data, strategy=self.strategy, epochs=self.search_epochs, seed=self.seed, prepared=prepared,
-                                   precision=precision, meter=meter, checkpoint=at("search"), strategy_options=of_strategy, **own)
-                genotype, start, notes = found.genotype, found.block, list(found.warnings)
-                origin = genotype.build(copy.deepcopy(get_block(model, block)), neutral=True)
-                history["search"] = found.history
-            except CannotRelax as error:
-                notes = [f"weights only: {error}"]
-        recipe: dict[str, Any] = dict(precision=precision, epochs=self.finetune_epochs, seed=self.seed)
-        tuned = finetune(model, data, where=block, preset=self.preset, start=start, origin=origin, prepared=prepared,
-                         checkpoint=at("finetune"), **recipe)
-        history["finetune"] = tuned.history.epochs
-        networks = {"original": model, "repaired": tuned.model}
-        losses = {"original": tuned.val_before, "repaired": tuned.val}
 
-        if genotype is not None:  # the control: as many image passes on the raw block, without a search
-            ratio = (meter.forwards + meter.backwards - spent) / max(1.0, self._epoch_passes(prepared, preset=self.preset))
-            recipe["epochs"] = max(self.finetune_epochs, round(ratio))
-            with self._counted_apart(prepared, control_cost):
-                control = finetune(model, data, where=block, preset=self.preset, prepared=prepared, checkpoint=at("control"), **recipe)
-            history["control"] = control.history.epochs
-            networks["control"], losses["control"] = control.model, control.val
-        if len(data.val_failures) < 10:
-            notes = [*notes, f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images"]
-        chosen, verdict = _judge(losses)
+class _Run:
+    "One repair, step by step; what a step finds out stays here for the next."
+
+    def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, checkpoints: Path | None):
+        self.method, self.model, self.data, self.checkpoints = method, model, data, checkpoints
+        self.precision = precision_of(model, method.precision)
+        self.meter, self.control_meter = CostMeter(), CostMeter()
+        self.block = method.block
+        self.prepared: BlockData  # from `prepare` on
+        self.localization: Localization | None = None
+        self.genotype: Genotype | None = None
+        self.start: nn.Module | None = None  # the searched block, and the same with the original's function
+        self.origin: nn.Module | None = None
+        self.history: dict[str, list[dict]] = {}
+        self.networks: dict[str, nn.Module] = {"original": model}
+        self.losses: dict[str, float] = {}
+        self.points: dict[str, float] = {}
+        self.control_epochs = method.finetune_epochs
+        self.notes: list[str] = []
+
+    def _checkpoint(self, name: str) -> Path | None:
+        return self.checkpoints / f"{name}.pt" if self.checkpoints else None
+
+    def locate(self) -> None:
+        "Which block (or layer) is to blame, where nobody has said."
+        method = self.method
+        candidates = [method.block] if method.block is not None else None if method.blocks is None else list(method.blocks)
+        if method.level == "layer":
+            device = next(self.model.parameters()).device
+            candidates = layer_names(self.model, self.data.transform(self.data.train.batch(torch.arange(1)).to(device)), candidates)
+        if method.block is None or candidates != [method.block]:
+            with self.meter.running():
+                self.localization = localize(self.model, self.data, candidates, k=method.k, precision=self.precision, meter=self.meter)
+            self.block = self.localization.block
+
+    def prepare(self) -> None:
+        "The features that enter the block, once for all that follows."
+        make = prepare_layer if self.method.level == "layer" else prepare
+        with self.meter.running():
+            self.prepared = make(self.model, self.block, self.data, precision=self.precision, views=self.method.views,
+                                 failure_views=self.method.failure_views, meter=self.meter)
+        self.spent_before = self.meter.forwards + self.meter.backwards
+
+    def search(self) -> None:
+        "Search the block. One that is no graph of convolutions is repaired by its weights alone, and the result says so."
+        try:
+            with self.meter.running():
+                result = search(self.prepared, recipe=self.method._search_recipe(), checkpoint=self._checkpoint("search"))
+        except CannotRelax as error:
+            self.notes.append(f"weights only: {error}")
+            return
+        self.genotype, self.start = result.genotype, result.block
+        self.origin = result.genotype.build(copy.deepcopy(get_block(self.model, str(self.block))), neutral=True)
+        self.history["search"] = result.history
+        self.notes += result.warnings
+
+    def _finetune(self, name: str, epochs: int, **start: nn.Module | None) -> None:
+        "Fine-tune the block from `start`, and enter the outcome under `name`."
+        checkpoint = self._checkpoint("finetune" if name == "repaired" else name)
+        tuned = finetune(self.prepared, preset=self.method.preset, epochs=epochs, seed=self.method.seed, checkpoint=checkpoint, **start)
+        self.history["finetune" if name == "repaired" else name] = tuned.history.epochs
+        self.networks[name], self.losses[name], self.points[name] = tuned.model, tuned.val, tuned.point
+        self.losses.setdefault("original", tuned.val_before)
+
+    def tune(self) -> None:
+        "Fine-tune what the search has left, or the block as it was."
+        self._finetune("repaired", self.method.finetune_epochs, start=self.start, origin=self.origin)
+
+    def control(self) -> None:
+        "What would as many image passes have given without a search? The raw block, fine-tuned for as long; counted apart."
+        spent = self.meter.forwards + self.meter.backwards - self.spent_before
+        self.control_epochs = max(self.method.finetune_epochs, round(spent / max(1.0, self._passes_per_epoch())))
+        own, self.prepared.meter = self.prepared.meter, self.control_meter
+        try:
+            self._finetune("control", self.control_epochs)
+        finally:
+            self.prepared.meter = own
+
+    def _passes_per_epoch(self) -> float:
+        "Image passes, forward and backward, of one epoch of plain fine-tuning with its validation."
+        recipe = self.method.preset if isinstance(self.method.preset, Recipe) else PRESETS[self.method.preset]
+        order = self.prepared.rows().order(1, recipe.batch_size, recipe.failure_ratio, self.method.seed)
+        validation = len(self.prepared.parts["val"]) + len(self.prepared.parts["val_failures"])
+        return self.prepared.share * (2 * sum(map(len, order)) + validation)
+
+    def finish(self) -> RepairResult:
+        "Judge the candidates on validation images, and return the one to deploy with all that is known of it."
+        if len(self.data.val_failures) < 10:
+            self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
+        verdict = judge({name: self.losses[name] for name in ("original", "repaired", "control") if name in self.losses},
+                        unchanged=self.genotype is not None and self.genotype.is_original)
+        winner = copy.deepcopy(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
+        config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision,
+                  "control_epochs": self.control_epochs, "points": self.points}
+        return RepairResult(winner.eval(), self.method.name, self.block, self.genotype, verdict.chosen, str(verdict), verdict.losses,
+                            changes(self.model.state_dict(), winner.state_dict()), self.history, self.meter, self.control_meter, config,
+                            self.localization, self.networks, warnings=self.notes)
+
+
+@contextmanager
+def train_modes_kept(model: nn.Module) -> Iterator[None]:
+    "Within, modules may be switched between train and eval mode; afterwards each is in the mode it was in."
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
         for module, training in modes.items():
             module.training = training
-        winner = copy.deepcopy(model) if chosen == "original" else networks[chosen]
-        config = {**asdict(self), "block": block, "localized": located is not None, "precision": precision, "control_epochs": recipe["epochs"],
-                  "points": {"repaired": tuned.point, **({"control": control.point} if genotype is not None else {})}}
-        return RepairResult(winner.eval(), self.name, block, genotype, chosen, verdict, losses, changes(model.state_dict(), winner.state_dict()),
-                            history, meter, control_cost, config, located, networks, warnings=notes)
-
-    def _search_settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        "`search_options` of the search itself, and those of the strategy."
-        options = {str(name): value for name, value in dict(self.search_options).items()}
-        own = {name: options.pop(name) for name in SEARCH_SETTINGS if name in options}
-        return own, options
-
-    def _epoch_passes(self, prepared: BlockData, preset: str | Recipe) -> float:
-        "Image passes, forward and backward, of one epoch of plain fine-tuning with its validation."
-        recipe = preset if isinstance(preset, Recipe) else PRESETS[preset]
-        rows = prepared.rows()
-        trained = sum(map(len, rows.order(1, recipe.batch_size, recipe.failure_ratio, self.seed)))
-        return prepared.share * (2 * trained + len(prepared.parts["val"]) + len(prepared.parts["val_failures"]))
-
-    @contextmanager
-    def _counted_apart(self, prepared: BlockData, meter: CostMeter) -> Iterator[None]:
-        "Count what happens inside on `meter`: the control is not part of the method's own cost."
-        own, prepared.meter = prepared.meter, meter
-        try:
-            yield
-        finally:
-            prepared.meter = own
-
-
-def _judge(losses: dict[str, float]) -> tuple[str, str]:
-    "Which candidate to deploy, and why, from their validation losses; the method's own wins ties, and the original those with the control."
-    order = ["repaired", "original", "control"]
-    finite = {name: losses[name] for name in order if name in losses and math.isfinite(losses[name])}
-    if not finite:
-        return "original", "not accepted: the validation loss of no candidate is a number; the original is returned unchanged"
-    chosen = min(finite, key=finite.__getitem__)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in finite.items())
-    alone = "than the original and than the control" if "control" in losses else "than the original, with its weights alone repaired"
-    why = {"repaired": f"accepted: the repaired block is no worse on validation {alone}",
-           "control": "not accepted: plain fine-tuning of the same block with the same budget validates better, and is returned",
-           "original": "not accepted: no candidate validates better than the original, which is returned unchanged"}[chosen]
-    return chosen, f"{why} (loss: {shown})"

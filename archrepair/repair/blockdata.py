@@ -14,36 +14,63 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['BlockData', 'prepare', 'layer_names', 'prepare_layer']
+__all__ = ['same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer_names', 'prepare_layer']
 
 # %% ../../nbs/repair/01_blockdata.ipynb #b38af180
 from ..core.errors import ArchrepairError
 from ..data.datasets import holdout
 from ..data.scenario import RepairData
+from ..nas.supernet import recalibrate
 from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split
 from ..networks.neurons import wire
 from ..training.cost import CostMeter, work
 from ..training.evaluation import is_correct, predict, validation_loss
-from ..training.fit import precision_of
+from ..training.fit import autocast, precision_of
 from ..training.rows import Features, Rows, cache_features, image_features, spread_views
+
+# %% ../../nbs/repair/01_blockdata.ipynb #4381e1ae
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    "Do two networks hold the same parameters and buffers, by name and value?"
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[name].shape == b[name].shape and torch.equal(a[name], b[name].to(a[name].device)) for name in a)
+
+
+def same_images(one: RepairData, other: RepairData) -> bool:
+    "Have two repair sets the same number of images with the same labels in each of their parts?"
+    parts = ("failures", "train", "val", "val_failures")
+    return all(torch.equal(getattr(one, part).labels, getattr(other, part).labels) for part in parts)
+
 
 # %% ../../nbs/repair/01_blockdata.ipynb #eadcad85
 @dataclass
 class BlockData:
-    """The four parts of a `RepairData` as inputs of `cut.tail()`, with the original's logits.
+    """One block of one network with its repair set: the parcel that `search` and `finetune` work on.
 
-    `share` is the part of the network's work that lies in the tail. `block` None means the whole network: features are images.
+    `model` is the network that came in and `original` a frozen copy of it; `data` is the repair set and `parts` its four parts as inputs of
+    `cut.tail()`, with the original's `logits`. `cut` None means the whole network: features are images. `share` is the part of the network's
+    work that lies in the tail; `precision` is `fp32` or `bf16`; `meter` counts the cost of whatever is done with the parcel.
     """
 
+    model: nn.Module
+    data: RepairData
     cut: Split | None
     parts: dict[str, Features]
     logits: dict[str, Tensor]
-    failure_rate: float
     share: float
     precision: str
     meter: CostMeter
     original: nn.Module
     failure_views: int = 1
+
+    @property
+    def block(self) -> str | None:
+        "The name of the block, or None where the whole network was prepared."
+        return self.cut.name if self.cut else None
+
+    @property
+    def device(self) -> torch.device:
+        "Where the network is."
+        return next(self.original.parameters()).device
 
     def rows(self, half: int | None = None, *, seed: int = 0) -> Rows:
         """Training rows, failures last: all of them, or one of two halves (0 for weights, 1 for architecture).
@@ -73,8 +100,8 @@ class BlockData:
 
     def validate(self, tail: nn.Module) -> float:
         "Expected deployment loss of `tail` on the validation parts (`evaluation.validation_loss`)."
-        return validation_loss(tail, (self.parts["val"], self.parts["val_failures"]), self.failure_rate, precision=self.precision,
-                               meter=self.meter, share=self.share)
+        return validation_loss(tail, (self.parts["val"], self.parts["val_failures"]), self.data.failure_rate,
+                               precision=self.precision, meter=self.meter, share=self.share)
 
     def tail(self, block: nn.Module | None = None) -> nn.Module:
         "A trainable copy of the network from the block on (of all of it, for the whole network); only `.block` requires gradients."
@@ -86,7 +113,40 @@ class BlockData:
         block.requires_grad_(True)
         return tail
 
+    def recalibrate(self, block: nn.Module, batch_size: int, seed: int = 0) -> nn.Module:
+        "Gather the BatchNorm statistics of `block` anew in one pass over the repair set, in place; returns it, ready to be trained."
+        rows = self.rows()
+        run = block if self.split.prefix is not None else self.tail(block)
+        with autocast(self.device, self.precision):
+            recalibrate(block, (rows.inputs(positions)[0] for positions in rows.order(0, batch_size, None, seed)), run)
+        return block.requires_grad_(True)
 
+    def entering(self, rows: int = 8) -> Tensor:
+        "What enters the block for the first training images, in a network that was cut or not."
+        x = self.parts["train"].batch(torch.arange(min(rows, len(self.parts["train"]))))
+        if self.split.prefix is not None:
+            return x
+        inputs: list[Tensor] = []
+        hook = self.split.block.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+        try:
+            with torch.no_grad():
+                self.split.model(x)
+        finally:
+            hook.remove()
+        return inputs[0]
+
+    def check(self, model: nn.Module | None = None, block: str | None = None, data: RepairData | None = None) -> None:
+        """Is this the parcel of that network, block and repair set (None: whichever)? Raises `ArchrepairError` where it is another's."""
+        if block is not None and block != self.block:
+            raise ArchrepairError(f"the prepared features are those of {self.block or 'the whole network'}; expected those of {block}: prepare "
+                                  "that block, or leave `prepared` out")
+        if model is not None and not same_state(model, self.original):
+            raise ArchrepairError("the features were prepared with another network, or this one has changed since; prepare them again")
+        if data is not None and data is not self.data and not same_images(data, self.data):
+            raise ArchrepairError("the features were prepared from another repair set; prepare them again, or leave `data` out")
+
+
+# %% ../../nbs/repair/01_blockdata.ipynb #eadcad86
 def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str | torch.dtype = "fp32", views: int = 1, failure_views: int = 1,
             meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
     """Compute what enters `block` for every image of `data`, and the original's logits; `block` None prepares the whole network.
@@ -116,7 +176,22 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
         else:
             parts[name] = image_features(images, data.transform, device, n_views)
         logits[name] = predict(tail, parts[name], precision=precision, meter=meter, share=share)
-    return BlockData(cut, parts, logits, data.failure_rate, share, precision, meter, original, failure_views)
+    return BlockData(model, data, cut, parts, logits, share, precision, meter, original, failure_views)
+
+# %% ../../nbs/repair/01_blockdata.ipynb #cad978da
+def parcel(model: nn.Module | BlockData, block: str | None, data: RepairData | None, prepared: BlockData | None = None, **options) -> BlockData:
+    """The parcel a verb works on: `prepared`, or one given in the place of the model, checked against the rest; else a new one.
+
+    `options` are those of `prepare`. Raises `ArchrepairError` where a given parcel does not fit.
+    """
+    if isinstance(model, BlockData):
+        model.check(None, block, data)
+        return model
+    if prepared is not None:
+        prepared.check(model, block, data)
+        return prepared
+    return prepare(model, block, RepairData.check(data), **options)
+
 
 # %% ../../nbs/repair/01_blockdata.ipynb #51b91e7e
 def layer_names(model: nn.Module, example: Tensor, blocks: Sequence[str] | None = None) -> list[str]:

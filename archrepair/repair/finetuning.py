@@ -20,7 +20,7 @@ __all__ = ['PRESETS', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 from ..core.errors import ArchrepairError, unknown
 from ..data.scenario import RepairData
 from ..networks.blocks import block_names, get_block, replace_block
-from .blockdata import BlockData, prepare
+from .blockdata import BlockData, parcel
 from ..training.cost import CostMeter
 from ..training.fit import History, Recipe, fit
 
@@ -41,26 +41,66 @@ def _enclosing(model: nn.Module, layer: str) -> str | None:
     return next((name for name in names if layer == name or layer.startswith(name + ".")), None)
 
 
-def _trainable(tail: nn.Module, block: str | None, layer: str, channel: str, level: str):
+@dataclass(frozen=True)
+class _Place:
+    "What is trained: a `level`, its name `where` (None: everything), and the `block` around it (None: the features are images)."
+
+    level: str
+    where: str | None
+    block: str | None
+
+    @classmethod
+    def of(cls, model: nn.Module | BlockData, level: str, where: str | None) -> _Place:
+        "Raises `ArchrepairError` for an unknown level or place, and where a name is missing."
+        if level not in LEVELS:
+            raise unknown("level", level, LEVELS)
+        if level == "network":
+            return cls(level, where, None)
+        if where is None and level == "block" and isinstance(model, BlockData):
+            where = model.block
+        if not where or not where.partition(":")[0]:
+            raise ArchrepairError(f"level {level} needs `where`: the name of a {level}" + (" as layer:channel" if level == "neuron" else ""))
+        if level == "block":
+            return cls(level, where, where)
+        layer = where.partition(":")[0] if level == "neuron" else where
+        return cls(level, where, _enclosing(model.model if isinstance(model, BlockData) else model, layer))
+
+    @property
+    def layer(self) -> str:
+        "The name of the layer that holds what is trained."
+        return (self.where or "").partition(":")[0] if self.level == "neuron" else self.where or ""
+
+    @property
+    def channel(self) -> str:
+        "Which output of the layer, for a neuron."
+        return (self.where or "").partition(":")[2]
+
+
+def _trainable(tail: nn.Module, place: _Place) -> tuple[list[nn.Module], Callable[[], None] | None]:
     "The modules to train, everything else frozen, and for a single neuron what restores the others after each step."
-    part: nn.Module = tail.get_submodule("block") if block else tail
-    if level in ("block", "network"):
+    part: nn.Module = tail.get_submodule("block") if place.block else tail
+    if place.level in ("block", "network"):
         return [part], None
-    module = part.get_submodule(layer[len(block) + 1:]) if block and layer != block else part.get_submodule(layer) if not block else part
+    if place.block is None:
+        module = part.get_submodule(place.layer)
+    elif place.block == place.layer:
+        module = part
+    else:
+        module = part.get_submodule(place.layer[len(place.block) + 1:])
     tail.requires_grad_(False)
     module.requires_grad_(True)
-    if level == "layer":
+    if place.level == "layer":
         return [module], None
-    weight = getattr(module, "weight", None)
+    weight, channel = getattr(module, "weight", None), place.channel
     if weight is None or weight.ndim < 2 or not channel.isdecimal() or int(channel) >= len(weight):  # BatchNorm is no layer of neurons
-        raise ArchrepairError(f"no neuron {layer}:{channel}; expected layer:channel, a convolution or linear layer and one of its outputs")
-    kept = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+        raise ArchrepairError(f"no neuron {place.where}; expected layer:channel, a convolution or linear layer and one of its outputs")
+    original = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
 
     def restore() -> None:  # weight decay and momentum move rows whose gradient is masked, so rows are put back after the step
         with torch.no_grad():
             for name, p in module.named_parameters(recurse=False):
                 row = p[int(channel)].clone()
-                p.copy_(kept[name])
+                p.copy_(original[name])
                 p[int(channel)] = row
 
     return [module], restore
@@ -99,57 +139,55 @@ class Finetuned:
     val_before: float
     cost: CostMeter
 
-
+# %% ../../nbs/02_finetuning.ipynb #d7088f68
 LEVELS = ("neuron", "layer", "block", "network")
 
 
-def finetune(model: nn.Module, data: RepairData, *, level: str = "block", where: str | None = None, preset: str | Recipe = "default",
-             line: Sequence[float] | None = None, start: nn.Module | None = None, origin: nn.Module | None = None,
-             prepared: BlockData | None = None, meter: CostMeter | None = None, checkpoint: str | Path | None = None,
-             views: int = 1, failure_views: int = 1, precision: str = "fp32", groups: Callable[[nn.Module], list[dict]] | None = None,
-             **changes) -> Finetuned:
+def finetune(model: nn.Module | BlockData, data: RepairData | None = None, *, level: str = "block", where: str | None = None,
+             preset: str | Recipe = "default", line: Sequence[float] | None = None, start: nn.Module | None = None,
+             origin: nn.Module | None = None, prepared: BlockData | None = None, meter: CostMeter | None = None,
+             checkpoint: str | Path | None = None, views: int = 1, failure_views: int = 1, precision: str | torch.dtype = "fp32",
+             groups: Callable[[nn.Module], list[dict]] | None = None, **changes) -> Finetuned:
     """Fine-tune one neuron (`layer:channel`), layer, block, or the whole network on D_repair (§2.2).
 
     `preset` is `default`, `paper` or a `Recipe`; `changes` override single fields of it (as in `epochs=3`). `line`: points between
     original and trained weights to choose from by validation ((1,): none; default: `LINE`, and none for the paper's preset). `start`
     is a block to begin from in place of the original one, and `origin` the same block with the original's function, at point 0 of
-    the line. `prepared` reuses cached features of the enclosing block; otherwise `views` and `failure_views` are those of
-    `blockdata.prepare`. `groups` makes the optimizer's parameter groups from the network that is trained (default: all of it at one rate).
-    Raises `ArchrepairError` for unknown levels and places.
+    the line. In the place of `model` a parcel may be given (`finetune(prepared)`, its block unless `where` says more); `prepared` is the
+    same by name. Otherwise features are computed in `precision`, `views` and `failure_views` of them (`blockdata.prepare`). `groups` makes
+    the optimizer's parameter groups from the network that is trained (default: all of it at one rate).
+    Raises `ArchrepairError` for unknown levels and places, and for a parcel of another network, block or repair set.
     """
-    if level not in LEVELS:
-        raise unknown("level", level, LEVELS)
-    recipe = replace(_preset(preset), precision=precision, **changes)
+    place = _Place.of(model, level, where)
+    recipe = _preset(preset)
+    meter = meter if meter is not None else CostMeter()
+    with meter.running():
+        prepared = parcel(model, place.block, data, prepared, precision=precision, views=views, failure_views=failure_views, meter=meter)
+    if prepared.block != place.block:
+        raise ArchrepairError(f"the prepared features are those of {prepared.block or 'the whole network'}; expected those of "
+                              f"{place.block or 'the whole network'}")
+    recipe = replace(recipe, precision=prepared.precision, **changes)
     line = line if line is not None else ((1.0,) if preset == "paper" else LINE)
-    layer, _, channel = (where or "").partition(":") if level == "neuron" else (where or "", "", "")
-    if level != "network" and not layer:
-        raise ArchrepairError(f"level {level} needs `where`: the name of a {level}" + (" as layer:channel" if level == "neuron" else ""))
-    block = None if level == "network" else layer if level == "block" else _enclosing(model, layer)
-    if prepared is None:
-        meter = meter if meter is not None else CostMeter()
-        with meter.running():
-            prepared = prepare(model, block, data, precision=recipe.precision, views=views, failure_views=failure_views, meter=meter)
-    elif block != (prepared.cut.name if prepared.cut else None):
-        raise ArchrepairError(f"the prepared features are those of {prepared.cut.name if prepared.cut else 'the whole network'}; expected "
-                              f"those of {block or 'the whole network'}")
     tail = prepared.tail(copy.deepcopy(start) if start is not None else None)
-    trainable, after_step = _trainable(tail, block, layer, channel, level)
-
-    before = copy.deepcopy(tail.state_dict())
-    if origin is not None:
-        before = prepared.tail(copy.deepcopy(origin)).state_dict()
+    trainable, after_step = _trainable(tail, place)
+    before = copy.deepcopy(tail.state_dict()) if origin is None else prepared.tail(copy.deepcopy(origin)).state_dict()
     validate = lambda: prepared.validate(tail)
     with prepared.meter.running():
         val_before = prepared.validate(prepared.tail())
         history = fit(tail, prepared.rows(), recipe, trainable=trainable, groups=groups(tail) if groups else None, validate=validate,
                       after_step=after_step, checkpoint=checkpoint, meter=prepared.meter, share=prepared.share,
-                      what=f"fine-tuning {where or 'the network'}")
+                      what=f"fine-tuning {place.where or 'the network'}")
         point, val = _along_the_line(tail, before, line, validate)
-    repaired = replace_block(model, block, tail.get_submodule("block")) if block else tail
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name, p in repaired.named_parameters():  # what could be trained before can be trained again
-        p.requires_grad_(trained.get(name, True)).grad = None
-    return Finetuned(repaired.eval(), level, where, history, point, val, val_before, prepared.meter)
+    return Finetuned(_put_back(prepared, tail), level, place.where, history, point, val, val_before, prepared.meter)
+
+
+def _put_back(prepared: BlockData, tail: nn.Module) -> nn.Module:
+    "The whole network with what was trained; what could be trained before can be trained again."
+    network = replace_block(prepared.model, prepared.block, tail.get_submodule("block")) if prepared.block else tail
+    trainable = {name: p.requires_grad for name, p in prepared.model.named_parameters()}
+    for name, p in network.named_parameters():
+        p.requires_grad_(trainable.get(name, True)).grad = None
+    return network.eval()
 
 
 def _preset(preset: str | Recipe) -> Recipe:

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Relaxed', 'SearchResult', 'block_input', 'search']
+__all__ = ['Batch', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'search']
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
 from ..core.errors import ArchrepairError, unknown
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
 from ..nas.genotype import Genotype, RepairedBlock
-from ..nas.graph import BlockGraph, extract
+from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
 from ..nas.strategies import make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
-from ..nas.supernet import SuperNet, discretize, guard, recalibrate
-from .blockdata import BlockData, prepare
+from ..nas.supernet import SuperNet, discretize, guard
+from .blockdata import BlockData, parcel
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
 from ..training.rows import Rows
@@ -50,85 +50,102 @@ class Relaxed(nn.Module):
         return self.supernet(x, c)
 
 # %% ../../nbs/01_search.ipynb #7196b063
-class _Context(ArchContext):
-    "The context of a step, with batches drawn from both halves by epoch and step alone."
-
-    recipe: Recipe
-    steps_an_epoch: int
-    warm: int
-
-    def at(self, epoch: int, step: int) -> None:
-        self.epoch, self.position = epoch, step
-        self.total = (epoch - 1) * self.steps_an_epoch + step
-        self.step = self.total - self.warm
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs, labels, the original's logits, which rows are held to them
 
 
-def _context(network: nn.Module, supernet: SuperNet, recipe: Recipe, weights_half: Rows, arch_half: Rows, steps: int, warm: int,
-             optimizer: torch.optim.Optimizer, meter: CostMeter, share: float) -> _Context:
-    "Bind what a strategy may use to the two halves of the repair set."
-    orders: dict[tuple[str, int], list[Tensor]] = {}
-
-    def batch(name: str, rows: Rows) -> tuple:
-        key = (name, context.epoch)
-        if key not in orders:
-            for old in [k for k in orders if k[0] == name]:
-                del orders[old]
-            seed = recipe.seed + (1 if name == "arch" else 0)
-            orders[key] = rows.order(context.epoch, recipe.batch_size, recipe.failure_ratio, seed)
-        assert rows.teacher is not None and rows.imitate is not None
-        x, order = rows.inputs(orders[key][context.position % len(orders[key])], view=context.epoch - 1)
-        return x, rows.labels[order].to(x.device), rows.teacher[order].to(x.device), rows.imitate[order].to(x.device)
-
-    def loss(batch: tuple, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        meter.add(len(batch[0]), len(batch[0]), share)
-        with autocast(batch[0].device, recipe.precision):
-            logits = network(batch[0]) if parameters is None else torch.func.functional_call(network, parameters, (batch[0],))
-        return recipe.loss(logits.float(), *batch[1:])
-
-    context = _Context(network, supernet, lambda: batch("arch", arch_half), lambda: batch("weights", weights_half), loss, optimizer,
-                       steps=max(1, recipe.epochs * steps - warm))
-    context.recipe, context.steps_an_epoch, context.warm = recipe, steps, warm
-    return context
+def _batch_at(rows: Rows, positions: Tensor, view: int = 0) -> Batch:
+    "The rows at `positions` with all that a loss asks for, on their device."
+    assert rows.teacher is not None and rows.imitate is not None
+    x, order = rows.inputs(positions, view=view)
+    return x, rows.labels[order].to(x.device), rows.teacher[order].to(x.device), rows.imitate[order].to(x.device)
 
 
-def _groups(supernet: SuperNet, inherited_lr: float, added_lr: float, weight_decay: float) -> list[dict]:
-    "Inherited and added weights, each with its rate; BatchNorm and biases do not decay."
+class _Half:
+    "One half of the repair set. Its batches follow from epoch and step alone, so a killed search goes on as if nothing had happened."
+
+    def __init__(self, rows: Rows, recipe: Recipe, seed: int):
+        self.rows, self.recipe, self.seed = rows, recipe, seed
+        self._epoch, self._order = 0, self.order(0)
+
+    def order(self, epoch: int) -> list[Tensor]:
+        "The positions of every batch of an epoch."
+        return self.rows.order(epoch, self.recipe.batch_size, self.recipe.failure_ratio, self.seed)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        "The batch of a step; a half with fewer batches than the other begins again."
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.order(epoch)
+        return _batch_at(self.rows, self._order[step % len(self._order)], view=epoch - 1)
+
+# %% ../../nbs/01_search.ipynb #637047ee
+def weight_groups(supernet: SuperNet, recipe: SearchRecipe) -> list[dict]:
+    "Parameter groups of the optimizer: inherited and added weights, each at its own rate; BatchNorm and biases do not decay."
     added = {id(p) for p in supernet.added.parameters()}
     groups = []
-    for is_added, lr in ((False, inherited_lr), (True, added_lr)):
+    for is_added, lr in ((False, recipe.inherited_lr), (True, recipe.added_lr)):
         parameters = [p for p in supernet.parameters() if (id(p) in added) == is_added]
         for decays in (True, False):
-            chosen = [p for p in parameters if (p.ndim > 1) == decays]
-            if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": weight_decay if decays else 0.0})
+            members = [p for p in parameters if (p.ndim > 1) == decays]
+            if members:
+                groups.append({"params": members, "lr": lr, "weight_decay": recipe.weight_decay if decays else 0.0})
     return groups
 
+# %% ../../nbs/01_search.ipynb #4f787d83
+@dataclass(frozen=True)
+class SearchRecipe:
+    """How a block is searched.
 
-def _work_ratio(network: nn.Module, prepared: BlockData) -> float:
-    "How much more work the network does from the block on, once the block is relaxed."
-    x = prepared.parts["train"].batch(torch.arange(1))
-    return work(network.eval(), x) / max(1, work(prepared.split.tail(), x))
+    Weights learn on one half of the repair set and the architecture on the other, in turn, after a share `warmup` of the steps in which weights
+    learn alone; strategies of one level use the weights' half for both. Raises `ArchrepairError` for settings that do not exist.
+    """
 
+    strategy: str | SearchStrategy = "pc-darts"  # one of `STRATEGIES`, or a strategy of your own
+    strategy_options: Mapping[str, object] = field(default_factory=dict)  # settings of a strategy given by name, as in {"order": 2}
+    epochs: int | None = None  # passes over the weights' half; None: the tier's
+    batch_size: int = 128
+    warmup: float = 0.3  # share of the steps before the architecture moves, in [0, 1)
+    inherited_lr: float = 0.01  # learning rate of the layers that the block came with
+    added_lr: float = 0.05  # learning rate of the added operations
+    weight_decay: float = 5e-4  # spares BatchNorm and biases
+    failure_ratio: float | None = 0.25  # share of failures in a batch; None: as they come
+    imitation: float = 1.0  # weight of the divergence from the original's answers (`training.fit.Recipe`)
+    level: str = "auto"  # this and the next two: see `nas.graph.extract`
+    max_edges: int = 64
+    max_span: int | None = None
+    select: str = "argmax"  # `argmax` or `top2` of the strategy's scores, or `perturb`: the candidate whose removal hurts most
+    perturb_epochs: int = 1  # how long the weights learn on while edges are decided one by one
+    max_skip: int | None = None  # edges that may become skips; None: any number
+    widen: str = "keep"  # what the channels outside a slice do: see `nas.genotype.Genotype`
+    seed: int = 0
 
-def _recalibrate(repaired: RepairedBlock, prepared: BlockData, batch_size: int, seed: int) -> None:
-    "BatchNorm statistics of the new block from one pass over the repair set."
-    rows = prepared.rows()
-    run = repaired if prepared.split.prefix is not None else prepared.tail(repaired)
-    with autocast(rows.inputs(torch.arange(1))[0].device, prepared.precision):
-        recalibrate(repaired, (rows.inputs(positions)[0] for positions in rows.order(0, batch_size, None, seed)), run)
-    repaired.requires_grad_(True)
+    def __post_init__(self):
+        if not 0 <= self.warmup < 1:
+            raise ArchrepairError(f"warmup is {self.warmup}; expected a share of the steps, at least 0 and below 1")
+        if self.select not in SELECTIONS:
+            raise unknown("selection", self.select, SELECTIONS)
+        if isinstance(self.strategy, str):
+            self.make_strategy()  # better to know what is wrong now
 
+    @classmethod
+    def of(cls, recipe: SearchRecipe | None = None, **changes: object) -> SearchRecipe:
+        "`recipe` (None: the default one) with some fields changed. Raises `ArchrepairError` for a field that does not exist."
+        known = [f.name for f in fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise unknown("setting of the search", name, known)
+        recipe = replace(recipe or cls(), **changes)
+        return recipe if recipe.epochs is not None else replace(recipe, epochs=resolve_tier("auto").search_epochs)
 
-def _remarks(strategy: SearchStrategy, graph: BlockGraph, given_back: list[str], steps: int) -> list[str]:
-    "What a user should know about how the decision came about."
-    remarks = []
-    if given_back:
-        remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
-    rate, margin = strategy.rate, strategy.margin
-    if rate and margin and 2 * rate * steps < margin:
-        remarks.append(f"{steps} architecture steps at a rate of {rate:.2g} cannot overcome the margin of {margin:.2g}: the search can only "
-                       f"return the original; {'search for more epochs' if strategy.arch_lr is None else 'use arch_lr=None'}")
-    return remarks
+    def make_strategy(self) -> SearchStrategy:
+        "A fresh strategy; one that was given as an object is copied."
+        if isinstance(self.strategy, SearchStrategy):
+            return copy.deepcopy(self.strategy)
+        return make_strategy(self.strategy, **self.strategy_options)
+
+    def training(self, precision: str) -> Recipe:
+        "How the weights are trained meanwhile."
+        return Recipe(epochs=self.epochs or 0, lr=self.inherited_lr, batch_size=self.batch_size, failure_ratio=self.failure_ratio,
+                      imitation=self.imitation, precision=precision, seed=self.seed)
 
 # %% ../../nbs/01_search.ipynb #fdd826ca
 @dataclass
@@ -151,21 +168,6 @@ class SearchResult:
     strategy: SearchStrategy | None = field(default=None, repr=False)
     coefficients: Tensor | None = field(default=None, repr=False)
 
-# %% ../../nbs/01_search.ipynb #f4f78b16
-def block_input(prepared: BlockData, rows: int = 8) -> Tensor:
-    "What enters the block for the first training images, in a network that was cut or not."
-    x = prepared.parts["train"].batch(torch.arange(min(rows, len(prepared.parts["train"]))))
-    if prepared.split.prefix is not None:
-        return x
-    seen: list[Tensor] = []
-    hook = prepared.split.block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            prepared.split.model(x)
-    finally:
-        hook.remove()
-    return seen[0]
-
 # %% ../../nbs/01_search.ipynb #91e3a633
 class _Recorder:
     "The scores of the architecture at some forty moments of a search, and its settings; both live in the checkpoint."
@@ -175,6 +177,12 @@ class _Recorder:
         self.steps: list[int] = []
         self.path: list = []
         self.warnings: list[str] = []
+
+    def record(self, at: int, total: int, strategy: SearchStrategy) -> None:
+        "Keep the scores at step `at` of `total`, if it is one of the moments."
+        if at % max(1, total // 40) == 0:
+            self.steps.append(at)
+            self.path.append(strategy.scores())
 
     def state_dict(self) -> dict:
         return {"settings": self.settings, "steps": self.steps, "path": self.path, "warnings": self.warnings}
@@ -186,7 +194,7 @@ class _Recorder:
         self.steps, self.path, self.warnings = state["steps"], state["path"], state["warnings"]
 
 # %% ../../nbs/01_search.ipynb #0847050a
-class _Perturbation:
+class _Removal:
     "Decides edge by edge: the candidate stays whose removal hurts most. What is decided lives in the checkpoint."
 
     def __init__(self, relaxed: Relaxed, loss: Callable[[], float], max_skip: int | None, seed: int):
@@ -207,9 +215,9 @@ class _Perturbation:
                 hurt[candidate] = self.loss() - whole
                 allowed[index, CANDIDATES.index(candidate)] = 1.0
         self.choices.append(max(hurt, key=hurt.__getitem__))
-        self._keep(index, self.choices[-1])
+        self._settle(index, self.choices[-1])
 
-    def _keep(self, index: int, choice: str) -> None:
+    def _settle(self, index: int, choice: str) -> None:
         self.allowed[index] = 0.0
         self.allowed[index, CANDIDATES.index(choice)] = 1.0
 
@@ -225,137 +233,175 @@ class _Perturbation:
     def load_state_dict(self, state: dict) -> None:
         self.choices = list(state["choices"])
         for index, choice in zip(self.order, self.choices):
-            self._keep(index, choice)
+            self._settle(index, choice)
 
-# %% ../../nbs/01_search.ipynb #252e1b04
-def search(model: nn.Module, block: str, data: RepairData | None = None, *, strategy: str | SearchStrategy = "pc-darts",
-           strategy_options: Mapping[str, object] | None = None, epochs: int | None = None, batch_size: int = 128, warmup: float = 0.3,
-           inherited_lr: float = 0.01, added_lr: float = 0.05, weight_decay: float = 5e-4, failure_ratio: float | None = 0.25,
-           imitation: float = 1.0, level: str = "auto", max_edges: int = 64, max_span: int | None = None, select: str = "argmax",
-           perturb_epochs: int = 1, max_skip: int | None = None, widen: str = "keep", seed: int = 0, prepared: BlockData | None = None,
-           checkpoint: str | Path | None = None, meter: CostMeter | None = None, precision: str = "fp32") -> SearchResult:
-    """Search a better architecture for `block` of `model` (§3.3); `model` is not changed.
-
-    Weights learn on one half of the repair set and the architecture on the other, in turn, after a share `warmup` of the steps in which
-    weights learn alone; strategies of one level use the weights' half for both. `epochs` (None: the tier's) are passes over that half. Inherited
-    layers learn at `inherited_lr` and added ones at `added_lr`; `failure_ratio`, `imitation` and `precision` are those of `training.Recipe`;
-    `level`, `max_edges` and `max_span` those of `graph.extract`; `max_skip` that of `SearchStrategy.decide`; `widen` that of `Genotype`.
-    `select` is `argmax` or `top2` (by the strategy's scores), or `perturb`: edge by edge the candidate whose removal hurts most on the
-    architecture's half, while the weights learn on for `perturb_epochs`. `strategy_options` go to a `strategy` given by name, as in
-    `{"order": 2}`. `prepared` saves computing the features again; `checkpoint` is a file from which a killed search resumes.
-    Raises `CannotRelax` for a block that is no graph of convolutional layers, and `ArchrepairError` for unknown names.
-    """
-    if not 0 <= warmup < 1:
-        raise ArchrepairError(f"warmup is {warmup}; expected a share of the steps, at least 0 and below 1")
-    if select not in SELECTIONS:
-        raise unknown("selection", select, SELECTIONS)
-    strategy = copy.deepcopy(strategy) if isinstance(strategy, SearchStrategy) else make_strategy(strategy, **(strategy_options or {}))
-    if prepared is None:
-        prepared = prepare(model, block, RepairData.check(data), precision=precision, meter=meter)
-    meter = meter if meter is not None else prepared.meter
-    device = next(prepared.original.parameters()).device
-    epochs = epochs if epochs is not None else resolve_tier("auto").search_epochs
-
-    original = prepared.split.block
-    graph = extract(original, block_input(prepared, 2), level=level, max_edges=max_edges, max_span=max_span)
-    generator = torch.Generator().manual_seed(seed)
-    supernet = SuperNet(original, graph, channel_k=strategy.channel_k, generator=generator).to(device)
-    recipe = Recipe(epochs=epochs, lr=inherited_lr, batch_size=batch_size, failure_ratio=failure_ratio, imitation=imitation,
-                    precision=prepared.precision, seed=seed)
-    weights_half, arch_half = prepared.rows(0, seed=seed), prepared.rows(1, seed=seed)
-    steps = len(weights_half.order(0, batch_size, failure_ratio, seed))
-    warm = min(max(1, round(warmup * epochs * steps)), epochs * steps) if warmup else 0
-    strategy.start(graph, epochs * steps - warm, device=device, generator=generator)
-    relaxed = Relaxed(supernet, strategy)
-    network = prepared.tail(relaxed)
-    share = prepared.share * _work_ratio(network, prepared)
-
-    settings = {"block": block, "strategy": strategy.name, "strategy_options": str(sorted((strategy_options or {}).items())), "warmup": warmup,
-                "added_lr": added_lr, "weight_decay": weight_decay, "channel_k": strategy.channel_k, "edges": len(graph.edges)}
-    recorder = _Recorder(settings)
-    optimizer = sgd(_groups(supernet, inherited_lr, added_lr, weight_decay), recipe)
-    context = _context(network, supernet, recipe, weights_half, arch_half, steps, warm, optimizer, meter, share)
-    every = max(1, epochs * steps // 40)
-
-    def before(epoch: int, step: int) -> None:
-        context.at(epoch, step)
-        if context.total % every == 0:
-            recorder.steps.append(context.total)
-            recorder.path.append(strategy.scores())
-        if not strategy.bilevel:
-            strategy.arch.requires_grad_(context.total >= warm)
-        elif context.total >= warm:
-            strategy.arch_step(context)
-
-    def after() -> None:
-        if not strategy.bilevel and context.total >= warm:
-            strategy.arch_step(context)
-
-    def ended(epoch: int) -> bool:
-        reason = strategy.on_epoch_end() if epoch * steps > warm else ""
-        if reason:
-            recorder.warnings.append(f"stopped after epoch {epoch} of {epochs}: {reason}")
-        return bool(reason)
-
-    history = fit(network, weights_half, recipe, trainable=[supernet], groups=optimizer, keep="last", before_step=before, after_step=after,
-                  after_epoch=ended, extra={"strategy": strategy, "recorder": recorder}, checkpoint=checkpoint, meter=meter, share=share,
-                  what=f"searching {block} ({strategy.name})")
-
-    strategy.arch.requires_grad_(False)
-    scores = strategy.scores()
-    if select == "perturb":
-        tuning = replace(recipe, epochs=perturb_epochs)
-        decided = _Perturbation(relaxed, _loss_of(network, arch_half, tuning, meter, share), max_skip, seed)
-        due = lambda epoch, step: ((epoch - 1) * steps + step + 1) * len(graph.edges) // max(1, perturb_epochs * steps)
-
-        def decide(epoch: int, step: int) -> None:
-            while len(decided.choices) < due(epoch, step):
-                decided.decide()
-
-        fit(network, weights_half, tuning, trainable=[supernet], groups=_groups(supernet, inherited_lr, added_lr, weight_decay), keep="last",
-            before_step=decide, extra={"decided": decided},
-            checkpoint=Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None, meter=meter, share=share, what=f"deciding {block}")
-        choices = decided.result()
-    else:
-        choices = strategy.decide(select, max_skip)
-    carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].k > 1 and widen != "full"]
-    choices, given_back = guard(graph, choices, scores, carried)
-    genotype = _genotype(supernet, strategy, choices, widen)
-    repaired = discretize(supernet.eval(), genotype, original)
-    _recalibrate(repaired, prepared, batch_size, seed)
-    warnings = [note for note in (graph.note,) if note] + recorder.warnings + _remarks(strategy, graph, given_back, epochs * steps - warm)
-    arch = {e.key: {c: round(float(scores[i, CANDIDATES.index(c)]), 4) for c in e.candidates} for i, e in enumerate(graph.edges)}
-    return SearchResult(genotype, repaired.requires_grad_(True), arch, history.epochs, [*recorder.steps, epochs * steps],
-                        torch.stack([*recorder.path, scores]), warnings, supernet, strategy, strategy.coefficients(1, False).detach().cpu())
-
-
+# %% ../../nbs/01_search.ipynb #72262cc9
 def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[str], widen: str = "keep") -> Genotype:
     "The genotype of these choices, each with the coefficient that the strategy gives it."
     c = strategy.coefficients(1, False).detach()
-    kept = tuple(float(c[i, CANDIDATES.index(choice)]) if choice != "none" else 1.0 for i, choice in enumerate(choices))
-    return Genotype(supernet.graph, tuple(choices), kept, tuple(s.k for s in supernet.slices), widen, strategy.name)
+    coefficients = tuple(float(c[i, CANDIDATES.index(choice)]) if choice != "none" else 1.0 for i, choice in enumerate(choices))
+    return Genotype(supernet.graph, tuple(choices), coefficients, tuple(s.k for s in supernet.slices), widen, strategy.name)
 
 
 def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, share: float, batches: int = 8) -> Callable[[], float]:
     "A function that gives the loss of `network`, as it then is and in eval mode, on the first batches of `rows`."
-    kept = []
-    assert rows.teacher is not None and rows.imitate is not None
-    for positions in rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed)[:batches]:
-        x, order = rows.inputs(positions)
-        kept.append((x, rows.labels[order].to(x.device), rows.teacher[order].to(x.device), rows.imitate[order].to(x.device)))
+    sample = [_batch_at(rows, positions) for positions in
+              rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed)[:batches]]
 
     @torch.no_grad()
     def loss() -> float:
         modes = {m: m.training for m in network.modules()}
         network.eval()
         total = 0.0
-        for x, *answers in kept:
+        for x, *answers in sample:
             with autocast(x.device, recipe.precision):
                 logits = network(x)
             total += float(recipe.loss(logits.float(), *answers))
             meter.add(len(x), share=share)
         for module, training in modes.items():
             module.training = training
-        return total / len(kept)
+        return total / len(sample)
 
     return loss
+
+# %% ../../nbs/01_search.ipynb #e842f5fd
+class _Searcher:
+    "One search of one block, step by step: `learn`, `decide`, `conclude`."
+
+    def __init__(self, prepared: BlockData, recipe: SearchRecipe, meter: CostMeter):
+        self.prepared, self.recipe, self.meter = prepared, recipe, meter
+        self.strategy, self.training = recipe.make_strategy(), recipe.training(prepared.precision)
+        self.graph = extract(prepared.split.block, prepared.entering(2), level=recipe.level, max_edges=recipe.max_edges, max_span=recipe.max_span)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.supernet = SuperNet(prepared.split.block, self.graph, channel_k=self.strategy.channel_k, generator=generator).to(prepared.device)
+        self.weights_half = _Half(prepared.rows(0, seed=recipe.seed), self.training, recipe.seed)
+        self.arch_half = _Half(prepared.rows(1, seed=recipe.seed), self.training, recipe.seed + 1)
+        self.steps = len(self.weights_half.order(0))  # of an epoch
+        self.total = self.training.epochs * self.steps
+        self.warm = min(max(1, round(recipe.warmup * self.total)), self.total) if recipe.warmup else 0
+        self.strategy.start(self.graph, self.total - self.warm, device=prepared.device, generator=generator)
+        self.relaxed = Relaxed(self.supernet, self.strategy)
+        self.network = prepared.tail(self.relaxed)
+        self.share = prepared.share * self._work_ratio()
+        self.optimizer = sgd(weight_groups(self.supernet, self.recipe), self.training)
+        self.epoch = self.position = 0
+        self.context = ArchContext(self.network, self.supernet, lambda: self.arch_half.batch(self.epoch, self.position),
+                                   lambda: self.weights_half.batch(self.epoch, self.position), self._loss, self.optimizer,
+                                   steps=max(1, self.total - self.warm))
+        self.recorder = _Recorder({
+            "block": prepared.block, "strategy": self.strategy.name, "strategy_options": str(sorted(recipe.strategy_options.items())),
+            "warmup": recipe.warmup, "added_lr": recipe.added_lr, "weight_decay": recipe.weight_decay, "channel_k": self.strategy.channel_k,
+            "edges": len(self.graph.edges)})
+
+    def _work_ratio(self) -> float:
+        "How much more work the network does from the block on, once the block is relaxed."
+        x = self.prepared.parts["train"].batch(torch.arange(1))
+        return work(self.network.eval(), x) / max(1, work(self.prepared.split.tail(), x))
+
+    def _loss(self, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        "Loss of the relaxed network on a batch, with its own weights or with others by name; counted."
+        x, *answers = batch
+        self.meter.add(len(x), len(x), self.share)
+        with autocast(x.device, self.training.precision):
+            logits = self.network(x) if parameters is None else torch.func.functional_call(self.network, parameters, (x,))
+        return self.training.loss(logits.float(), *answers)
+
+    # --- learn
+
+    def learn(self, checkpoint: str | Path | None) -> list[dict]:
+        "Weights (eq. 9) and architecture (eq. 10), one step each in turn; returns one entry per epoch."
+        history = fit(self.network, self.weights_half.rows, self.training, trainable=[self.supernet], groups=self.optimizer, keep="last",
+                      before_step=self._before_step, after_step=self._after_step, after_epoch=self._after_epoch,
+                      extra={"strategy": self.strategy, "recorder": self.recorder}, checkpoint=checkpoint, meter=self.meter, share=self.share,
+                      what=f"searching {self.prepared.block} ({self.strategy.name})")
+        self.strategy.arch.requires_grad_(False)
+        return history.epochs
+
+    def _before_step(self, epoch: int, step: int) -> None:
+        self.epoch, self.position = epoch, step
+        at = (epoch - 1) * self.steps + step
+        self.context.step = at - self.warm
+        self.recorder.record(at, self.total, self.strategy)
+        if not self.strategy.bilevel:
+            self.strategy.arch.requires_grad_(self.context.step >= 0)  # its gradient comes with the weights' own
+        elif self.context.step >= 0:
+            self.strategy.arch_step(self.context)
+
+    def _after_step(self) -> None:
+        if not self.strategy.bilevel and self.context.step >= 0:
+            self.strategy.arch_step(self.context)
+
+    def _after_epoch(self, epoch: int) -> bool:
+        reason = self.strategy.on_epoch_end() if epoch * self.steps > self.warm else ""
+        if reason:
+            self.recorder.warnings.append(f"stopped after epoch {epoch} of {self.training.epochs}: {reason}")
+        return bool(reason)
+
+    # --- decide
+
+    def decide(self, checkpoint: str | Path | None) -> tuple[Sequence[str], list[str]]:
+        "One choice per edge that together lead from input to output, and the keys of the edges that had to be given back for it."
+        if self.recipe.select == "perturb":
+            choices = self._decide_by_removal(Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None)
+        else:
+            choices = self.strategy.decide(self.recipe.select, self.recipe.max_skip)
+        carried = [] if self.recipe.widen == "full" else [  # inherited layers that live on outside their slice
+            i for i, edge in enumerate(self.graph.edges) if edge.inherited is not None and self.supernet.slices[i].k > 1]
+        return guard(self.graph, choices, self.strategy.scores(), carried)
+
+    def _decide_by_removal(self, checkpoint: Path | None) -> tuple[str, ...]:
+        "Edge by edge, at even distances, while the weights learn on."
+        tuning = replace(self.training, epochs=self.recipe.perturb_epochs)
+        removal = _Removal(self.relaxed, _loss_of(self.network, self.arch_half.rows, tuning, self.meter, self.share), self.recipe.max_skip,
+                           self.recipe.seed)
+        steps = max(1, tuning.epochs * self.steps)
+
+        def before_step(epoch: int, step: int) -> None:
+            due = ((epoch - 1) * self.steps + step + 1) * len(self.graph.edges) // steps
+            while len(removal.choices) < due:
+                removal.decide()
+
+        fit(self.network, self.weights_half.rows, tuning, trainable=[self.supernet], groups=weight_groups(self.supernet, self.recipe), keep="last", before_step=before_step,
+            extra={"decided": removal}, checkpoint=checkpoint, meter=self.meter, share=self.share, what=f"deciding {self.prepared.block}")
+        return removal.result()
+
+    # --- conclude
+
+    def conclude(self, history: list[dict], choices: Sequence[str], given_back: list[str]) -> SearchResult:
+        "The network of these choices, and how they came about."
+        genotype = _genotype(self.supernet, self.strategy, choices, self.recipe.widen)
+        block = self.prepared.recalibrate(discretize(self.supernet.eval(), genotype, self.prepared.split.block), self.recipe.batch_size,
+                                          self.recipe.seed)
+        scores = self.strategy.scores()
+        arch = {edge.key: {c: round(float(scores[i, CANDIDATES.index(c)]), 4) for c in edge.candidates} for i, edge in enumerate(self.graph.edges)}
+        return SearchResult(genotype, block, arch, history, [*self.recorder.steps, self.total], torch.stack([*self.recorder.path, scores]),
+                            self._remarks(given_back), self.supernet, self.strategy, self.strategy.coefficients(1, False).detach().cpu())
+
+    def _remarks(self, given_back: list[str]) -> list[str]:
+        "What a user should know about how the decision came about."
+        remarks = [*([self.graph.note] if self.graph.note else []), *self.recorder.warnings]
+        if given_back:
+            remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
+        rate, margin, steps = self.strategy.rate, self.strategy.margin, self.total - self.warm
+        if rate and margin and 2 * rate * steps < margin:
+            remarks.append(f"{steps} architecture steps at a rate of {rate:.2g} cannot overcome the margin of {margin:.2g}: the search can only "
+                           f"return the original; {'search for more epochs' if self.strategy.arch_lr is None else 'use arch_lr=None'}")
+        return remarks
+
+# %% ../../nbs/01_search.ipynb #252e1b04
+def search(model: nn.Module | BlockData, block: str | None = None, data: RepairData | None = None, *, recipe: SearchRecipe | None = None,
+           prepared: BlockData | None = None, checkpoint: str | Path | None = None, meter: CostMeter | None = None,
+           precision: str | torch.dtype = "fp32", **changes) -> SearchResult:
+    """Search a better architecture for `block` of `model` (§3.3); `model` is not changed.
+
+    `recipe` says how, and `changes` override single fields of it, as in `strategy="darts"`. In the place of `model` a parcel may be given
+    (`search(prepared)`); `prepared` is the same by name. Otherwise the features are computed in `precision`. `checkpoint` is a file from
+    which a killed search resumes; costs go to `meter`. Raises `CannotRelax` for a block that is no graph of convolutional layers, and
+    `ArchrepairError` for settings that do not exist and for a parcel of another network, block or repair set.
+    """
+    recipe = SearchRecipe.of(recipe, **changes)
+    prepared = parcel(model, block, data, prepared, precision=precision, meter=meter)
+    searcher = _Searcher(prepared, recipe, meter if meter is not None else prepared.meter)
+    history = searcher.learn(checkpoint)
+    choices, given_back = searcher.decide(checkpoint)
+    return searcher.conclude(history, choices, given_back)

@@ -11,7 +11,7 @@ from archrepair.nas.operations import CANDIDATES
 from archrepair.nas.strategies import STRATEGIES, make_strategy
 from archrepair.nas.strategy import ArchContext
 from archrepair.nas.supernet import SuperNet, discretize, guard
-from archrepair.repair.search import Relaxed, _groups
+from archrepair.repair.search import Relaxed, SearchRecipe, weight_groups
 from archrepair.training.fit import Recipe, sgd
 from support.families import NETWORKS, run, walk
 
@@ -45,7 +45,7 @@ def step(place, name):
     rest = {n: v.clone() for n, v in network.state_dict().items() if not n.startswith("block.")}
     supernet.train()
     batch, labels = place.x, torch.arange(len(place.x))
-    optimizer = sgd(_groups(supernet, 0.01, 0.05, 5e-4), Recipe(epochs=1))
+    optimizer = sgd(weight_groups(supernet, SearchRecipe()), Recipe(epochs=1))
 
     def loss(batch, parameters=None):
         logits = network(*batch) if parameters is None else torch.func.functional_call(network, parameters, batch)

@@ -9,7 +9,7 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.operations import CANDIDATES
 from archrepair.repair.blockdata import prepare
-from archrepair.repair.search import block_input, search
+from archrepair.repair.search import search
 from support.searches import quick, setting, started
 
 SEP, SKIP = CANDIDATES.index("sep_conv"), CANDIDATES.index("skip")
@@ -112,7 +112,7 @@ def test_search_end_to_end(name, strategy):
     assert len(result.history) == 3 or "stopped after" in result.warnings[0]
     assert result.path.shape[1:] == (len(result.arch), len(CANDIDATES)) and not torch.equal(result.path[0], result.path[-1])
     assert bool((result.path[0] == result.path[1]).all())  # warm-up: the weights learn alone
-    x = block_input(prepared, 4)
+    x = prepared.entering(4)
     again = Genotype.from_json(result.genotype.to_json()).build(prepared.cut.block)
     again.load_state_dict(result.block.state_dict())
     assert torch.equal(again(x), result.block(x)) and not torch.equal(result.block(x), prepared.cut.block(x))

@@ -11,7 +11,7 @@ from archrepair.nas.strategy import ArchContext
 from archrepair.nas.supernet import SuperNet
 from archrepair.networks.models import create_model
 from archrepair.repair.blockdata import prepare
-from archrepair.repair.search import Relaxed, block_input, search
+from archrepair.repair.search import Relaxed, search
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def quick(name="resnet18", precision="fp32", **options):
 def started(strategy, steps=100, **options):
     "A strategy on the third block, its relaxed network and a loss on some rows."
     _, _, prepared = setting()
-    graph = extract(prepared.cut.block, block_input(prepared, 2))
+    graph = extract(prepared.cut.block, prepared.entering(2))
     strategy = make_strategy(strategy, **options)
     strategy.start(graph, steps)
     supernet = SuperNet(prepared.cut.block, graph, channel_k=strategy.channel_k, generator=torch.Generator().manual_seed(0))
