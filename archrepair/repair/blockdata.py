@@ -47,8 +47,8 @@ class BlockData:
     """One block of one network with its repair set: the parcel that `search` and `finetune` work on.
 
     `model` is the network that came in and `original` a frozen copy of it; `data` is the repair set and `parts` its four parts as inputs of
-    `cut.tail()`, with the original's `logits`. `cut` None means the whole network: features are images. `share` is the part of the network's
-    work that lies in the tail; `precision` is `fp32` or `bf16`; `meter` counts the cost of whatever is done with the parcel.
+    `cut.tail()`, with the original's `logits`. `cut` None means the whole network: features are images. `share` is the part of the
+    network's work that lies in the tail; `precision` is `fp32` or `bf16`; `meter` counts the cost of whatever is done with the parcel.
     """
 
     model: nn.Module
@@ -138,8 +138,8 @@ class BlockData:
     def check(self, model: nn.Module | None = None, block: str | None = None, data: RepairData | None = None) -> None:
         """Is this the parcel of that network, block and repair set (None: whichever)? Raises `ArchrepairError` where it is another's."""
         if block is not None and block != self.block:
-            raise ArchrepairError(f"the prepared features are those of {self.block or 'the whole network'}; expected those of {block}: prepare "
-                                  "that block, or leave `prepared` out")
+            raise ArchrepairError(f"the prepared features are those of {self.block or 'the whole network'}; expected those of {block}: "
+                                  "prepare that block, or leave `prepared` out")
         if model is not None and not same_state(model, self.original):
             raise ArchrepairError("the features were prepared with another network, or this one has changed since; prepare them again")
         if data is not None and data is not self.data and not same_images(data, self.data):
@@ -147,8 +147,8 @@ class BlockData:
 
 
 # %% ../../nbs/repair/01_blockdata.ipynb #eadcad86
-def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str | torch.dtype = "fp32", views: int = 1, failure_views: int = 1,
-            meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
+def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str | torch.dtype = "fp32", views: int = 1,
+            failure_views: int = 1, meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
     """Compute what enters `block` for every image of `data`, and the original's logits; `block` None prepares the whole network.
 
     `precision` bf16 keeps the features in bfloat16 and runs the tail under autocast. `views` and `failure_views` are the numbers of
@@ -179,7 +179,8 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     return BlockData(model, data, cut, parts, logits, share, precision, meter, original, failure_views)
 
 # %% ../../nbs/repair/01_blockdata.ipynb #cad978da
-def parcel(model: nn.Module | BlockData, block: str | None, data: RepairData | None, prepared: BlockData | None = None, **options) -> BlockData:
+def parcel(model: nn.Module | BlockData, block: str | None, data: RepairData | None, prepared: BlockData | None = None,
+           **options) -> BlockData:
     """The parcel a verb works on: `prepared`, or one given in the place of the model, checked against the rest; else a new one.
 
     `options` are those of `prepare`. Raises `ArchrepairError` where a given parcel does not fit.

@@ -59,7 +59,8 @@ class _Place:
         if where is None and level == "block" and isinstance(model, BlockData):
             where = model.block
         if not where or not where.partition(":")[0]:
-            raise ArchrepairError(f"level {level} needs `where`: the name of a {level}" + (" as layer:channel" if level == "neuron" else ""))
+            form = " as layer:channel" if level == "neuron" else ""
+            raise ArchrepairError(f"level {level} needs `where`: the name of a {level}{form}")
         if level == "block":
             return cls(level, where, where)
         layer = where.partition(":")[0] if level == "neuron" else where

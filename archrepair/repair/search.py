@@ -23,6 +23,7 @@ from ..data.scenario import RepairData
 from ..nas.genotype import Genotype, RepairedBlock
 from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
+from ..nas.removal import Removal
 from ..nas.strategies import make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
 from ..nas.supernet import SuperNet, discretize, guard
@@ -95,8 +96,8 @@ def weight_groups(supernet: SuperNet, recipe: SearchRecipe) -> list[dict]:
 class SearchRecipe:
     """How a block is searched.
 
-    Weights learn on one half of the repair set and the architecture on the other, in turn, after a share `warmup` of the steps in which weights
-    learn alone; strategies of one level use the weights' half for both. Raises `ArchrepairError` for settings that do not exist.
+    Weights learn on one half of the repair set and the architecture on the other, in turn, after a share `warmup` of the steps in which
+    weights learn alone; strategies of one level use the weights' half for both. Raises `ArchrepairError` for settings that do not exist.
     """
 
     strategy: str | SearchStrategy = "pc-darts"  # one of `STRATEGIES`, or a strategy of your own
@@ -193,48 +194,6 @@ class _Recorder:
             raise ArchrepairError(f"the checkpoint was written by a search with another {changed}; remove it to start afresh")
         self.steps, self.path, self.warnings = state["steps"], state["path"], state["warnings"]
 
-# %% ../../nbs/01_search.ipynb #0847050a
-class _Removal:
-    "Decides edge by edge: the candidate stays whose removal hurts most. What is decided lives in the checkpoint."
-
-    def __init__(self, relaxed: Relaxed, loss: Callable[[], float], max_skip: int | None, seed: int):
-        self.relaxed, self.loss, self.max_skip = relaxed, loss, max_skip
-        edges = relaxed.supernet.graph.edges
-        self.order = torch.randperm(len(edges), generator=torch.Generator().manual_seed(seed)).tolist()
-        self.choices: list[str] = []
-        self.allowed = relaxed.allowed = torch.ones(len(edges), len(CANDIDATES), device=next(relaxed.parameters()).device)
-
-    def decide(self) -> None:
-        "Decide the next edge. Removing None changes nothing, so it wins where every operation does harm."
-        index, allowed = self.order[len(self.choices)], self.allowed
-        skips = self.max_skip is not None and self.choices.count("skip") >= self.max_skip
-        whole, hurt = self.loss(), {"none": 0.0}
-        for candidate in self.relaxed.supernet.graph.edges[index].candidates:
-            if candidate != "none" and not (candidate == "skip" and skips):
-                allowed[index, CANDIDATES.index(candidate)] = 0.0
-                hurt[candidate] = self.loss() - whole
-                allowed[index, CANDIDATES.index(candidate)] = 1.0
-        self.choices.append(max(hurt, key=hurt.__getitem__))
-        self._settle(index, self.choices[-1])
-
-    def _settle(self, index: int, choice: str) -> None:
-        self.allowed[index] = 0.0
-        self.allowed[index, CANDIDATES.index(choice)] = 1.0
-
-    def result(self) -> tuple[str, ...]:
-        "The choices in the order of the edges; those not decided yet are decided now."
-        while len(self.choices) < len(self.order):
-            self.decide()
-        return tuple(choice for _, choice in sorted(zip(self.order, self.choices)))
-
-    def state_dict(self) -> dict:
-        return {"choices": self.choices}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.choices = list(state["choices"])
-        for index, choice in zip(self.order, self.choices):
-            self._settle(index, choice)
-
 # %% ../../nbs/01_search.ipynb #72262cc9
 def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[str], widen: str = "keep") -> Genotype:
     "The genotype of these choices, each with the coefficient that the strategy gives it."
@@ -271,9 +230,9 @@ class _Searcher:
     def __init__(self, prepared: BlockData, recipe: SearchRecipe, meter: CostMeter):
         self.prepared, self.recipe, self.meter = prepared, recipe, meter
         self.strategy, self.training = recipe.make_strategy(), recipe.training(prepared.precision)
-        self.graph = extract(prepared.split.block, prepared.entering(2), level=recipe.level, max_edges=recipe.max_edges, max_span=recipe.max_span)
-        generator = torch.Generator().manual_seed(recipe.seed)
-        self.supernet = SuperNet(prepared.split.block, self.graph, channel_k=self.strategy.channel_k, generator=generator).to(prepared.device)
+        original, generator = prepared.split.block, torch.Generator().manual_seed(recipe.seed)
+        self.graph = extract(original, prepared.entering(2), level=recipe.level, max_edges=recipe.max_edges, max_span=recipe.max_span)
+        self.supernet = SuperNet(original, self.graph, channel_k=self.strategy.channel_k, generator=generator).to(prepared.device)
         self.weights_half = _Half(prepared.rows(0, seed=recipe.seed), self.training, recipe.seed)
         self.arch_half = _Half(prepared.rows(1, seed=recipe.seed), self.training, recipe.seed + 1)
         self.steps = len(self.weights_half.order(0))  # of an epoch
@@ -312,8 +271,8 @@ class _Searcher:
         "Weights (eq. 9) and architecture (eq. 10), one step each in turn; returns one entry per epoch."
         history = fit(self.network, self.weights_half.rows, self.training, trainable=[self.supernet], groups=self.optimizer, keep="last",
                       before_step=self._before_step, after_step=self._after_step, after_epoch=self._after_epoch,
-                      extra={"strategy": self.strategy, "recorder": self.recorder}, checkpoint=checkpoint, meter=self.meter, share=self.share,
-                      what=f"searching {self.prepared.block} ({self.strategy.name})")
+                      extra={"strategy": self.strategy, "recorder": self.recorder}, checkpoint=checkpoint, meter=self.meter,
+                      share=self.share, what=f"searching {self.prepared.block} ({self.strategy.name})")
         self.strategy.arch.requires_grad_(False)
         return history.epochs
 
@@ -352,8 +311,8 @@ class _Searcher:
     def _decide_by_removal(self, checkpoint: Path | None) -> tuple[str, ...]:
         "Edge by edge, at even distances, while the weights learn on."
         tuning = replace(self.training, epochs=self.recipe.perturb_epochs)
-        removal = _Removal(self.relaxed, _loss_of(self.network, self.arch_half.rows, tuning, self.meter, self.share), self.recipe.max_skip,
-                           self.recipe.seed)
+        loss = _loss_of(self.network, self.arch_half.rows, tuning, self.meter, self.share)
+        removal = Removal(self.relaxed, loss, self.recipe.max_skip, self.recipe.seed)
         steps = max(1, tuning.epochs * self.steps)
 
         def before_step(epoch: int, step: int) -> None:
@@ -361,8 +320,9 @@ class _Searcher:
             while len(removal.choices) < due:
                 removal.decide()
 
-        fit(self.network, self.weights_half.rows, tuning, trainable=[self.supernet], groups=weight_groups(self.supernet, self.recipe), keep="last", before_step=before_step,
-            extra={"decided": removal}, checkpoint=checkpoint, meter=self.meter, share=self.share, what=f"deciding {self.prepared.block}")
+        fit(self.network, self.weights_half.rows, tuning, trainable=[self.supernet], groups=weight_groups(self.supernet, self.recipe),
+            keep="last", before_step=before_step, extra={"decided": removal}, checkpoint=checkpoint, meter=self.meter, share=self.share,
+            what=f"deciding {self.prepared.block}")
         return removal.result()
 
     # --- conclude
@@ -373,7 +333,8 @@ class _Searcher:
         block = self.prepared.recalibrate(discretize(self.supernet.eval(), genotype, self.prepared.split.block), self.recipe.batch_size,
                                           self.recipe.seed)
         scores = self.strategy.scores()
-        arch = {edge.key: {c: round(float(scores[i, CANDIDATES.index(c)]), 4) for c in edge.candidates} for i, edge in enumerate(self.graph.edges)}
+        arch = {edge.key: {c: round(float(row[CANDIDATES.index(c)]), 4) for c in edge.candidates}
+                for row, edge in zip(scores, self.graph.edges)}
         return SearchResult(genotype, block, arch, history, [*self.recorder.steps, self.total], torch.stack([*self.recorder.path, scores]),
                             self._remarks(given_back), self.supernet, self.strategy, self.strategy.coefficients(1, False).detach().cpu())
 
@@ -384,8 +345,8 @@ class _Searcher:
             remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
         rate, margin, steps = self.strategy.rate, self.strategy.margin, self.total - self.warm
         if rate and margin and 2 * rate * steps < margin:
-            remarks.append(f"{steps} architecture steps at a rate of {rate:.2g} cannot overcome the margin of {margin:.2g}: the search can only "
-                           f"return the original; {'search for more epochs' if self.strategy.arch_lr is None else 'use arch_lr=None'}")
+            remarks.append(f"{steps} architecture steps at a rate of {rate:.2g} cannot overcome the margin of {margin:.2g}: the search can "
+                           f"only return the original; {'search for more epochs' if self.strategy.arch_lr is None else 'use arch_lr=None'}")
         return remarks
 
 # %% ../../nbs/01_search.ipynb #252e1b04

@@ -271,12 +271,13 @@ def test_perturbation_keeps_what_hurts_most_when_removed(tmp_path):
 
 
 def test_perturbation_by_hand():
-    from archrepair.repair.search import Relaxed, _Removal
+    from archrepair.nas.removal import Removal
+    from archrepair.repair.search import Relaxed
 
     strategy, supernet, *_ = started("darts")
     relaxed = Relaxed(supernet, strategy)
     worth = torch.rand(strategy.mask.shape, generator=torch.Generator().manual_seed(0)) - 0.3
-    decided = _Removal(relaxed, lambda: -float((worth * relaxed.allowed)[:, 1:].masked_fill(~strategy.mask[:, 1:], 0.0).sum()), None, 0)
+    decided = Removal(relaxed, lambda: -float((worth * relaxed.allowed)[:, 1:].masked_fill(~strategy.mask[:, 1:], 0.0).sum()), None, 0)
     choices = decided.result()
     for row, mask, choice in zip(worth, strategy.mask, choices):
         value = torch.where(mask, row, -1.0)

@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from archrepair.core.errors import ArchrepairError
+from archrepair.data.scenario import RepairData
+from archrepair.networks.models import create_model
 from archrepair.repair.blockdata import prepare
+from archrepair.repair.finetuning import finetune
+from archrepair.repair.search import search
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict, validation_loss
 from archrepair.training.rows import image_features
@@ -113,3 +118,39 @@ def test_views_of_failures_are_rows_of_their_own(problem):
 def test_features_in_a_file(problem, prepared, tmp_path):
     made = prepare(problem.network, "layer3", problem.scenario.data, store="file", folder=tmp_path)
     assert len(list(tmp_path.glob("*.features"))) == 4 and torch.equal(made.logits["val"], prepared.logits["val"])
+
+
+# --- the parcel that verbs take
+
+def test_a_parcel_knows_whose_it_is(problem, prepared):
+    data = problem.scenario.data
+    prepared.check(copy.deepcopy(problem.network), "layer3", RepairData(data.failures, data.train, data.val, data.transform, data.val_failures))
+    changed = copy.deepcopy(problem.network)
+    with torch.no_grad():
+        changed.fc.bias[0] += 1
+    for other, message in (((None, "layer1", None), "features are those of layer3; expected those of layer1"), ((changed, None, None), "another network"),
+                           ((create_model("resnet18", 10, width=0.25), None, None), "another network"), ((None, None, data.subset(20)), "another repair set")):
+        with pytest.raises(ArchrepairError, match=message):
+            prepared.check(*other)
+
+
+@pytest.mark.parametrize("verb", [search, finetune])
+def test_verbs_take_a_parcel_and_refuse_that_of_another_block(problem, prepared, verb):
+    where = "block" if verb is search else "where"
+    short = {"epochs": 1, "batch_size": 64}
+    network = lambda result: (result.block if verb is search else result.model).state_dict()
+    one = network(verb(prepared, **short))
+    two = network(verb(problem.network, data=problem.scenario.data, **{where: "layer3"}, **short))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    for arguments in ((prepared,), (problem.network,)):
+        with pytest.raises(ArchrepairError, match="features are those of layer3; expected those of layer1"):
+            verb(*arguments, **{where: "layer1"}, prepared=prepared, **short)
+
+
+def test_statistics_are_gathered_anew_from_the_repair_set_alone(problem, prepared):
+    block = prepared.recalibrate(copy.deepcopy(prepared.split.block), 64)
+    again = prepared.recalibrate(copy.deepcopy(prepared.split.block), 64)
+    before, after, twice = (module.state_dict() for module in (prepared.split.block, block, again))
+    moved = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert moved <= {"running_mean", "running_var", "num_batches_tracked"} and "running_mean" in moved
+    assert all(torch.equal(after[name], twice[name]) for name in after) and not block.training
