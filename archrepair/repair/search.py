@@ -25,7 +25,8 @@ from ..nas.graph import BlockGraph, extract
 from ..nas.operations import CANDIDATES
 from ..nas.strategies import make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
-from ..nas.supernet import SuperNet, discretize, guard, recalibrate
+from ..nas.discretization import discretize, guard
+from ..nas.supernet import SuperNet, recalibrate
 from .blockdata import BlockData, prepare
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
@@ -318,7 +319,7 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
         choices = decided.result()
     else:
         choices = strategy.decide(select, max_skip)
-    carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].k > 1 and widen != "full"]
+    carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].parts > 1 and widen != "full"]
     choices, given_back = guard(graph, choices, scores, carried)
     genotype = _genotype(supernet, strategy, choices, widen)
     repaired = discretize(supernet.eval(), genotype, original)
@@ -333,7 +334,7 @@ def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[st
     "The genotype of these choices, each with the coefficient that the strategy gives it."
     c = strategy.coefficients(1, False).detach()
     kept = tuple(float(c[i, CANDIDATES.index(choice)]) if choice != "none" else 1.0 for i, choice in enumerate(choices))
-    return Genotype(supernet.graph, tuple(choices), kept, tuple(s.k for s in supernet.slices), widen, strategy.name)
+    return Genotype(supernet.graph, tuple(choices), kept, supernet.channel_parts, widen, strategy.name)
 
 
 def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, share: float, batches: int = 8) -> Callable[[], float]:
