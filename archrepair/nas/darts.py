@@ -25,7 +25,7 @@ MAX_RATE = 0.2
 
 
 def reach(published: float, margin: float, steps: int) -> float:
-    "The learning rate, in logits per step, with which `steps` steps of Adam overcome `margin` logits with one to spare; `published` to `MAX_RATE`."
+    "The rate of Adam, from `published` to `MAX_RATE` logits per step, with which `steps` steps overcome `margin` logits with one to spare."
     return min(max(published, (margin + 1.0) / max(1, steps)), MAX_RATE)
 
 # %% ../../nbs/nas/07_darts.ipynb #7ed365aa
@@ -50,9 +50,9 @@ def ahead(optimizer: torch.optim.Optimizer, weights: dict[str, Tensor],
 def alpha_gradient(context: ArchContext, arch: list[Tensor], order: int | str, radius: float = 0.01) -> list[Tensor]:
     """The gradient of the validation loss with respect to `arch`, for a step of eq. 10.
 
-    `order`: 1 takes the weights as they are; 2 takes them where their next step (eq. 9) leads, exactly; `fd` does so by finite differences
-    with a step of `radius` / ‖v‖, as published (Liu et al., 2019, eq. 7 and 8). Weights are not changed. Call it inside `supernet.untracked`,
-    or the extra passes enter the running statistics.
+    `order`: 1 takes the weights as they are; 2 takes them where their next step (eq. 9) leads, exactly; `fd` does so by finite
+    differences with a step of `radius` / ‖v‖, as published (Liu et al., 2019, eq. 7 and 8). Weights are not changed. Call it inside
+    `supernet.untracked`, or the extra passes enter the running statistics.
     """
     if order == 1:
         return list(torch.autograd.grad(context.loss(context.draw()), arch))
@@ -79,10 +79,10 @@ def alpha_gradient(context: ArchContext, arch: list[Tensor], order: int | str, r
 class DARTS(SearchStrategy):
     """Differentiable architecture search (Liu et al., 2019): the softmax of eq. 8, and α by gradient on the validation loss (eq. 10).
 
-    `order`: 1, 2 (exact second order) or `fd` (second order by finite differences, as published). `arch_lr`: the rate of Adam with betas (0.5,
-    0.999), in logits per step (None: `reach`, from the published 3e-4). `margin`: the head start of the original layer in logits.
-    `weight_decay`: how strongly α is pulled towards its start. `channel_k`: into how many parts the channels are divided (default: 1). Raises
-    `ArchrepairError` for another order or fewer than 1 part.
+    `order`: 1, 2 (exact second order) or `fd` (second order by finite differences, as published). `arch_lr`: the rate of Adam with betas
+    (0.5, 0.999), in logits per step (None: `reach`, from the published 3e-4). `margin`: the head start of the original layer in logits.
+    `weight_decay`: how strongly α is pulled towards its start. `channel_k`: into how many parts the channels are divided (default: 1).
+    Raises `ArchrepairError` for another order or fewer than 1 part.
     """
 
     name = "darts"
@@ -142,9 +142,10 @@ class DARTS(SearchStrategy):
 
 # %% ../../nbs/nas/07_darts.ipynb #bf11f345
 class PCDARTS(DARTS):
-    """Partially connected DARTS (Xu et al., 2020), the paper's and the default strategy: DARTS on partial channels, with edge normalization.
+    """Partially connected DARTS (Xu et al., 2020), the default strategy: DARTS on partial channels, with edge normalization.
 
-    `edge_norm`: whether the edges into a node have a softmax of their own. The published rate of α is 6e-4; see `DARTS` for the other options.
+    `edge_norm`: whether the edges into a node have a softmax of their own. The published rate of α is 6e-4; see `DARTS` for the other
+    options.
     """
 
     name = "pc-darts"

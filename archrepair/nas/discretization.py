@@ -26,8 +26,9 @@ from .supernet import SuperNet
 def guard(graph: BlockGraph, choices: Sequence[str], scores: Tensor, carried: Collection[int] = ()) -> tuple[tuple[str, ...], list[str]]:
     """Choices that lead from the input to the output, and the keys of the edges that had to be restored (the argmax of §3.3.2, connected).
 
-    `choices`: a candidate for each edge. `scores` (edges, candidates): which operation to restore where there is no original layer. `carried`:
-    edges, by index, whose inherited layer remains outside the slice whatever is chosen in it; they conduct even where None won.
+    `choices`: a candidate for each edge. `scores` (edges, candidates): which operation to restore where there is no original layer.
+    `carried`: edges, by index, whose inherited layer remains outside the slice whatever is chosen in it; they conduct even where None
+    won.
     """
     choices, restored = list(choices), []
     conducts = lambda index: choices[index] != "none" or index in carried

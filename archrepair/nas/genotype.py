@@ -59,10 +59,10 @@ WIDEN = ("keep", "full", "slice")
 class Genotype:
     """A discrete architecture of one block: what the argmax of §3.3.2 leaves of eq. 8.
 
-    `choices`, `coefficients` and `channel_parts` hold one entry for each edge of `graph`: the chosen candidate, its factor, and the number of
-    equal parts into which the channels are divided (1: not divided). `widen` says what the channels outside a slice do: on inherited edges
-    they keep the original layer (`keep`, `slice`) or lose it to the chosen operation (`full`); operations on extra edges grow to all
-    channels (`keep`, `full`) or stay in their slice (`slice`). `strategy` names the strategy that chose.
+    `choices`, `coefficients` and `channel_parts` hold one entry for each edge of `graph`: the chosen candidate, its factor, and the
+    number of equal parts into which the channels are divided (1: not divided). `widen` says what the channels outside a slice do: on
+    inherited edges they keep the original layer (`keep`, `slice`) or lose it to the chosen operation (`full`); operations on extra edges
+    grow to all channels (`keep`, `full`) or stay in their slice (`slice`). `strategy` names the strategy that chose.
 
     Raises `ArchrepairError` for entries that do not match the graph, and for a choice that an edge does not offer.
     """
@@ -141,9 +141,10 @@ class Genotype:
         """The block of this genotype on top of `block`, the original one, which is not changed.
 
         Inherited layers carry the original's weights, times their coefficients; added operations are fresh, from `seed`, and silent.
-        `neutral` leaves the coefficients out: as long as every inherited layer remains, in the slice or outside, the result computes exactly
-        what `block` does. Names and shapes of the parameters are the same for every block of this genotype, so `load_state_dict` restores a
-        searched one. Raises `ArchrepairError` if no edges lead from the input to the output (`discretization.guard` prevents that).
+        `neutral` leaves the coefficients out: as long as every inherited layer remains, in the slice or outside, the result computes
+        exactly what `block` does. Names and shapes of the parameters are the same for every block of this genotype, so `load_state_dict`
+        restores a searched one. Raises `ArchrepairError` if no edges lead from the input to the output (`discretization.guard` prevents
+        that).
         """
         return RepairedBlock(self, block, torch.Generator().manual_seed(seed), neutral)
 
@@ -182,7 +183,7 @@ class Scale(nn.Module):
 
 @torch.no_grad()
 def fold(layers: nn.Sequential, factors: Tensor, neutral: bool = False) -> nn.Sequential:
-    "`layers` followed by a factor for each output channel (C; 1 if `neutral`), multiplied in place into the last layer where it allows that."
+    "`layers` followed by a factor for each output channel (C; 1 if `neutral`), in place in the last layer where that is possible."
     last = layers[-1] if len(layers) else None
     if type(last) is nn.BatchNorm2d and last.affine:  # a subclass may do more than normalize, or to its weights before it does
         last.weight.mul_(1.0 if neutral else factors)

@@ -67,9 +67,9 @@ class Edge:
 class BlockGraph:
     """A block as a directed acyclic graph (§3.3.1, eq. 7); node 0 is its input, the last node its output.
 
-    `level`: what an edge is, a convolution (`conv`) or a whole unit with its inner shortcuts (`unit`). `tail`: what follows the last node, a
-    path in the block, `concat` (the block appends its output to its input, as in DenseNet) or None. `max_span`: the number of layers that
-    an extra edge may bypass at most. `note`: what was left out, and what could not be read.
+    `level`: what an edge is, a convolution (`conv`) or a whole unit with its inner shortcuts (`unit`). `tail`: what follows the last
+    node, a path in the block, `concat` (the block appends its output to its input, as in DenseNet) or None. `max_span`: the number of
+    layers that an extra edge may bypass at most. `note`: what was left out, and what could not be read.
     """
 
     nodes: tuple[Node, ...]
@@ -196,9 +196,9 @@ def extract(block: nn.Module, example: Tensor, *, level: str = "auto", max_edges
     """The graph of `block` (§3.3.1, eq. 7), whose inputs look like `example` (B×C×H×W); neither is changed.
 
     `level`: `conv`, `unit` or `auto`, which is conv where the block has at most 8 convolutional layers with features of one shape between
-    them, or is not a chain of units. `max_edges`: the number of edges at most. `max_span`: the number of layers that an extra edge may bypass
-    at most (None: as many as `max_edges` allows). The block's own layers always stay. A block that cannot be read is a single layer, and
-    `note` says why.
+    them, or is not a chain of units. `max_edges`: the number of edges at most. `max_span`: the number of layers that an extra edge may
+    bypass at most (None: as many as `max_edges` allows). The block's own layers always stay. A block that cannot be read is a single
+    layer, and `note` says why.
 
     Raises `CannotRelax` for a block without convolutions, whose features are not maps, or whose sizes fit no operation, and
     `ArchrepairError` for an unknown level or limits below 1.
@@ -238,7 +238,8 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
     """Draw `graph` on `ax` (default: a new figure) and return the axes.
 
     `choices`: the operation on each edge by its key; edges with `none` are left out. Without it all edges are drawn, the inherited ones
-    dark, the others gray. `partly`: keys of edges where the original layer remains in some of the channels; they get a thin dark arrow as well.
+    dark, the others gray. `partly`: keys of edges where the original layer remains in some of the channels; they get a thin dark arrow as
+    well.
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch
@@ -295,7 +296,8 @@ def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partl
                  caption: str = "") -> Html:
     """The drawing of `draw_graph` as an element of a page or a notebook, with `caption` below it.
 
-    It is as high as its content, legible on a dark background, and carries its edges in words as a description; `name` identifies the element.
+    It is as high as its content, legible on a dark background, and carries its edges in words as a description; `name` identifies the
+    element.
     """
     from matplotlib.transforms import Bbox
 

@@ -28,9 +28,9 @@ class CannotRelax(ArchrepairError):
 class Skeleton:
     """The layers of a block, as nodes and edges.
 
-    `level`: what an edge is, `conv` (one convolution) or `unit`. `activations`: what is applied after the sum at each node, node 0 being the
-    input (a path in the block, `F.relu` or None). `edges`: (source, target, paths of the layers applied one after the other). `tail`: what
-    follows the last node, a path or `concat` or None.
+    `level`: what an edge is, `conv` (one convolution) or `unit`. `activations`: what is applied after the sum at each node, node 0 being
+    the input (a path in the block, `F.relu` or None). `edges`: (source, target, paths of the layers applied one after the other). `tail`:
+    what follows the last node, a path or `concat` or None.
     """
 
     level: str
@@ -98,7 +98,9 @@ class _Reader:
         return any(isinstance(self.block.get_submodule(p), nn.Conv2d) for p in term[1] if p != "F.relu")
 
     def _only_passes(self, term: _Term) -> bool:
-        return term[0] == len(self.skeleton.activations) - 1 and len(term[1]) == 1 and isinstance(self.block.get_submodule(term[1][0]), _PASSING)
+        source, path = term
+        is_last = source == len(self.skeleton.activations) - 1
+        return is_last and len(path) == 1 and isinstance(self.block.get_submodule(path[0]), _PASSING)
 
     def _append(self, terms: list[_Term], path: str, new_edge: bool) -> list[_Term]:
         if len(terms) > 1 or (new_edge and self._weighty(terms[0])):

@@ -27,9 +27,9 @@ from .operations import CANDIDATES, make_operation
 class PlainSuperNet(nn.Module):
     """A relaxed block as eq. 7 and 8 define it: what it holds, and the definition that `SuperNet` computes faster.
 
-    `block` is copied. `channel_k`: into how many parts the channels are divided (None: 4, or 2 below 64 channels). `generator`: source of the
-    weights of added operations. `inherited` holds the original layers by edge, `added` the operations by edge and name, `node_activations` what
-    follows the sum at each node but the input, and `tail_op` what follows the last node.
+    `block` is copied. `channel_k`: into how many parts the channels are divided (None: 4, or 2 below 64 channels). `generator`: source of
+    the weights of added operations. `inherited` holds the original layers by edge, `added` the operations by edge and name,
+    `node_activations` what follows the sum at each node but the input, and `tail_op` what follows the last node.
     """
 
     def __init__(self, block: nn.Module, graph: BlockGraph, *, channel_k: int | None = None, generator: torch.Generator):
@@ -85,8 +85,8 @@ class PlainSuperNet(nn.Module):
 def scaled_norm(norms: Sequence[nn.BatchNorm2d], x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """BatchNorm of `x` (B×ΣC×H×W), whose channels belong to `norms` one after the other.
 
-    `weight`, `bias`, `mean` and `var` (ΣC) hold the parameters and running statistics of all; `weight` and `bias` may be scaled. The modes are
-    those of the modules, and the running statistics of each are updated as if it had run by itself.
+    `weight`, `bias`, `mean` and `var` (ΣC) hold the parameters and running statistics of all; `weight` and `bias` may be scaled. The
+    modes are those of the modules, and the running statistics of each are updated as if it had run by itself.
     """
     first = norms[0]
     tracking = first.training and first.track_running_stats
@@ -148,9 +148,9 @@ SliceSums = dict[tuple[int, int], Tensor]  # by (start, length) of a slice of th
 class WideLayers(NamedTuple):
     """The added layers of all edges, side by side: what each row of layers computes with, one layer for each edge of a bundle.
 
-    `rows`: for each bundle the rows of every operation, in order. `weights`: of convolutions, ΣC_out × C_in × h × w. `norms`: weight, bias,
-    running mean and running variance of BatchNorms, ΣC each. `factors`: by what the output of a row is multiplied, ΣC × B × 1 × 1 × 1, if every
-    sample has coefficients of its own. Otherwise it is empty, and the weights and biases of `norms` are multiplied already.
+    `rows`: for each bundle the rows of every operation, in order. `weights`: of convolutions, ΣC_out×C_in×h×w. `norms`: weight, bias,
+    running mean and running variance of BatchNorms, ΣC each. `factors`: those of the output of a row, ΣC×B×1×1×1, where every sample has
+    coefficients of its own; empty otherwise, since then the weights and biases of `norms` contain the factors.
     """
 
     rows: list[dict[str, list[Row]]]
@@ -170,9 +170,9 @@ def side_by_side(rows: Sequence[Row], name: str, factors: Tensor | None = None) 
 class SuperNet(PlainSuperNet):
     """A relaxed block (eq. 7 and 8): `supernet(x, coefficients)` is the block with a mixture of candidates on every edge.
 
-    `x` is B×C×H×W. `coefficients` is (edges, candidates), in the order of `graph.edges` and `CANDIDATES`, or (edges, candidates, B, 1, 1, 1) for
-    a mixture of its own for each sample. The coefficient of `original` applies to the slice; those of `none` and of candidates that an edge lacks
-    are ignored. With 1 for `original` the output equals the block's bit for bit as long as the added operations are silent.
+    `x` is B×C×H×W. `coefficients` is (edges, candidates), in the order of `graph.edges` and `CANDIDATES`, or, for a mixture of its own for
+    each sample, (edges, candidates, B, 1, 1, 1). The coefficient of `original` applies to the slice; those of `none` and of candidates that
+    an edge lacks are ignored. With 1 for `original` the output equals the block's bit for bit as long as the added operations are silent.
 
     `bundles`: edges (by index) whose operations run side by side: out of one node, with one stride and slices of one size.
     """
@@ -209,7 +209,7 @@ class SuperNet(PlainSuperNet):
         return dict(zip(self.inherited, inherited_factors)), norm_factors
 
     def _widen(self, norm_factors: Tensor) -> WideLayers:
-        "Step 2: the weights of all added operations, laid side by side; factors go into the BatchNorms if they are the same for all samples."
+        "Step 2: the weights of all added operations side by side; factors that are the same for all samples go into the BatchNorms."
         bundle_rows = self._rows()
         rows = [row for operations in bundle_rows for operation in operations.values() for row in operation]
         if not rows:
@@ -220,7 +220,8 @@ class SuperNet(PlainSuperNet):
         tensors += [side_by_side(norms, name) for name in ("running_mean", "running_var")]
         widths = [sum(norm.num_features for norm in row) for row in norms]
         factors = dict(zip(norms, norm_factors.split(widths))) if per_sample else {}
-        return WideLayers(bundle_rows, side_by_side(convolutions, "weight"), {row: tuple(t[row] for t in tensors) for row in norms}, factors)
+        norm_tensors = {row: tuple(t[row] for t in tensors) for row in norms}
+        return WideLayers(bundle_rows, side_by_side(convolutions, "weight"), norm_tensors, factors)
 
     def _run_added(self, source: int, x: Tensor, layers: WideLayers, slice_sums: list[SliceSums]) -> None:
         "Step 3: run all operations on the features `x` of node `source`; add what they give to the slices of the nodes that they lead to."
