@@ -177,6 +177,8 @@ class SuperNet(PlainSuperNet):
     `bundles`: edges (by index) whose operations run side by side: out of one node, with one stride and slices of one size.
     """
 
+    coefficient_index: Tensor
+
     def __init__(self, block: nn.Module, graph: BlockGraph, *, channel_k: int | None = None, generator: torch.Generator):
         super().__init__(block, graph, channel_k=channel_k, generator=generator)
         bundles: dict[tuple[int | None, ...], list[int]] = {}
