@@ -63,12 +63,12 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_block_that_cannot_be_relaxed_says_why_in_one_line(case):
     block, x, message = REFUSED[case]
-    before, kept = x.clone(), copy.deepcopy(block.state_dict())
+    before, state = x.clone(), copy.deepcopy(block.state_dict())
     with pytest.raises(CannotRelax, match=message) as error:
         extract(block.eval(), x)
     assert str(error.value).startswith("cannot relax ") and str(error.value).endswith("; repair its weights instead")
     assert "\n" not in str(error.value) and torch.equal(x, before)
-    assert all(torch.equal(v, kept[n]) for n, v in block.state_dict().items())
+    assert all(torch.equal(v, state[n]) for n, v in block.state_dict().items())
 
 
 def branch(m, x):
