@@ -39,30 +39,14 @@ FULL = (*(f"resnet18:layer{i}:0.25" for i in range(1, 5)), "resnet50:layer3:0.25
 
 
 class OpByOp(nn.Module):
-    "The relaxed block as it is defined (eq. 7 and 8): one operation after the other, each output times its coefficient."
+    "The relaxed block as eq. 7 and 8 define it: one operation after the other, each output times its coefficient."
 
     def __init__(self, supernet: SuperNet):
         super().__init__()
         self.supernet = supernet
 
     def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
-        net, values = self.supernet, [x]
-        for node, post in enumerate(net.posts, 1):
-            total = None
-            for index, edge in net.graph.incoming(node):
-                source, cut, c = values[edge.source], net.slices[index], coefficients[index]
-                around = (cut.target[0], net.graph.nodes[node].shape[0] - sum(cut.target))
-                terms = [nn.functional.pad(c[CANDIDATES.index(name)] * operation(source.narrow(1, *cut.source)), (0, 0, 0, 0, *around))
-                         for name, operation in net.added[edge.key].items()]
-                if edge.inherited is not None:
-                    inside = nn.functional.pad(torch.ones(cut.target[1], device=x.device), around).view(-1, 1, 1)
-                    y = net.inherited[edge.key](source)
-                    terms.append(y * (1 - inside + c[-1] * inside).to(y.dtype))
-                for term in terms:
-                    total = term if total is None else total + term
-            values.append(post(total))
-        y = net.last(values[-1])
-        return torch.cat([x, y], 1) if net.graph.wrapper == "concat" else y
+        return self.supernet.forward_reference(x, coefficients)
 
 
 def trained_tail(cut: Split, block: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ STRATEGIES: dict[str, type[SearchStrategy]] = {s.name: s for s in (PCDARTS, DART
 
 
 def make_strategy(name: str, **options) -> SearchStrategy:
-    "The strategy of that name. Raises `ArchrepairError` for an unknown name or option."
+    "The strategy `name` of `STRATEGIES`, with `options` for its class. Raises `ArchrepairError` for an unknown name or option."
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
     try:

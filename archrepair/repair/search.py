@@ -20,13 +20,13 @@ __all__ = ['Batch', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 
 from ..core.errors import ArchrepairError, unknown
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
+from ..nas.discretization import Removal, discretize, guard
 from ..nas.genotype import Genotype, RepairedBlock
 from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
-from ..nas.removal import Removal
 from ..nas.strategies import make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
-from ..nas.supernet import SuperNet, discretize, guard
+from ..nas.supernet import SuperNet
 from .blockdata import BlockData, parcel
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
@@ -199,7 +199,7 @@ def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[st
     "The genotype of these choices, each with the coefficient that the strategy gives it."
     c = strategy.coefficients(1, False).detach()
     coefficients = tuple(float(c[i, CANDIDATES.index(choice)]) if choice != "none" else 1.0 for i, choice in enumerate(choices))
-    return Genotype(supernet.graph, tuple(choices), coefficients, tuple(s.k for s in supernet.slices), widen, strategy.name)
+    return Genotype(supernet.graph, tuple(choices), coefficients, supernet.channel_parts, widen, strategy.name)
 
 
 def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, share: float, batches: int = 8) -> Callable[[], float]:
@@ -305,7 +305,7 @@ class _Searcher:
         else:
             choices = self.strategy.decide(self.recipe.select, self.recipe.max_skip)
         carried = [] if self.recipe.widen == "full" else [  # inherited layers that live on outside their slice
-            i for i, edge in enumerate(self.graph.edges) if edge.inherited is not None and self.supernet.slices[i].k > 1]
+            i for i, edge in enumerate(self.graph.edges) if edge.inherited is not None and self.supernet.slices[i].parts > 1]
         return guard(self.graph, choices, self.strategy.scores(), carried)
 
     def _decide_by_removal(self, checkpoint: Path | None) -> tuple[str, ...]:

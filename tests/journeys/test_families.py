@@ -50,7 +50,7 @@ def test_the_graph_of_every_block(name):
     for place in walk([name]):
         graph = extract(place.block, place.x)
         inherited = [e for e in graph.edges if e.inherited is not None]
-        found.append((graph.level, len(graph.nodes) - 1, len(graph.edges), len(inherited), graph.wrapper))
+        found.append((graph.level, len(graph.nodes) - 1, len(graph.edges), len(inherited), graph.tail))
         assert all(e.stride for e in graph.edges) and all("original" in e.candidates for e in inherited)
         assert graph.nodes[0].shape == tuple(place.x.shape[1:]) and BlockGraph.from_dict(graph.as_dict()) == graph
         assert ("left out" in graph.note) == (len(inherited) == 23) and len(graph.edges) <= 64
@@ -89,7 +89,7 @@ def test_dense_layers_in_pairs():
     for place, k in itertools.islice(zip(walk(["densenet121"], group=2), itertools.cycle(KS)), 0, None, 5):
         graph = extract(place.block, place.x)
         shapes = [n.shape for n in graph.nodes]
-        assert (graph.level, len(graph.edges), graph.wrapper) == ("unit", 3, None)
+        assert (graph.level, len(graph.edges), graph.tail) == ("unit", 3, None)
         assert [shapes[i + 1][0] - shapes[i][0] for i in range(2)] == [4, 4]  # the growth
         assert [e.key for e in graph.edges if e.inherited is not None] == ["0_1", "1_2"]
         preserved(place.block, place.x, graph, k)

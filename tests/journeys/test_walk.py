@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from archrepair.nas.discretization import discretize, guard
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import extract
 from archrepair.nas.operations import CANDIDATES
 from archrepair.nas.strategies import STRATEGIES, make_strategy
 from archrepair.nas.strategy import ArchContext
-from archrepair.nas.supernet import SuperNet, discretize, guard
+from archrepair.nas.supernet import SuperNet
 from archrepair.repair.search import Relaxed, SearchRecipe, weight_groups
 from archrepair.training.fit import Recipe, sgd
 from support.families import NETWORKS, run, walk
@@ -78,7 +79,7 @@ def test_walk(network_name, strategy_name):
         scores = torch.rand(strategy.mask.shape, generator=torch.Generator().manual_seed(i)) * strategy.mask  # a decision that changes something
         choices, _ = guard(strategy.graph, [CANDIDATES[int(row.argmax())] for row in scores], scores)
         c = strategy.coefficients(1, False).detach()
-        genotype = Genotype(strategy.graph, choices, tuple(float(row.max()) or 1.0 for row in c), tuple(s.k for s in supernet.slices), strategy=strategy_name)
+        genotype = Genotype(strategy.graph, choices, tuple(float(row.max()) or 1.0 for row in c), supernet.channel_parts, strategy=strategy_name)
         block = discretize(supernet.eval(), genotype, place.block).eval()
         with torch.no_grad():
             y = block(place.x)

@@ -1,9 +1,12 @@
 "Table 3's candidates: silent at birth, of the right shape, and never drawing from the global random stream."
 import pytest
 import torch
+from torch import nn
 
 from archrepair.core.errors import ArchrepairError
+from archrepair.nas.graph import extract
 from archrepair.nas.operations import OPERATIONS, make_operation, stride_between
+from support.families import preserved
 
 NAMES = [name for name, op in OPERATIONS.items() if op.make]
 
@@ -36,8 +39,21 @@ def test_weights_come_from_the_generator_alone():
     assert torch.equal(a[2].weight, b[2].weight) and not torch.equal(a[2].weight, c[2].weight)
 
 
-def test_names_and_strides():
-    for name in ("none", "conv_7x7"):
-        with pytest.raises(ArchrepairError, match="unknown operation"):
-            make_operation(name, 4, 4, generator=seeded())
-    assert stride_between((7, 9), (4, 5)) == 2 and stride_between((8, 8), (8, 4)) is None and stride_between((4, 4), (8, 8)) is None
+@pytest.mark.parametrize("name", ["none", "conv_7x7"])
+def test_operations_without_a_module_are_refused(name):
+    with pytest.raises(ArchrepairError, match="unknown operation"):
+        make_operation(name, 4, 4, generator=seeded())
+
+STRIDES = [((9, 9), (9, 9), 1), ((9, 9), (5, 5), 2), ((9, 8), (5, 4), 2), ((9, 9), (3, 3), 3), ((7, 7), (1, 1), 7), ((7, 9), (4, 5), 2),
+           ((9, 9), (4, 4), None), ((9, 9), (9, 5), None), ((8, 8), (8, 4), None), ((4, 4), (8, 8), None)]
+
+
+@pytest.mark.parametrize("source, target, stride", STRIDES)
+def test_strides_between_maps(source, target, stride):
+    assert stride_between(source, target) == stride
+    if stride:
+        block = nn.Sequential(nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(target)).eval()
+        x = torch.randn(3, 4, *source, generator=torch.Generator().manual_seed(0))
+        graph = extract(block, x)
+        assert graph.edges[0].stride == stride
+        preserved(block, x, graph, 2)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from archrepair.nas.discretization import discretize, guard
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import BlockGraph, extract
 from archrepair.nas.operations import CANDIDATES
-from archrepair.nas.supernet import SuperNet, discretize, guard
+from archrepair.nas.supernet import SuperNet
 from archrepair.networks.blocks import block_names, get_block
 from archrepair.networks.models import MODELS, create_model, group_units
 
@@ -116,10 +117,10 @@ def random_genotype(supernet: SuperNet, seed: int, widen: str = "keep") -> Genot
     graph, rng = supernet.graph, random.Random(seed)
     scores = torch.rand(len(graph.edges), len(CANDIDATES), generator=torch.Generator().manual_seed(seed))
     while True:
-        carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].k > 1 and widen != "full"]
+        carried = [i for i, e in enumerate(graph.edges) if e.inherited is not None and supernet.slices[i].parts > 1 and widen != "full"]
         choices, _ = guard(graph, [rng.choice(e.candidates) for e in graph.edges], scores, carried)
         if any(c not in ("none", "original") for c in choices):
-            return Genotype(graph, choices, tuple(rng.uniform(0.4, 1.3) for _ in choices), tuple(s.k for s in supernet.slices), widen)
+            return Genotype(graph, choices, tuple(rng.uniform(0.4, 1.3) for _ in choices), supernet.channel_parts, widen)
 
 
 def hard(genotype: Genotype) -> Tensor:
