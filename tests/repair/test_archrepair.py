@@ -2,7 +2,6 @@
 import copy
 import dataclasses
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
