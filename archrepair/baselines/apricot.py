@@ -18,7 +18,7 @@ __all__ = ['DIRECTIONS', 'STARTS', 'PRESETS', 'signs_of', 'combination', 'flat',
 # %% ../../nbs/baselines/apricot.ipynb #dc39dbac
 from .parts.common import Baseline, Problem, require
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
-from ..data.datasets import holdout
+from ..data.images import holdout
 from ..nas.supernet import recalibrate
 from ..training.evaluation import is_correct, predict
 from ..training.fit import Recipe, autocast

@@ -21,7 +21,7 @@ from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, wa
 from .parts.common import Problem, require
 from ..core.errors import ArchrepairError, unknown
 from ..corruptions.randomness import image_keys, random_uniform
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 from ..training.cost import CostMeter
 from ..training.evaluation import Robust, robust_accuracy
 from ..training.fit import autocast

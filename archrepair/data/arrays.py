@@ -18,7 +18,7 @@ __all__ = ['as_pixels', 'names_of', 'as_images', 'as_sets']
 
 # %% ../../nbs/data/03_arrays.ipynb #d9b10621
 from ..core.errors import ArchrepairError
-from .datasets import ImageSet
+from .images import ImageSet
 
 # %% ../../nbs/data/03_arrays.ipynb #f787500e
 def as_pixels(images: Any, name: str = "images") -> Tensor:

@@ -18,7 +18,7 @@ __all__ = ['predict', 'is_correct', 'Score', 'Comparison', 'Evaluation', 'evalua
 
 # %% ../../nbs/training/05_evaluation.ipynb #767a53f5
 from ..core.errors import ArchrepairError
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 from ..data.scenario import Scenario
 from .cost import CostMeter
 from .fit import autocast

@@ -23,7 +23,7 @@ __all__ = ['PRECISIONS', 'Recipe', 'autocast', 'default_precision', 'precision_o
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from ..core.progress import track
 from ..core.tiers import Tier
-from ..data.datasets import ImageSet, Normalize
+from ..data.images import ImageSet, Normalize
 from .cost import CostMeter
 from .rows import Rows, image_features
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 __all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_features', 'Rows']
 
 # %% ../../nbs/training/01_rows.ipynb #1f46f5f5
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 from ..networks.blocks import Split
 
 # %% ../../nbs/training/01_rows.ipynb #90f1a734

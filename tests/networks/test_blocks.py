@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.regnet import BlockParams
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.networks import blocks
 from archrepair.networks.blocks import Whole, block_names, freeze, get_block, replace_block, split
 from archrepair.networks.models import MODELS, create_model, list_models, outline

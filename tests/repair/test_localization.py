@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from archrepair.core.errors import ArchrepairError, NoFailures
-from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.networks.blocks import block_names, freeze
 from archrepair.networks.models import create_model

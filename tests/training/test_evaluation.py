@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import build_scenario
 from archrepair.networks.models import create_model
 from archrepair.training.cost import CostMeter

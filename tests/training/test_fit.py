@@ -12,7 +12,7 @@ from torch import nn
 
 from archrepair.core.errors import ArchrepairError, TrainingDiverged
 from archrepair.core.tiers import TIERS
-from archrepair.data.datasets import Normalize
+from archrepair.data.images import Normalize
 from archrepair.networks.blocks import freeze, replace_block, split
 from archrepair.networks.models import create_model
 from archrepair.training.cost import CostMeter, work
