@@ -166,7 +166,7 @@ class Apricot(Baseline):
             recipe = Recipe(self.retrain_epochs, self.lr, precision=problem.precision, seed=self.seed * 10_007 + state["step"])
             try:
                 trained = problem.train(network, rows, recipe, name)
-                entry |= {"adjusted": trained.epochs[0]["val"], "val": trained.best}
+                entry |= {"adjusted": trained.epochs[0]["val"], "val": trained.val}
             except TrainingDiverged as error:  # an adjustment like any other that is no gain
                 entry |= {"adjusted": math.nan, "val": math.nan}
                 problem.warnings.append(f"adjustment {entry['epoch']} was given up: {first_line(error)}")

@@ -16,6 +16,7 @@ __all__ = ['THRESHOLD', 'evidence', 'combine', 'switch_gradients', 'loudness', '
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #f7c71050
 from ..core.errors import ArchrepairError
+from ..core.modes import evaluating
 from .graph import BlockGraph
 from .operations import CANDIDATES
 from .strategy import ArchContext, SearchStrategy
@@ -40,16 +41,13 @@ def combine(operation: Tensor, edge: Tensor) -> Tensor:
 # %% ../../nbs/nas/09_bayesnas.ipynb #07e9ce34
 def switch_gradients(strategy: BayesNAS, context: ArchContext, batch: object, size: int) -> Tensor:
     "The derivative of every image's loss with respect to every coefficient, (edges, candidates, `size`); weights and statistics stay."
-    modes = {m: m.training for m in context.supernet.modules()}
-    context.network.eval()
     c = strategy.coefficients(size, False).detach()
     strategy.probe = c[:, :, None, None, None, None].expand(*c.shape, size, 1, 1, 1).contiguous().requires_grad_(True)
     try:
-        gradient = torch.autograd.grad(context.loss(batch), strategy.probe)[0]
+        with evaluating(context.network):
+            gradient = torch.autograd.grad(context.loss(batch), strategy.probe)[0]
     finally:
         strategy.probe = None
-        for module, training in modes.items():
-            module.training = training
     return gradient.reshape(*c.shape, size) * size  # the loss is a mean over images
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #aff44b34

@@ -297,7 +297,7 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
             recorder.warnings.append(f"stopped after epoch {epoch} of {epochs}: {reason}")
         return bool(reason)
 
-    history = fit(network, weights_half, recipe, trainable=[supernet], groups=optimizer, keep="last", before_step=before, after_step=after,
+    history = fit(network, weights_half, recipe, trainable=[supernet], groups=optimizer, select="last", before_step=before, after_step=after,
                   after_epoch=ended, extra={"strategy": strategy, "recorder": recorder}, checkpoint=checkpoint, meter=meter, share=share,
                   what=f"searching {block} ({strategy.name})")
 
@@ -312,7 +312,7 @@ def search(model: nn.Module, block: str, data: RepairData | None = None, *, stra
             while len(decided.choices) < due(epoch, step):
                 decided.decide()
 
-        fit(network, weights_half, tuning, trainable=[supernet], groups=_groups(supernet, inherited_lr, added_lr, weight_decay), keep="last",
+        fit(network, weights_half, tuning, trainable=[supernet], groups=_groups(supernet, inherited_lr, added_lr, weight_decay), select="last",
             before_step=decide, extra={"decided": decided},
             checkpoint=Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None, meter=meter, share=share, what=f"deciding {block}")
         choices = decided.result()

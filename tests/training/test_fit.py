@@ -230,33 +230,33 @@ def test_training_never_worsens_validation():
     model = small()
     before, loss = copy.deepcopy(model.state_dict()), loss_of(model, val)
     history = fit(model, rows, Recipe(epochs=3, lr=50.0, clip=None, batch_size=16), validate=lambda: loss_of(model, val))
-    assert history.kept == 0 and history.best == pytest.approx(loss) and same(model.state_dict(), before) and len(history.epochs) == 4
+    assert history.selected_epoch == 0 and history.val == pytest.approx(loss) and same(model.state_dict(), before) and len(history.epochs) == 4
 
 
 def test_the_best_epoch_is_kept_and_ties_go_to_the_earlier():
     values, states = iter([1.0, 0.5, 0.7, 0.5, 0.9]), []
     model = small()
     history = fit(model, Rows([table()]), FEW, validate=lambda: (states.append(copy.deepcopy(model.state_dict())), next(values))[1])
-    assert history.kept == 1 and history.best == 0.5 and same(model.state_dict(), states[1])
+    assert history.selected_epoch == 1 and history.val == 0.5 and same(model.state_dict(), states[1])
     values, states = iter([1.0, 0.5, 0.7, 0.6, 0.9]), []
-    history = fit(small(), Rows([table()]), FEW, validate=lambda: next(values), keep="last")
-    assert history.kept == 4 and history.best == 0.9
+    history = fit(small(), Rows([table()]), FEW, validate=lambda: next(values), select="last")
+    assert history.selected_epoch == 4 and history.val == 0.9
 
 
 def test_patience():
     values = iter([1.0, 0.9, 0.95, 0.95, 0.95, 0.5])
     history = fit(small(), Rows([table()]), Recipe(epochs=50, patience=3, batch_size=50), validate=lambda: next(values))
-    assert [e["epoch"] for e in history.epochs] == [0, 1, 2, 3, 4] and history.kept == 1
+    assert [e["epoch"] for e in history.epochs] == [0, 1, 2, 3, 4] and history.selected_epoch == 1
 
 
 def test_a_validation_that_is_no_number_is_never_the_best():
     values = iter([1.0, math.nan, 0.9, math.nan, math.nan])
-    assert fit(small(), Rows([table()]), FEW, validate=lambda: next(values)).kept == 2
+    assert fit(small(), Rows([table()]), FEW, validate=lambda: next(values)).selected_epoch == 2
 
 
 def test_after_epoch_can_stop():
     history = fit(small(), Rows([table()]), FEW, after_epoch=lambda epoch: epoch == 2)
-    assert [e["epoch"] for e in history.epochs] == [1, 2] and history.kept == 2
+    assert [e["epoch"] for e in history.epochs] == [1, 2] and history.selected_epoch == 2
 
 
 def test_divergence_leaves_the_last_good_weights_and_checkpoint(tmp_path):
@@ -299,7 +299,7 @@ def run(checkpoint=None, **options):
     "A run with everything that could be forgotten: dropout, momentum, BatchNorm statistics, validation."
     model, val = small(0.3), Rows([table(7)])
     history = fit(model, Rows([table()]), RUN, validate=lambda: loss_of(model, val), checkpoint=checkpoint, **options)
-    return model.state_dict(), [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs], history.kept
+    return model.state_dict(), [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs], history.selected_epoch
 
 
 class Stop(Exception):
