@@ -104,6 +104,7 @@ def load_failures(source: str | Path, like: ImageSet) -> ImageSet:
                               "per class")
     labels = _in_class_folders(source, like) if source.is_dir() else _listed(source, like)
     if not labels:
-        expected = "images in one folder per class" if source.is_dir() else "rows whose prediction is not their label, or without a prediction"
+        rows = "rows whose prediction is not their label, or without a prediction"
+        expected = "images in one folder per class" if source.is_dir() else rows
         raise NoFailures(f"{source} holds no failures: expected {expected}")
     return read_files(list(labels), list(labels.values()), like.classes, like.size, source.name)

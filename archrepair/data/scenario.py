@@ -121,7 +121,8 @@ def build_scenario(train: ImageSet, test: ImageSet, correct: Tensor, *, clean: I
         raise unknown("protocol", protocol, PROTOCOLS)
     if correct.dtype != torch.bool or correct.shape != test.labels.shape or (clean is not None and len(clean) != len(test)):
         kind, n_clean = str(correct.dtype).removeprefix("torch."), len(test if clean is None else clean)
-        raise ArchrepairError(f"correct is {kind} {tuple(correct.shape)} for {len(test)} images of {test.name} and {n_clean} clean ones; expected one bool per image, and as many of both")
+        raise ArchrepairError(f"correct is {kind} {tuple(correct.shape)} for {len(test)} images of {test.name} and {n_clean} clean ones; "
+                              "expected one bool per image, and as many of both")
     everything = torch.arange(len(test))
     pool, other = holdout(test.labels, 0.5, seed) if protocol == "clean" else (everything, everything)
     wrong = pool[~correct[pool]]
