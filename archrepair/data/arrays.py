@@ -37,8 +37,8 @@ def as_pixels(images: Any, name: str = "images") -> Tensor:
     if pixels.is_floating_point():
         low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
         if not (low >= 0 and high <= 1):
-            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before normalization, "
-                                  "and the normalization as transform=Normalize(mean, std)")
+            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before "
+                                  "normalization, and the normalization as transform=Normalize(mean, std)")
         pixels = (pixels * 255).round().to(torch.uint8)
     return pixels.expand(-1, -1, -1, 3).contiguous()
 

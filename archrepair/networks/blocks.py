@@ -66,7 +66,7 @@ def _dominates(size: int, sizes: list[int]) -> bool:
 
 
 def _size(module: nn.Module) -> int:
-    "The number of convolutional and linear layers; those inside torch's own attention do not count: they are used by their weights, never called."
+    "The number of convolutional and linear layers, less those inside torch's own attention, of which only the weights are used."
     hidden = {id(m) for a in module.modules() if isinstance(a, nn.MultiheadAttention) for m in a.modules()}
     return sum(isinstance(m, _LAYERS) and id(m) not in hidden for m in module.modules())
 

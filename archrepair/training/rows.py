@@ -78,9 +78,9 @@ def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], T
                    folder: str | Path | None = None, on_batch: Callable[[int], None] | None = None) -> Features:
     """What enters the block for every image (and view), computed once; `image_features` where the network has no clean cut.
 
-    `dtype` is the number format they are stored in (float32 or bfloat16). `store` is `device`, `host`, `file` (a memory map in `folder`) or `auto`:
-    the first of these with room, a file only where `folder` is given. `none`, and `auto` where nothing has room, recomputes them each
-    time. `on_batch(n)` is called for every n images sent through the prefix.
+    `dtype` is the number format they are stored in (float32 or bfloat16). `store` is `device`, `host`, `file` (a memory map in
+    `folder`), `none` (recomputed each time) or `auto`: the first of these with room, a file only where `folder` is given.
+    `on_batch(n)` is called for every n images sent through the prefix.
     """
     device = torch.device(device)
     if cut.prefix is None:

@@ -30,7 +30,7 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 # %% ../../nbs/training/04_statistics.ipynb #aea032d5
 @dataclass(frozen=True)
 class Paired:
-    "A two-sided test on pairs: which `test` was used, its `statistic` and `p`, how many pairs differ (`n` `of` all), and a `note` of doubt."
+    "A two-sided test on pairs: which `test`, its `statistic` and `p`, how many pairs differ (`n` `of` all), and a `note` of doubt."
 
     test: str
     statistic: float

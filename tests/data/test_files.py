@@ -56,8 +56,8 @@ def _broken(path, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "bad zip", "npy", "truncated", "damaged", "no images", "no labels", "float images",
-                                  "objects", "object labels", "gray", "range", "lengths", "negative", "nothing"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "bad zip", "npy", "truncated", "damaged", "no images", "no labels",
+                                  "float images", "objects", "object labels", "gray", "range", "lengths", "negative", "nothing"])
 def test_a_bad_npz_gives_one_line_that_names_it(tmp_path, kind):
     path = _broken(tmp_path / "a.npz", kind)
     with pytest.raises(ArchrepairError) as caught:
@@ -103,8 +103,10 @@ def test_a_missing_split_is_not_made_up(tmp_path):
         load_dataset(f"folder:{tmp_path}", "test")
 
 
-@pytest.mark.parametrize(("size", "asked", "expected"), [((8, 8), None, 8), ((64, 64), None, 64), ((70, 70), None, 224), ((40, 30), None, 224),
-                                                        ((40, 30), 32, 32), ((8, 8), 16, 16), ((64, 20), 16, 16)])
+@pytest.mark.parametrize(("size", "asked", "expected"), [
+    ((8, 8), None, 8), ((64, 64), None, 64), ((70, 70), None, 224), ((40, 30), None, 224), ((40, 30), 32, 32), ((8, 8), 16, 16),
+    ((64, 20), 16, 16),
+])
 def test_image_sizes(tmp_path, size, asked, expected):
     images = load_dataset(f"folder:{save_tree(tmp_path, {'a': 5}, size)}", "train", image_size=asked)
     assert images.images.shape[1:] == (expected, expected, 3) and images.size == expected

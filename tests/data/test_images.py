@@ -26,12 +26,16 @@ def test_select_may_repeat_and_may_be_empty():
     assert len(tiny().select(torch.arange(0))) == 0
 
 
-@pytest.mark.parametrize("change", [
-    {"images": pixels(6).astype(np.float32)}, {"images": pixels(6)[..., :1]}, {"images": pixels(6)[0]}, {"images": pixels(6).transpose(0, 3, 1, 2)},
-    {"images": pixels(5)}, {"labels": np.zeros(5, int)}, {"labels": np.zeros((6, 1), int)}, {"labels": np.zeros(6)},
-    {"labels": [0, 1, 2, 0, 1, 0]}, {"labels": [0, -1, 0, 0, 0, 0]}, {"classes": ()},
-], ids=["float", "gray", "one image", "channels first", "few images", "few labels", "2-d labels", "float labels", "too large", "negative", "no classes"])
-def test_what_is_no_set_is_refused_in_one_line(change):
+WRONG = {
+    "float": {"images": pixels(6).astype(np.float32)}, "gray": {"images": pixels(6)[..., :1]}, "one image": {"images": pixels(6)[0]},
+    "channels first": {"images": pixels(6).transpose(0, 3, 1, 2)}, "few images": {"images": pixels(5)},
+    "few labels": {"labels": np.zeros(5, int)}, "2-d labels": {"labels": np.zeros((6, 1), int)}, "float labels": {"labels": np.zeros(6)},
+    "too large": {"labels": [0, 1, 2, 0, 1, 0]}, "negative": {"labels": [0, -1, 0, 0, 0, 0]}, "no classes": {"classes": ()},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_what_is_not_a_set_is_refused_in_one_line(change):
     with pytest.raises(ArchrepairError, match="^tiny: .*expected") as caught:
         tiny(**change)
     assert "\n" not in str(caught.value)
