@@ -175,7 +175,8 @@ def test_the_key_changes_with_everything_that_changes_the_features(resnet, cut, 
         (prefix, same, TRANSFORM, f32, 1, shape), (prefix, few.select(torch.arange(36)), TRANSFORM, f32, 1, shape),
         (prefix, few.select(torch.arange(36, -1, -1)), TRANSFORM, f32, 1, shape), (prefix, few, Normalize(), f32, 1, shape),
         (prefix, few, Silent(1), f32, 1, shape), (prefix, few, Silent(2), f32, 1, shape),
-        (prefix, few, TRANSFORM, torch.bfloat16, 1, shape), (prefix, few, TRANSFORM, f32, 2, shape), (prefix, few, TRANSFORM, f32, 1, (4, 4, 8)))]
+        (prefix, few, TRANSFORM, torch.bfloat16, 1, shape), (prefix, few, TRANSFORM, f32, 2, shape),
+        (prefix, few, TRANSFORM, f32, 1, (4, 4, 8)))]
     assert len(set(keys)) == len(keys)
     twin = split(copy.deepcopy(resnet), "layer3").prefix
     assert _key(twin, few, Normalize((0.3, 0.3, 0.3), (0.3, 0.3, 0.3)), f32, 1, shape) == keys[0]
