@@ -162,9 +162,8 @@ def load_dataset(name: str, split: str = "train", *, root: str | Path | None = N
 
 def _corrupted(clean: ImageSet, corruption: str, severity: int, key: str, name: str) -> ImageSet:
     "`clean` with a generated corruption, on demand where it is decoded on demand; `key` picks the random numbers."
+    alter = lambda images, positions: corrupt(images, corruption, severity, dataset=key, indices=positions)
     if isinstance(clean.images, FolderImages):
-        alter = lambda images, positions: corrupt(images, corruption, severity, dataset=key, indices=positions)
-        images = FolderImages(clean.images.files, clean.images.size, alter, clean.images.index)
-    else:
-        images = corrupt(clean.images, corruption, severity, dataset=key, indices=clean.index)
-    return ImageSet(images, clean.labels, clean.classes, name, clean.index)
+        lazy = FolderImages(clean.images.files, clean.images.size, alter, clean.images.index)
+        return ImageSet(lazy, clean.labels, clean.classes, name, clean.index)
+    return ImageSet(alter(clean.images, clean.index), clean.labels, clean.classes, name, clean.index)

@@ -172,10 +172,10 @@ def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:
     except Exception:  # data-dependent control flow and the like: every kind of failure means "cannot be traced"
         return None
     _forget_checks(graph)
-    call = _only_call(graph, target)
-    if call is None or _is_used_elsewhere(root, graph, call):
+    only = _only_call(graph, target)
+    if only is None or _is_used_elsewhere(root, graph, target):
         return None
-    entry = call.args[0]
+    call, entry = only
     before = _upstream(entry)
     constants = {n for n in graph.nodes if n.op == "get_attr"}
     after = [n for n in graph.nodes if n not in before and n is not call]
@@ -196,20 +196,20 @@ def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:
     return fx.GraphModule(root, prefix, "Prefix"), fx.GraphModule(root, suffix, "Suffix")
 
 
-def _only_call(graph: fx.Graph, target: str) -> fx.Node | None:
-    "The step that calls the module `target` on one tensor and nothing else; None where it is called otherwise, or not just once."
+def _only_call(graph: fx.Graph, target: str) -> tuple[fx.Node, fx.Node] | None:
+    "The step that calls the module `target`, and the one whose result enters it; None where it is called otherwise, or not just once."
     calls = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
     if len(calls) != 1 or calls[0].kwargs or len(calls[0].args) != 1 or not isinstance(calls[0].args[0], fx.Node):
         return None
-    return calls[0]
+    return calls[0], calls[0].args[0]
 
 
-def _is_used_elsewhere(root: nn.Module, graph: fx.Graph, call: fx.Node) -> bool:
-    "Does a part of the called block, or a number that may come from it, take part in other steps? A new block must be seen there too."
-    others = [n for n in graph.nodes if n.op in ("call_module", "get_attr") and n is not call]
-    if any(str(n.target).startswith((f"{call.target}.", "_tensor_constant")) for n in others):
+def _is_used_elsewhere(root: nn.Module, graph: fx.Graph, target: str) -> bool:
+    "Does a part of the block, or a number that may come from it, take part in other steps? A new block must be seen there too."
+    others = [n for n in graph.nodes if n.op in ("call_module", "get_attr") and n.target != target]
+    if any(str(n.target).startswith((f"{target}.", "_tensor_constant")) for n in others):
         return True
-    block = root.get_submodule(call.target)
+    block = root.get_submodule(target)
     own = {id(part) for part in (*block.modules(), *block.parameters())}
     modules = [root.get_submodule(n.target) for n in others if n.op == "call_module"]
     return any(id(part) in own for m in modules for part in (*m.modules(), *m.parameters()))
