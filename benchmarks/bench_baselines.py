@@ -15,7 +15,8 @@ import torch
 
 from archrepair.baselines import apricot, sensei
 from archrepair.baselines.parts import patches
-from archrepair.data.datasets import Normalize, load_dataset
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import Normalize
 from archrepair.networks.models import create_model
 from archrepair.training.rows import cache_features, image_features
 

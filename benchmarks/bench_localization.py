@@ -11,7 +11,9 @@ import time
 
 import torch
 
-from archrepair.data.datasets import Normalize, load_dataset
+from archrepair.data.datasets import load_dataset
+
+from archrepair.data.images import Normalize
 from archrepair.networks.models import create_model
 from archrepair.networks.neurons import watch
 from archrepair.repair.localization import failure_gradients, spectrum, wire

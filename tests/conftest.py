@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from archrepair.core.tiers import TIERS
-from archrepair.data.datasets import Normalize, holdout, load_dataset
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import Normalize, holdout
 from archrepair.data.scenario import build_scenario
 from archrepair.networks.models import create_model
 from archrepair.training.evaluation import is_correct, predict

@@ -24,7 +24,7 @@ from archrepair.cli import listing
 from archrepair.cli.app import app
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.arrays import as_images, as_pixels, as_sets
-from archrepair.data.datasets import ImageSet
+from archrepair.data.images import ImageSet
 from archrepair.deploy.card import CARD, MARK, model_card, write_card
 from archrepair.deploy.export import export_network
 from archrepair.deploy.footprint import footprints

@@ -18,7 +18,7 @@ __all__ = ['DIRECTIONS', 'STARTS', 'PRESETS', 'signs_of', 'combination', 'flat',
 # %% ../../nbs/baselines/apricot.ipynb #dc39dbac
 from .parts.common import Baseline, Problem, require
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
-from ..data.datasets import holdout
+from ..data.images import holdout
 from ..nas.supernet import recalibrate
 from ..training.evaluation import is_correct, predict
 from ..training.fit import Recipe, autocast
@@ -166,7 +166,7 @@ class Apricot(Baseline):
             recipe = Recipe(self.retrain_epochs, self.lr, precision=problem.precision, seed=self.seed * 10_007 + state["step"])
             try:
                 trained = problem.train(network, rows, recipe, name)
-                entry |= {"adjusted": trained.epochs[0]["val"], "val": trained.best}
+                entry |= {"adjusted": trained.epochs[0]["val"], "val": trained.val}
             except TrainingDiverged as error:  # an adjustment like any other that is no gain
                 entry |= {"adjusted": math.nan, "val": math.nan}
                 problem.warnings.append(f"adjustment {entry['epoch']} was given up: {first_line(error)}")

@@ -22,7 +22,7 @@ from .parts.common import Baseline, Problem, require
 from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
 from .parts.swarm import Found, constriction, differential_evolution, pso
 from ..core.errors import ArchrepairError, unknown
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 from ..training.evaluation import is_correct, predict
 from ..training.fit import autocast
 from ..training.rows import Features, cache_features

@@ -189,7 +189,7 @@ class BIRDNN(Baseline):
             targets = torch.cat([positive, target[used].repeat(self.failure_views, 1)])
             negative = torch.cat([torch.zeros(len(right)), (~good[used]).float().repeat(self.failure_views)])
             rows = Rows([pool.parts[0].select(right), pool.parts[1].select(copies)], targets, negative, failures=len(copies))
-            problem.train(model, rows, recipe, name, validate=None, keep="last")
+            problem.train(model, rows, recipe, name, validate=None, select="last")
 
         base = self.preset if isinstance(self.preset, Recipe) else PRESETS[self.preset]
         shared = {k: getattr(base, k) for k in ("batch_size", "momentum", "weight_decay", "clip", "failure_ratio")}

@@ -22,7 +22,7 @@ from .parts.common import Problem, require
 from .parts.styles import find_stylizer, restyle
 from ..core.errors import ArchrepairError
 from ..corruptions.randomness import random_integers
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 
 # %% ../../nbs/baselines/deeprepair.ipynb #6d1e4976
 def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed: int = 0) -> Tensor:

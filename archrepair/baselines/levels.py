@@ -20,7 +20,7 @@ from .parts.common import Problem, require
 from .retrain import Retrain
 from ..core.errors import unknown
 from ..data.scenario import RepairData
-from ..networks.blocks import block_names, freeze
+from ..networks.blocks import block_holding, block_names, freeze
 from ..networks.neurons import wire
 from ..repair.finetuning import LEVELS
 from ..repair.localization import failure_gradients
@@ -40,7 +40,8 @@ def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 10
     wiring = wire(examined, rows.inputs(torch.arange(1))[0])
     gradient = failure_gradients(examined, rows, torch.arange(len(rows)), wiring, meter=meter)
     neurons = pd.DataFrame([(layer, channel) for layer, size in wiring.layers.items() for channel in range(size)], columns=["layer", "channel"])
-    owner = {layer: next((b for b in block_names(network) if layer == b or layer.startswith(f"{b}.")), None) for layer in wiring.layers}
+    blocks = block_names(network)
+    owner = {layer: block_holding(layer, blocks) for layer in wiring.layers}
     neurons = neurons.assign(block=neurons["layer"].map(owner), g=gradient).dropna(subset=["block"])
     one = neurons.loc[neurons["g"].idxmax()]
     mean = lambda part: neurons.groupby(part, sort=False)["g"].mean().idxmax()

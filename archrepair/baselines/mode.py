@@ -19,7 +19,7 @@ __all__ = ['LOWEST', 'SCOPES', 'label_accuracy', 'deployed_accuracy', 'diagnose'
 from .parts.channels import activations, only_rows, own_parameters
 from .parts.common import Baseline, Problem, require
 from ..core.errors import ArchrepairError, unknown
-from ..data.datasets import holdout
+from ..data.images import holdout
 from ..networks.neurons import Wiring, wire
 from ..repair.finetuning import PRESETS
 from ..training.evaluation import predict

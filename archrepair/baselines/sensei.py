@@ -20,8 +20,9 @@ __all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross',
 from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
 from .parts.common import Problem, require
 from ..core.errors import ArchrepairError, unknown
+from ..core.modes import evaluating
 from ..corruptions.randomness import image_keys, random_uniform
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 from ..training.cost import CostMeter
 from ..training.evaluation import Robust, robust_accuracy
 from ..training.fit import autocast
@@ -161,14 +162,9 @@ class Search:
         counts as robust and is not searched. Modes are restored.
         """
         images = self.images.batch(positions) if images is None else images
-        modes = [(m, m.training) for m in self.network.modules()]
-        self.network.eval()
-        try:
-            each = max(1, 2**27 // (4 * self.settings.population * images[0].numel()))  # 128 MiB of variants
+        each = max(1, 2**27 // (4 * self.settings.population * images[0].numel()))  # 128 MiB of variants
+        with evaluating(self.network):
             return torch.cat([self._visit(*some) for some in zip(positions.split(each), images.split(each))])
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _visit(self, positions: Tensor, images: Tensor) -> Tensor:
         at, labels = positions.to(self.device), self.images.labels[positions].to(self.device)

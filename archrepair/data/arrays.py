@@ -18,32 +18,35 @@ __all__ = ['as_pixels', 'names_of', 'as_images', 'as_sets']
 
 # %% ../../nbs/data/03_arrays.ipynb #d9b10621
 from ..core.errors import ArchrepairError
-from .datasets import ImageSet
+from .images import ImageSet
 
 # %% ../../nbs/data/03_arrays.ipynb #f787500e
 def as_pixels(images: Any, name: str = "images") -> Tensor:
     """Images as uint8 N×H×W×3, from a tensor or numpy array: uint8 N×H×W×3, or N×3×H×W as uint8 or as float in [0, 1].
 
-    Gray images (one channel in place of three) get three equal ones. Floats are rounded to multiples of 1/255. Raises `ArchrepairError` for other
-    shapes and types, and for floats outside [0, 1], as those that have been normalized already.
+    Gray images (one channel in place of three) get three equal ones. Floats are rounded to multiples of 1/255. Raises `ArchrepairError`
+    for other shapes and types, and for floats outside [0, 1], which have probably been normalized already.
     """
     pixels = torch.as_tensor(images).detach()
     shape, kind = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
-    if not (pixels.dtype == torch.uint8 or pixels.is_floating_point()) or len(shape) != 4 or not {shape[1], shape[3]} & {1, 3}:
+    known_type = pixels.dtype == torch.uint8 or pixels.is_floating_point()
+    if not known_type or len(shape) != 4 or not {shape[1], shape[3]} & {1, 3}:
         raise ArchrepairError(f"{name}: images are {kind} {shape}; expected uint8 N×H×W×3, or N×3×H×W as uint8 or float in [0, 1]")
-    last = shape[3] in (1, 3) and not (pixels.is_floating_point() and shape[1] in (1, 3))
-    pixels = pixels if last else pixels.permute(0, 2, 3, 1)
+    channels_last = shape[3] in (1, 3) and not (pixels.is_floating_point() and shape[1] in (1, 3))
+    pixels = pixels if channels_last else pixels.permute(0, 2, 3, 1)
     if pixels.is_floating_point():
         low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
         if not (low >= 0 and high <= 1):
-            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before normalization, and the "
-                                  "normalization as transform=Normalize(mean, std)")
+            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before "
+                                  "normalization, and the normalization as transform=Normalize(mean, std)")
         pixels = (pixels * 255).round().to(torch.uint8)
     return pixels.expand(-1, -1, -1, 3).contiguous()
 
 # %% ../../nbs/data/03_arrays.ipynb #8ea53385
 def _is_dataset(source: object) -> bool:
-    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (tuple, list, dict, Tensor, np.ndarray, str))
+    "Can its items be counted and read one by one, without being a container of another kind?"
+    other = (tuple, list, dict, Tensor, np.ndarray, str)
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, other)
 
 
 def _read(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
@@ -53,17 +56,14 @@ def _read(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
     for i in range(len(dataset)):
         item = dataset[i]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise ArchrepairError(f"{name}: item {i} of the {type(dataset).__name__} is a {type(item).__name__}; expected a pair (image, label)")
+            kind = type(dataset).__name__
+            raise ArchrepairError(f"{name}: item {i} of the {kind} is a {type(item).__name__}; expected a pair (image, label)")
         image, label = item
-        if hasattr(image, "convert"):  # PIL's
-            image = np.array(image.convert("RGB"))
-        image = torch.as_tensor(image)
-        if image.ndim == 2:
-            image = image[..., None] if image.dtype == torch.uint8 else image[None]
-        pixels = as_pixels(image[None], f"{name}, item {i}")[0]
+        pixels = _pixels_of(image, f"{name}, item {i}")
         if images and pixels.shape != images[0].shape:
-            raise ArchrepairError(f"{name}: item {i} is {pixels.shape[0]}×{pixels.shape[1]} px and item 0 is {images[0].shape[0]}×"
-                                  f"{images[0].shape[1]}; expected one size: resize them in the dataset")
+            (height, width), (first_height, first_width) = pixels.shape[:2], images[0].shape[:2]
+            raise ArchrepairError(f"{name}: item {i} is {height}×{width} px and item 0 is {first_height}×{first_width}; expected one size: "
+                                  "resize them in the dataset")
         images.append(pixels)
         labels.append(int(label))
     if not images:
@@ -71,19 +71,30 @@ def _read(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
+def _pixels_of(image: Any, name: str) -> Tensor:
+    "One image as uint8 H×W×3, from a PIL image, or a tensor or array with or without channels."
+    if hasattr(image, "convert"):  # PIL's
+        image = np.array(image.convert("RGB"))
+    image = torch.as_tensor(image)
+    if image.ndim == 2:
+        image = image[..., None] if image.dtype == torch.uint8 else image[None]
+    return as_pixels(image[None], name)[0]
+
+
 def names_of(source: object) -> tuple[str, ...] | None:
-    "The names of the classes that a set or dataset (or the one a `Subset` was taken from) has; None where it has none."
-    own = getattr(source, "classes", None)
-    own = getattr(getattr(source, "dataset", None), "classes", None) if own is None else own
-    return None if own is None else tuple(map(str, own))
+    "The class names of a set or dataset, or of the one that a `Subset` was taken from; None where it has none."
+    names = getattr(source, "classes", None)
+    if names is None:
+        names = getattr(getattr(source, "dataset", None), "classes", None)
+    return None if names is None else tuple(map(str, names))
 
 
 def as_images(source: Any, classes: Sequence[str] | None = None, name: str = "images") -> ImageSet:
-    """A set of images from whatever holds some: an `ImageSet` (returned as it is), a pair (images, labels) or a torch `Dataset` of such pairs.
+    """A set of images: an `ImageSet` (returned as it is), a pair (images, labels), or a torch `Dataset` of such pairs.
 
-    Images are tensors or arrays as `as_pixels` takes them, or in a dataset also PIL images; labels are integers from 0. `classes` are their names;
-    by default the dataset's own (`.classes`), else the numbers. Raises `ArchrepairError` for anything else, for labels out of range, and for
-    images that differ in size.
+    Images are tensors or arrays as `as_pixels` takes them, or in a dataset also PIL images; labels are integers from 0. `classes` are
+    their names; by default the dataset's own (`.classes`), else the numbers. Raises `ArchrepairError` for anything else, for labels out
+    of range, and for images that differ in size.
     """
     if isinstance(source, ImageSet):
         return source
@@ -92,16 +103,26 @@ def as_images(source: Any, classes: Sequence[str] | None = None, name: str = "im
     elif _is_dataset(source):
         images, labels = _read(source, name)
     else:
-        raise ArchrepairError(f"{name} are a {type(source).__name__}; expected an ImageSet, a pair (images, labels) or a torch Dataset of pairs")
-    own = classes if classes is not None else names_of(source)
-    count = int(labels.max()) + 1 if labels.numel() and not labels.is_floating_point() else 0
-    return ImageSet(images, labels, tuple(own) if own is not None else tuple(map(str, range(count))), name)
+        raise ArchrepairError(f"{name} are a {type(source).__name__}; expected an ImageSet, a pair (images, labels) or a torch Dataset of "
+                              "pairs")
+    class_names = classes if classes is not None else names_of(source)
+    if class_names is None:
+        count = int(labels.max()) + 1 if labels.numel() and not labels.is_floating_point() else 0
+        class_names = tuple(map(str, range(count)))
+    return ImageSet(images, labels, tuple(class_names), name)
 
 # %% ../../nbs/data/03_arrays.ipynb #3fc87498
 def as_sets(sources: dict[str, Any], classes: Sequence[str] | None = None) -> dict[str, ImageSet]:
-    "Several sources as sets with the same classes: those given, else those of the first that has names, else numbers up to the highest label."
-    named = next((own for s in sources.values() if (own := names_of(s)) is not None), None)
-    given = tuple(map(str, classes)) if classes is not None else named
-    sets = {name: as_images(source, given, name) for name, source in sources.items()}
+    """Several sources as sets with the same classes.
+
+    These are `classes`, else the names of the first source that has some, else numbers up to the highest label of any. Raises
+    `ArchrepairError` as `as_images` does.
+    """
+    if classes is None:
+        classes = next((names for source in sources.values() if (names := names_of(source)) is not None), None)
+    if classes is not None:
+        classes = tuple(map(str, classes))
+        return {name: as_images(source, classes, name) for name, source in sources.items()}
+    sets = {name: as_images(source, None, name) for name, source in sources.items()}
     longest = max((s.classes for s in sets.values()), key=len)
-    return {name: s if isinstance(sources[name], ImageSet) or given is not None else replace(s, classes=longest) for name, s in sets.items()}
+    return {name: replace(s, classes=longest) for name, s in sets.items()}

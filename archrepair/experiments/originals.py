@@ -22,7 +22,8 @@ __all__ = ['OWN', 'Original', 'build_network', 'original', 'weights_of', 'pick_d
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
-from ..data.datasets import ImageSet, Normalize, holdout, load_dataset, parse_version
+from ..data.datasets import load_dataset, parse_version
+from ..data.images import ImageSet, Normalize, holdout
 from ..nas.supernet import recalibrate
 from ..networks.external import brings_weights
 from ..networks.models import create_model, load_weights, save_weights

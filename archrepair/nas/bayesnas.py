@@ -16,6 +16,7 @@ __all__ = ['THRESHOLD', 'evidence', 'combine', 'switch_gradients', 'loudness', '
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #f7c71050
 from ..core.errors import ArchrepairError
+from ..core.modes import evaluating
 from .graph import BlockGraph
 from .operations import CANDIDATES
 from .strategy import ArchContext, SearchStrategy
@@ -46,16 +47,13 @@ def switch_gradients(strategy: BayesNAS, context: ArchContext, batch: object, si
 
     `batch` holds `size` images. The network runs in eval mode; its weights, statistics and modes are not changed.
     """
-    modes = {m: m.training for m in context.supernet.modules()}
-    context.network.eval()
     c = strategy.coefficients(size, False).detach()
     strategy.probe = c[:, :, None, None, None, None].expand(*c.shape, size, 1, 1, 1).contiguous().requires_grad_(True)
     try:
-        gradient = torch.autograd.grad(context.loss(batch), strategy.probe)[0]
+        with evaluating(context.network):
+            gradient = torch.autograd.grad(context.loss(batch), strategy.probe)[0]
     finally:
         strategy.probe = None
-        for module, training in modes.items():
-            module.training = training
     return gradient.reshape(*c.shape, size) * size  # the loss is a mean over images
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #aff44b34

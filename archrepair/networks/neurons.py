@@ -30,8 +30,8 @@ class Wiring:
     """Where the neurons of a network are read.
 
     `layers`: name and number of neurons of each conv and linear layer but the one that gives the logits, in the order of their
-    first call. `owners`: for each call of each module to hook, the layer whose pre-activation it returns (None: no one's). A module
-    inside a BatchNorm is that one's activation, and takes the pre-activation instead.
+    first call. `owners`: for each call of each module to hook, the layer whose pre-activation it returns (None: that of no layer). A
+    module inside a BatchNorm is its activation; there the pre-activation is what enters the module, not what it returns.
     """
 
     layers: dict[str, int]
@@ -54,8 +54,8 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
         calls.append((name, len(owners[name]), output, output._version))
         owners[name].append(name)
 
-    def on_norm(name: str, given: Tensor) -> None:
-        source = next((c for c in reversed(calls) if c[2] is given and given._version == c[3]), None)
+    def on_norm(name: str, entering: Tensor) -> None:
+        source = next((c for c in reversed(calls) if c[2] is entering and entering._version == c[3]), None)
         owners[name].append(source[0] if source else None)
         if source:
             owners[source[0]][source[1]] = None
@@ -78,16 +78,16 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
     layers = {name: width(network.get_submodule(name)) for name, *_ in calls if name != head}
     if not layers:
         raise ArchrepairError(f"found no neurons in {type(network).__name__}: expected conv or linear layers before the last one")
-    kept = {name: tuple(None if o == head else o for o in order) for name, order in owners.items()}
-    return Wiring(layers, {name: order for name, order in kept.items() if any(order)})
+    without_head = {name: tuple(None if owner == head else owner for owner in order) for name, order in owners.items()}
+    return Wiring(layers, {name: order for name, order in without_head.items() if any(order)})
 
 # %% ../../nbs/networks/04_neurons.ipynb #b3f9d89c
 @contextmanager
 def watch(network: nn.Module, wiring: Wiring, see: Callable[[str, Tensor, Callable[[Tensor], Tensor]], None]) -> Iterator[None]:
     """Call `see(layer, z, view)` with every pre-activation of one forward pass; the hooks are gone afterwards.
 
-    `view` shows a tensor of the shape of `z` as B×C×positions. z itself is what the network goes on with: a hook on it receives
-    its gradient, and a later layer may overwrite it.
+    `view` shows a tensor of the shape of `z` as B×C×positions. z itself is the tensor that the network goes on with: a hook on it
+    receives its gradient, and a later layer may overwrite it.
     """
 
     def hook(name: str, order: tuple[str | None, ...]) -> Callable:

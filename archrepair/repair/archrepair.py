@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OWN_SETTINGS', 'SEARCH_SETTINGS', 'REPAIRABLE', 'ArchRepair', 'train_modes_kept']
+__all__ = ['OWN_SETTINGS', 'SEARCH_SETTINGS', 'REPAIRABLE', 'ArchRepair']
 
 # %% ../../nbs/repair/03_archrepair.ipynb #397eb6fa
 from ..core.errors import ArchrepairError, unknown
@@ -83,16 +82,15 @@ class ArchRepair:
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         Raises `NoFailures`, and `ArchrepairError` for what a user can mend.
         """
-        with train_modes_kept(model):
-            run = _Run(self, model, RepairData.check(data), Path(checkpoints) if checkpoints else None)
-            run.locate()
-            run.prepare()
-            if self.search_epochs:
-                run.search()
-            run.tune()
-            if run.genotype is not None:
-                run.control()
-            return run.finish()
+        run = _Run(self, model, RepairData.check(data), Path(checkpoints) if checkpoints else None)
+        run.locate()
+        run.prepare()
+        if self.search_epochs:
+            run.search()
+        run.tune()
+        if run.genotype is not None:
+            run.control()
+        return run.finish()
 
 
 class _Run:
@@ -192,14 +190,3 @@ class _Run:
         return RepairResult(winner.eval(), self.method.name, self.block, self.genotype, verdict.chosen, str(verdict), verdict.losses,
                             changes(self.model.state_dict(), winner.state_dict()), self.history, self.meter, self.control_meter, config,
                             self.localization, self.networks, warnings=self.notes)
-
-
-@contextmanager
-def train_modes_kept(model: nn.Module) -> Iterator[None]:
-    "Within, modules may be switched between train and eval mode; afterwards each is in the mode it was in."
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

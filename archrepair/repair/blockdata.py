@@ -18,7 +18,7 @@ __all__ = ['same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer
 
 # %% ../../nbs/repair/01_blockdata.ipynb #b38af180
 from ..core.errors import ArchrepairError
-from ..data.datasets import holdout
+from ..data.images import holdout
 from ..data.scenario import RepairData
 from ..nas.supernet import recalibrate
 from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split

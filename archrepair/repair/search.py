@@ -18,6 +18,7 @@ __all__ = ['Batch', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
 from ..core.errors import ArchrepairError, unknown
+from ..core.modes import evaluating
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
 from ..nas.discretization import Removal, discretize, guard
@@ -209,16 +210,13 @@ def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, s
 
     @torch.no_grad()
     def loss() -> float:
-        modes = {m: m.training for m in network.modules()}
-        network.eval()
         total = 0.0
-        for x, *answers in sample:
-            with autocast(x.device, recipe.precision):
-                logits = network(x)
-            total += float(recipe.loss(logits.float(), *answers))
-            meter.add(len(x), share=share)
-        for module, training in modes.items():
-            module.training = training
+        with evaluating(network):
+            for x, *answers in sample:
+                with autocast(x.device, recipe.precision):
+                    logits = network(x)
+                total += float(recipe.loss(logits.float(), *answers))
+                meter.add(len(x), share=share)
         return total / len(sample)
 
     return loss
@@ -269,7 +267,7 @@ class _Searcher:
 
     def learn(self, checkpoint: str | Path | None) -> list[dict]:
         "Weights (eq. 9) and architecture (eq. 10), one step each in turn; returns one entry per epoch."
-        history = fit(self.network, self.weights_half.rows, self.training, trainable=[self.supernet], groups=self.optimizer, keep="last",
+        history = fit(self.network, self.weights_half.rows, self.training, trainable=[self.supernet], groups=self.optimizer, select="last",
                       before_step=self._before_step, after_step=self._after_step, after_epoch=self._after_epoch,
                       extra={"strategy": self.strategy, "recorder": self.recorder}, checkpoint=checkpoint, meter=self.meter,
                       share=self.share, what=f"searching {self.prepared.block} ({self.strategy.name})")
@@ -321,7 +319,7 @@ class _Searcher:
                 removal.decide()
 
         fit(self.network, self.weights_half.rows, tuning, trainable=[self.supernet], groups=weight_groups(self.supernet, self.recipe),
-            keep="last", before_step=before_step, extra={"decided": removal}, checkpoint=checkpoint, meter=self.meter, share=self.share,
+            select="last", before_step=before_step, extra={"decided": removal}, checkpoint=checkpoint, meter=self.meter, share=self.share,
             what=f"deciding {self.prepared.block}")
         return removal.result()
 

@@ -77,7 +77,7 @@ def _peak_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-
+# %% ../../nbs/training/02_cost.ipynb #068c24d9
 def work(module: nn.Module, x: Tensor) -> int:
     "Floating-point operations of one forward pass of `module` on `x`, counted by torch's own counter."
     from torch.utils.flop_counter import FlopCounterMode

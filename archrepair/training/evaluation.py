@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['predict', 'is_correct', 'Score', 'Comparison', 'Evaluation', 'evaluate', 'compare', 'validation_loss', 'Robust',
-           'robust_accuracy']
+__all__ = ['predict', 'check_outputs', 'is_correct', 'Score', 'Comparison', 'Evaluation', 'evaluate', 'compare',
+           'validation_loss', 'Robust', 'robust_accuracy']
 
 # %% ../../nbs/training/05_evaluation.ipynb #767a53f5
 from ..core.errors import ArchrepairError
-from ..data.datasets import ImageSet
+from ..core.modes import evaluating
+from ..data.images import ImageSet
 from ..data.scenario import Scenario
 from .cost import CostMeter
 from .fit import autocast
@@ -30,29 +31,29 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
             precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
 
-    `images` is a set with its `transform`, or features that have been computed before. Training mode of every module is restored.
+    `images` is a set with its `transform`, or features that have been computed before. The model runs in eval mode; the mode of every
+    module is restored. Raises `ArchrepairError` for images without a transform, and for labels beyond the outputs.
     """
     device = next(model.parameters()).device
     if isinstance(images, ImageSet) and transform is None:
-        raise ArchrepairError("images were given without a transform; expected one, as in Normalize.of(images)")
+        raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
     rows = image_features(images, transform, device) if isinstance(images, ImageSet) and transform is not None else images
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
     logits = []
-    try:
-        with torch.inference_mode(), autocast(device, precision):
-            for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
-                logits.append(model(rows.batch(positions)).float().cpu())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), torch.inference_mode(), autocast(device, precision):
+        for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
+            logits.append(model(rows.batch(positions)).float().cpu())
     if meter:
         meter.add(len(rows), share=share)
     result = torch.cat(logits) if logits else torch.zeros(0, 0)
-    if len(result) and int(rows.labels.max()) >= result.shape[1]:
-        raise ArchrepairError(f"the network has {result.shape[1]} outputs but labels run to {int(rows.labels.max())}; "
-                              "expected one output a class")
+    check_outputs(result, rows.labels)
     return result
+
+
+def check_outputs(logits: Tensor, labels: Tensor) -> None:
+    "Raises `ArchrepairError` where a label (int64 N) has no output among the logits (N×classes)."
+    if len(logits) and int(labels.max()) >= logits.shape[1]:
+        raise ArchrepairError(f"the network has {logits.shape[1]} outputs but labels run to {int(labels.max())}; "
+                              "expected one output per class")
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -156,8 +157,8 @@ def robust_accuracy(correct: Mapping[str, Tensor]) -> Robust:
     Raises `ArchrepairError` where there is no version or where they differ in length.
     """
     if not correct or len({len(bits) for bits in correct.values()}) > 1:
-        raise ArchrepairError(f"robust accuracy of {({name: len(bits) for name, bits in correct.items()})}; expected one or more versions of the "
-                              "same images")
+        lengths = {name: len(bits) for name, bits in correct.items()}
+        raise ArchrepairError(f"robust accuracy of {lengths}; expected one or more versions of the same images")
     scores = {name: Score.of(bits) for name, bits in correct.items()}
     accuracies = [score.accuracy for score in scores.values()]
     strict = Score.of(torch.stack(list(correct.values())).all(0))

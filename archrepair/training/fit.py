@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'fit', 'sgd', 'train_original']
+__all__ = ['PRECISIONS', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd', 'fit', 'train_original']
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from ..core.progress import track
 from ..core.tiers import Tier
-from ..data.datasets import ImageSet, Normalize
+from ..data.images import ImageSet, Normalize
 from .cost import CostMeter
 from .rows import Rows, image_features
 
@@ -53,9 +54,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for what, value, known in (("schedule", self.schedule, ("cosine", "onecycle", "constant")), ("precision", self.precision, ("fp32", "bf16"))):
-            if value not in known:
-                raise unknown(what, value, known)
+        if self.schedule not in ("cosine", "onecycle", "constant"):
+            raise unknown("schedule", self.schedule, ("cosine", "onecycle", "constant"))
+        if self.precision not in ("fp32", "bf16"):
+            raise unknown("precision", self.precision, ("fp32", "bf16"))
 
     def lr_at(self, progress: float) -> float:
         "Share of `lr` at `progress` in [0, 1) of the training."
@@ -70,11 +72,12 @@ class Recipe:
         loss = nn.functional.cross_entropy(logits, labels)
         if self.imitation and teacher is not None and imitate is not None:
             t = self.temperature
-            kl = nn.functional.kl_div((logits / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="none", log_target=True).sum(1)
+            ours, theirs = (logits / t).log_softmax(1), (teacher / t).log_softmax(1)
+            kl = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
             loss = loss + self.imitation * t * t * (kl * imitate).mean()
         return loss
 
-
+# %% ../../nbs/training/03_fit.ipynb #34c89447
 def autocast(device: torch.device | str, precision: str) -> contextlib.AbstractContextManager:
     "bfloat16 where it helps, for `precision` bf16; else nothing."
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
@@ -98,7 +101,8 @@ PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
     """`fp32` or `bf16` for one of these, for a torch dtype, or for `auto` (see `default_precision`).
 
-    Raises `ArchrepairError` for another precision, and for a network whose own weights are not float32: bf16 is what it runs in, not what it keeps.
+    Raises `ArchrepairError` for another precision, and for a network whose weights are not float32: bf16 is what it computes in, not what
+    it stores.
     """
     name = PRECISIONS.get(precision, str(precision)) if isinstance(precision, torch.dtype) else precision
     if name not in ("auto", *PRECISIONS.values()):
@@ -108,110 +112,107 @@ def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
                               "precision='bf16' to run it faster")
     return default_precision(model, next(model.parameters()).device) if name == "auto" else name
 
-# %% ../../nbs/training/03_fit.ipynb #b89a9f6c
+# %% ../../nbs/training/03_fit.ipynb #f0b4f4be
 @dataclass
 class History:
-    "What happened: one entry an epoch, and which epoch's weights were kept (0: those that came in)."
+    """What happened in a training, and the epoch whose weights came out of it (0: those that came in).
+
+    `epochs` has a dict per epoch: its number `epoch` (0: before training), the mean `loss` over its rows, its `seconds`, with validation
+    `val`, and `stopped` where it was the last one for a reason of the caller's.
+    """
 
     epochs: list[dict] = field(default_factory=list)
-    kept: int = 0
+    selected_epoch: int = 0
 
     @property
-    def best(self) -> float:
-        "The validation loss of the weights kept; NaN without validation."
-        return next((e["val"] for e in self.epochs if e["epoch"] == self.kept), math.nan)
+    def val(self) -> float:
+        "The validation loss of the selected weights; NaN without validation."
+        return next((e.get("val", math.nan) for e in self.epochs if e["epoch"] == self.selected_epoch), math.nan)
 
+    @property
+    def next_epoch(self) -> int:
+        return self.epochs[-1]["epoch"] + 1 if self.epochs else 1
 
-def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.Module] | None = None,
-        groups: list[dict] | torch.optim.Optimizer | None = None, validate: Callable[[], float] | None = None, keep: str = "best",
-        before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
-        after_epoch: Callable[[int], bool] | None = None, extra: dict[str, object] | None = None,
-        checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
-    """Train `model` in place on `rows` and return the history.
+    def is_over(self, patience: int | None) -> bool:
+        "Was it stopped, or has it gone `patience` epochs (None: any number) without a better one?"
+        if not self.epochs:
+            return False
+        waited = self.epochs[-1]["epoch"] - self.selected_epoch
+        return bool(self.epochs[-1].get("stopped")) or (patience is not None and waited >= patience)
 
-    `trainable`: modules in train mode (default: all); parameters that do not require gradients never move. `groups`: the optimizer's
-    parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at `recipe.lr`). `validate()` gives a loss, lower is
-    better; `keep` is `best` (by validation, weights that came in included) or `last`. `before_step(epoch, step)` and `after_step()` run
-    around every step; `after_epoch(epoch)` may return True to stop. `extra` are objects with `state_dict`/`load_state_dict` that are
-    saved with the `checkpoint` file. `share` is the part of the network's work that a step does. Raises `TrainingDiverged` when
-    the loss is no number; the checkpoint then still holds the last good epoch.
-    """
-    device = next(model.parameters()).device
-    groups = groups or _decay_groups(trainable or [model], recipe.lr, recipe.weight_decay)
-    optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    steps = len(rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed))
-    state = {"model": model, "optimizer": optimizer, **(extra or {})}
-    history, best = History(), copy.deepcopy(model.state_dict())
-    meter, clocks = meter if meter is not None else CostMeter(), (time.perf_counter(), time.process_time())
-    before = copy.copy(meter)
-    if checkpoint is not None and Path(checkpoint).exists():
-        history, best, cost = _resume(Path(checkpoint), state, recipe)
-        meter.add(cost["forwards"], cost["backwards"])  # a repair that resumes costs what it would have cost in one go
-        meter.seconds, meter.cpu_seconds = meter.seconds + cost["seconds"], meter.cpu_seconds + cost["cpu_seconds"]
-        clocks = clocks[0] - cost["seconds"], clocks[1] - cost["cpu_seconds"]
-    elif validate:
-        history.epochs.append({"epoch": 0, "val": validate()})
+# %% ../../nbs/training/03_fit.ipynb #e4736493
+class _Run:
+    "The state of one training: what is trained and how, what happened so far, the weights selected, and the cost."
 
-    first = history.epochs[-1]["epoch"] + 1 if history.epochs else 1
-    with track(what, max(0, recipe.epochs - first + 1) * steps) as advance:
-        for epoch in range(first, recipe.epochs + 1):
-            if _stale(history, recipe.patience) or history.epochs and history.epochs[-1].get("stopped"):
-                break
-            started, total = time.perf_counter(), torch.zeros((), device=device)
-            model.eval()
-            for module in trainable or [model]:
-                module.train()
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout and stochastic depth draw from the global stream
-                for step, batch in enumerate(rows.order(epoch, recipe.batch_size, recipe.failure_ratio, recipe.seed)):
-                    for group, rate in zip(optimizer.param_groups, rates):
-                        group["lr"] = rate * recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
-                    if before_step:
-                        before_step(epoch, step)
-                    x, order = rows.inputs(batch, view=epoch - 1)
-                    teacher = imitate = None
-                    if rows.teacher is not None and rows.imitate is not None:
-                        teacher, imitate = rows.teacher[order].to(device), rows.imitate[order].to(device)
-                    with autocast(device, recipe.precision):
-                        logits = model(x)
-                    loss = recipe.loss(logits.float(), rows.labels[order].to(device), teacher, imitate)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if recipe.clip:
-                        nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                    optimizer.step()
-                    if after_step:
-                        after_step()
-                    total += loss.detach() * len(batch)
-                    meter.add(len(batch), len(batch), share)
-                    advance(1)
-                    if step % 50 == 0:
-                        advance(0, epoch=epoch, loss=float(loss.detach()))
-            mean = float(total) / sum(map(len, rows.order(epoch, recipe.batch_size, recipe.failure_ratio, recipe.seed)))
-            if not math.isfinite(mean):
-                model.load_state_dict(best)
-                model.eval()
-                raise TrainingDiverged(f"{what}: the loss is {mean} in epoch {epoch}; lower the learning rate ({recipe.lr:g}) or use fp32")
-            model.eval()
-            entry = {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
-            if validate:
-                entry["val"] = validate()
-            history.epochs.append(entry)
-            if keep == "last" or not validate or entry["val"] < min(e["val"] for e in history.epochs[:-1]):
-                history.kept, best = epoch, copy.deepcopy(model.state_dict())
-            if after_epoch and after_epoch(epoch):
-                entry["stopped"] = True
-            if checkpoint is not None:
-                cost = {"forwards": meter.forwards - before.forwards, "backwards": meter.backwards - before.backwards,
-                        "seconds": time.perf_counter() - clocks[0], "cpu_seconds": time.process_time() - clocks[1]}
-                _save(Path(checkpoint), state, history, best, recipe, cost)
-    model.load_state_dict(best)
-    model.eval()
-    return history
+    def __init__(self, model: nn.Module, rows: Rows, recipe: Recipe, trainable: Sequence[nn.Module],
+                 groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float):
+        self.model, self.rows, self.recipe, self.trainable = model, rows, recipe, trainable
+        self.device = next(model.parameters()).device
+        groups = groups or _decay_groups(trainable, recipe.lr, recipe.weight_decay)
+        self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.steps = len(self.batches(0))
+        self.state = {"model": model, "optimizer": self.optimizer, **extra}
+        self.history, self.weights = History(), copy.deepcopy(model.state_dict())
+        self.meter, self.share, self.meter_before = meter, share, copy.copy(meter)
+        self.started = time.perf_counter(), time.process_time()
 
+    def batches(self, epoch: int) -> list[Tensor]:
+        return self.rows.order(epoch, self.recipe.batch_size, self.recipe.failure_ratio, self.recipe.seed)
 
+    def select(self, epoch: int) -> None:
+        "Let the weights of this moment be those that come out."
+        self.history.selected_epoch, self.weights = epoch, copy.deepcopy(self.model.state_dict())
+
+    def restore(self) -> None:
+        "Put the selected weights into the model, in eval mode."
+        self.model.load_state_dict(self.weights)
+        self.model.eval()
+
+    def step(self, epoch: int, step: int, batch: Tensor) -> Tensor:
+        "One step of gradient descent on the rows `batch`; returns their mean loss."
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * self.recipe.lr_at((epoch - 1 + step / self.steps) / self.recipe.epochs)
+        x, order = self.rows.inputs(batch, view=epoch - 1)
+        teacher = imitate = None
+        if self.rows.teacher is not None and self.rows.imitate is not None:
+            teacher, imitate = self.rows.teacher[order].to(self.device), self.rows.imitate[order].to(self.device)
+        with autocast(self.device, self.recipe.precision):
+            logits = self.model(x)
+        loss = self.recipe.loss(logits.float(), self.rows.labels[order].to(self.device), teacher, imitate)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def train_epoch(self, epoch: int, before_step: Callable[[int, int], None] | None, after_step: Callable[[], None] | None,
+                    advance: Callable[..., None]) -> dict:
+        "Pass over the rows once; returns the epoch's entry in the history. The model is in eval mode afterwards."
+        started, total, batches = time.perf_counter(), torch.zeros((), device=self.device), self.batches(epoch)
+        self.model.eval()
+        for module in self.trainable:
+            module.train()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.recipe.seed * 100_003 + epoch)  # dropout and stochastic depth draw from the global stream
+            for number, batch in enumerate(batches):
+                if before_step:
+                    before_step(epoch, number)
+                loss = self.step(epoch, number, batch)
+                if after_step:
+                    after_step()
+                self.meter.add(len(batch), len(batch), self.share)
+                total += loss * len(batch)
+                advance(1)
+                if number % 50 == 0:
+                    advance(0, epoch=epoch, loss=float(loss))
+        mean = float(total) / sum(map(len, batches))
+        self.model.eval()
+        return {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
+
+# %% ../../nbs/training/03_fit.ipynb #b6bcebd7
 def sgd(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
     "The optimizer of a recipe: SGD with Nesterov's momentum over groups that carry their own rates and decay."
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=0.0, nesterov=recipe.momentum > 0)
@@ -225,30 +226,79 @@ def _decay_groups(modules: Sequence[nn.Module], lr: float, weight_decay: float) 
     return [{"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0}]
 
-
-def _stale(history: History, patience: int | None) -> bool:
-    return patience is not None and bool(history.epochs) and history.epochs[-1]["epoch"] - history.kept >= patience
-
-
-def _save(path: Path, state: dict, history: History, best: dict, recipe: Recipe, cost: dict[str, float]) -> None:
+# %% ../../nbs/training/03_fit.ipynb #d996361b
+def _save(run: _Run, path: Path) -> None:
     "Write a checkpoint, whole or not at all."
-    content = {"recipe": asdict(recipe), "epochs": history.epochs, "kept": history.kept, "best": best, "cost": cost,
-               "state": {name: part.state_dict() for name, part in state.items()}}
+    cost = {"forwards": run.meter.forwards - run.meter_before.forwards, "backwards": run.meter.backwards - run.meter_before.backwards,
+            "seconds": time.perf_counter() - run.started[0], "cpu_seconds": time.process_time() - run.started[1]}
+    content = {"recipe": asdict(run.recipe), "epochs": run.history.epochs, "kept": run.history.selected_epoch, "best": run.weights,
+               "cost": cost, "state": {name: part.state_dict() for name, part in run.state.items()}}
     write_atomic(path, lambda temporary: torch.save(content, temporary))
 
 
-def _resume(path: Path, state: dict, recipe: Recipe) -> tuple[History, dict, dict[str, float]]:
-    "Load a checkpoint into `state`; it must come from the same recipe."
+def _resume(run: _Run, path: Path) -> None:
+    "Go on from a checkpoint, which must come from the same recipe; what it had cost is added to the meter."
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        same = content["recipe"] == asdict(recipe)
-        for name, part in state.items() if same else ():
+        same = content["recipe"] == asdict(run.recipe)
+        for name, part in run.state.items() if same else ():
             part.load_state_dict(content["state"][name])
     except Exception as error:  # a damaged file, or one of another network: each format has exceptions of its own
         raise ArchrepairError(f"cannot resume from {path} ({first_line(error)[:80]}); remove it to start afresh") from None
     if not same:
         raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
-    return History(content["epochs"], content["kept"]), content["best"], content["cost"]
+    run.history, run.weights, cost = History(content["epochs"], content["kept"]), content["best"], content["cost"]
+    run.meter.add(cost["forwards"], cost["backwards"])
+    run.meter.seconds += cost["seconds"]
+    run.meter.cpu_seconds += cost["cpu_seconds"]
+    run.started = run.started[0] - cost["seconds"], run.started[1] - cost["cpu_seconds"]
+
+# %% ../../nbs/training/03_fit.ipynb #b89a9f6c
+def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.Module] | None = None,
+        groups: list[dict] | torch.optim.Optimizer | None = None, validate: Callable[[], float] | None = None, select: str = "best",
+        before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
+        after_epoch: Callable[[int], bool] | None = None, extra: dict[str, Any] | None = None,
+        checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
+    """Train `model` in place on `rows` and return the history.
+
+    What learns: `trainable` are the modules in train mode (default: all); parameters that do not require gradients never move. `groups`
+    are the optimizer's parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at
+    `recipe.lr`).
+    What comes out: `validate()` gives a loss, lower is better; `select` says whose weights are restored at the end, those of the `best`
+    epoch by validation (the weights that came in included) or of the `last`.
+    Callbacks: `before_step(epoch, step)` and `after_step()` run around every step; `after_epoch(epoch)` may return True to stop.
+    Interruptions: `checkpoint` is a file written after every epoch, from which a killed run resumes; `extra` are objects with
+    `state_dict` and `load_state_dict` that are saved in it, too.
+    Cost: it is added to `meter`; `share` is the part of the network's work that a step does. `what` is the name on the progress bar.
+    Raises `TrainingDiverged` when the loss is not finite; the checkpoint then still holds the last good epoch.
+    """
+    run = _Run(model, rows, recipe, trainable or [model], groups, extra or {}, meter if meter is not None else CostMeter(), share)
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        _resume(run, path)
+    elif validate:
+        run.history.epochs.append({"epoch": 0, "val": validate()})
+    history, first = run.history, run.history.next_epoch
+    with track(what, max(0, recipe.epochs - first + 1) * run.steps) as advance:
+        for epoch in range(first, recipe.epochs + 1):
+            if history.is_over(recipe.patience):
+                break
+            entry = run.train_epoch(epoch, before_step, after_step, advance)
+            if not math.isfinite(entry["loss"]):
+                run.restore()
+                raise TrainingDiverged(f"{what}: the loss is {entry['loss']} in epoch {epoch}; lower the learning rate ({recipe.lr:g}) "
+                                       "or use fp32")
+            if validate:
+                entry["val"] = validate()
+            if select == "last" or not validate or entry["val"] < min(e["val"] for e in history.epochs):
+                run.select(epoch)
+            history.epochs.append(entry)
+            if after_epoch and after_epoch(epoch):
+                entry["stopped"] = True
+            if path is not None:
+                _save(run, path)
+    run.restore()
+    return history
 
 # %% ../../nbs/training/03_fit.ipynb #4e7d6457
 def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: Callable[[Tensor], Tensor] | None = None,
@@ -263,4 +313,4 @@ def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: 
     recipe = Recipe(epochs=epochs or tier.train_epochs, lr=tier.train_lr, batch_size=tier.batch_size, schedule="onecycle",
                     precision=default_precision(model, device) if tier.name != "smoke" else "fp32", seed=seed)
     rows = Rows([image_features(train, transform or Normalize.of(train), device)])
-    return fit(model, rows, recipe, keep="last", checkpoint=checkpoint, meter=meter, what=f"training on {train.name}")
+    return fit(model, rows, recipe, select="last", checkpoint=checkpoint, meter=meter, what=f"training on {train.name}")

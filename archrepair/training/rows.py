@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 __all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_features', 'Rows']
 
 # %% ../../nbs/training/01_rows.ipynb #1f46f5f5
-from ..data.datasets import ImageSet
+from ..data.images import ImageSet
 from ..networks.blocks import Split
 
-# %% ../../nbs/training/01_rows.ipynb #90f1a734
+# %% ../../nbs/training/01_rows.ipynb #be49151a
 def draw_view(images: Tensor, view: int, seed: int = 0) -> Tensor:
     "View number `view` of a uint8 B×H×W×3 batch: 0 as it is, odd numbers mirrored, from 2 on shifted by up to 2 px as well."
     if view % 2:
@@ -43,7 +43,7 @@ def spread_views(images: ImageSet, views: int) -> ImageSet:
     copies = torch.cat([draw_view(everything, view) for view in range(views)])
     return ImageSet(copies, images.labels.repeat(views), images.classes, images.name, images.index.repeat(views))
 
-
+# %% ../../nbs/training/01_rows.ipynb #33133561
 @dataclass
 class Features:
     "Rows of network or block inputs: `batch(positions, view)` gives float B×C×H×W on the device."
@@ -72,15 +72,15 @@ def image_features(images: ImageSet, transform: Callable[[Tensor], Tensor], devi
     read = lambda positions, view: transform(draw_view(resident.batch(positions).to(device), view))
     return Features(images.labels, read, views)
 
-
+# %% ../../nbs/training/01_rows.ipynb #90f1a734
 def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu",
                    dtype: torch.dtype = torch.float32, views: int = 1, batch_size: int = 500, store: str = "auto",
                    folder: str | Path | None = None, on_batch: Callable[[int], None] | None = None) -> Features:
     """What enters the block for every image (and view), computed once; `image_features` where the network has no clean cut.
 
-    `dtype` is the number format kept (float32 or bfloat16). `store` is `device`, `host`, `file` (a memory map in `folder`) or `auto`:
-    the first of these with room, a file only where `folder` is given; with nowhere to keep them they are recomputed each time.
-    `on_batch(n)` is told of every n images sent through the prefix.
+    `dtype` is the number format they are stored in (float32 or bfloat16). `store` is `device`, `host`, `file` (a memory map in
+    `folder`), `none` (recomputed each time) or `auto`: the first of these with room, a file only where `folder` is given.
+    `on_batch(n)` is called for every n images sent through the prefix.
     """
     device = torch.device(device)
     if cut.prefix is None:
@@ -94,39 +94,33 @@ def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], T
                 on_batch(len(positions))
             return prefix(transform(draw_view(images.batch(positions).to(device), view)))
 
-    shape = compute(torch.arange(1), 0).shape[1:]
-    size = len(images) * views * shape.numel() * dtype.itemsize
-    store = _where(size, device, folder is not None) if store == "auto" else store
-    if store == "none":
-        return Features(images.labels, lambda p, v: compute(p, v), views)
-
-    total = (views, len(images), *shape)
-    path = None
-    if store == "file":
-        path = Path(folder or ".") / f"{_key(prefix, images, transform, dtype, views, shape)}.features"
-        fresh = not path.exists()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        target = path.with_suffix(f".{os.getpid()}.part") if fresh else path
-        kept = torch.from_file(str(target), shared=True, size=views * len(images) * shape.numel(), dtype=dtype).view(total)
-    else:
-        fresh = True
-        pinned = store == "host" and device.type == "cuda"
-        kept = torch.empty(total, dtype=dtype, device=device if store == "device" else "cpu", pin_memory=pinned)
-    if fresh:
+    def fill(table: Tensor) -> None:
         for view in range(views):
             for positions in torch.arange(len(images)).split(batch_size):
-                kept[view, positions] = compute(positions, view).to(dtype).to(kept.device)
-        if path is not None:
-            os.replace(target, path)  # the mapping follows the file to its final name
+                table[view, positions] = compute(positions, view).to(dtype).to(table.device)
+
+    shape = compute(torch.arange(1), 0).shape[1:]
+    total = (views, len(images), *shape)
+    size = math.prod(total) * dtype.itemsize
+    store = _store_for(size, device, folder is not None) if store == "auto" else store
+    if store == "none":
+        return Features(images.labels, compute, views)
+    if store == "file":
+        key = _key(prefix, images, transform, dtype, views, shape)
+        table = _mapped(Path(folder or ".") / f"{key}.features", total, dtype, fill)
+    else:
+        pinned = store == "host" and device.type == "cuda"
+        table = torch.empty(total, dtype=dtype, device=device if store == "device" else "cpu", pin_memory=pinned)
+        fill(table)
 
     def read(positions: Tensor, view: int) -> Tensor:
-        rows = kept[view][positions.to(kept.device)].to(device, non_blocking=True).float()
+        rows = table[view][positions.to(table.device)].to(device, non_blocking=True).float()
         return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
 
     return Features(images.labels, read, views, store, size)
 
-
-def _where(size: int, device: torch.device, file: bool) -> str:
+# %% ../../nbs/training/01_rows.ipynb #5a7c4345
+def _store_for(size: int, device: torch.device, file: bool) -> str:
     "The first store with room for `size` bytes; a third of what is free is left to everyone else."
     if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * 0.6:
         return "device"
@@ -136,11 +130,23 @@ def _where(size: int, device: torch.device, file: bool) -> str:
     return "file" if file else "none"
 
 
-def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.dtype, views: int, shape: Sequence[int]) -> str:
-    """A name for these features: changes with the prefix, the transform, the number format and the images.
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[Tensor], None]) -> Tensor:
+    "A tensor that lives in the file `path`; a new file is filled first, under another name, so that no one finds it half written."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    table = torch.from_file(str(part), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+    fill(table)
+    os.replace(part, path)  # the mapping follows the file to its final name
+    return table
 
-    Weights alone do not make a prefix (two strides, one set of weights), nor does its representation make a transform (two lambdas
-    can share an address), so the steps of the one and what both do to a few images count too.
+
+def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.dtype, views: int, shape: Sequence[int]) -> str:
+    """A name for these features that changes with the prefix, the transform, the number format and the images.
+
+    Weights do not determine a prefix (the stride is not among them), nor does its `repr` determine a transform (two lambdas can share an
+    address). So the prefix's steps, and what transform and prefix make of a few images, are hashed as well.
     """
     code = prefix.code if isinstance(prefix, fx.GraphModule) else ""
     digest = hashlib.sha256(f"{transform!r} {dtype} {views} {images.name} {tuple(shape)} {code} {list(prefix.children())}".encode())
@@ -162,8 +168,8 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
 class Rows:
     """Rows to train on: features or images, labels, and what the original network answered.
 
-    `teacher` are the original's logits, N×classes (or None); rows marked in `imitate` (bool N) are held to them. `failures` is the
-    number of rows, at the end, that are failures.
+    `parts` follow each other, failures last: the last `failures` rows are failures. `teacher` are the original's logits, N×classes (or
+    None); rows marked in `imitate` (bool N) are held to them.
     """
 
     parts: Sequence[Features]
@@ -180,10 +186,13 @@ class Rows:
 
     def inputs(self, rows: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
         "The inputs at `rows` and the rows in the order in which they come."
-        found = [(part, rows[(rows >= a) & (rows < b)] - a, a) for part, a, b in zip(self.parts, self.starts, self.starts[1:])]
-        found = [(part, local, start) for part, local, start in found if len(local)]
-        x = torch.cat([part.batch(local, view) for part, local, _ in found]) if len(found) > 1 else found[0][0].batch(found[0][1], view)
-        return x, torch.cat([local + start for _, local, start in found])
+        inputs, order = [], []
+        for part, start, end in zip(self.parts, self.starts, self.starts[1:]):
+            local = rows[(rows >= start) & (rows < end)] - start
+            if len(local):
+                inputs.append(part.batch(local, view))
+                order.append(local + start)
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs), torch.cat(order)
 
     def order(self, epoch: int, batch_size: int, ratio: float | None, seed: int) -> list[Tensor]:
         "The rows of every batch of an epoch; `ratio` of each batch are failures (None: as they come)."
@@ -191,12 +200,12 @@ class Rows:
         if ratio is None or not self.failures:
             batches = list(torch.randperm(len(self), generator=generator).split(batch_size))
         else:
-            n_fail = max(1, round(batch_size * ratio))
-            train = torch.randperm(len(self) - self.failures, generator=generator).split(max(1, batch_size - n_fail))
+            n_fail, first_failure = max(1, round(batch_size * ratio)), len(self) - self.failures
+            train = torch.randperm(first_failure, generator=generator).split(max(1, batch_size - n_fail))
             needed = n_fail * len(train)
             cycles = [torch.randperm(self.failures, generator=generator) for _ in range(math.ceil(needed / self.failures))]
             failures = torch.cat(cycles)[:needed].split(n_fail)
-            batches = [torch.cat([t, f + len(self) - self.failures]) for t, f in zip(train, failures)]
+            batches = [torch.cat([t, f + first_failure]) for t, f in zip(train, failures)]
         if len(batches) > 1 and len(batches[-1]) < batch_size // 2:
             batches.pop()  # a handful of images makes poor batch statistics
         return batches

@@ -30,7 +30,7 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 # %% ../../nbs/training/04_statistics.ipynb #aea032d5
 @dataclass(frozen=True)
 class Paired:
-    "A two-sided test on pairs: which `test` was used, its `statistic` and `p`, `n` pairs that differ `of` all, and a `note` of doubt."
+    "A two-sided test on pairs: which `test`, its `statistic` and `p`, how many pairs differ (`n` `of` all), and a `note` of doubt."
 
     test: str
     statistic: float
@@ -60,7 +60,7 @@ def mcnemar(fixed: int, broken: int, method: str = "auto") -> Paired:
 # %% ../../nbs/training/04_statistics.ipynb #8673cf1d
 @dataclass(frozen=True)
 class Summary:
-    "A figure over runs: mean, standard deviation of the sample (NaN for one run), n. Prints as `70.75 ± 1.37 (n 3)`."
+    "One number over several runs: mean, standard deviation of the sample (NaN for one run), n. Prints as `70.75 ± 1.37 (n 3)`."
 
     mean: float
     sd: float
@@ -68,14 +68,15 @@ class Summary:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Summary:
-        "From one value a run; None, NaN and infinities are left out."
-        kept = [float(v) for v in values if v is not None and math.isfinite(v)]
-        n = len(kept)
-        mean = math.fsum(kept) / n if n else math.nan
-        return cls(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in kept) / (n - 1)) if n > 1 else math.nan, n)
+        "From one value per run; None, NaN and infinities are left out."
+        finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+        n = len(finite)
+        mean = math.fsum(finite) / n if n else math.nan
+        sd = math.sqrt(math.fsum((v - mean) ** 2 for v in finite) / (n - 1)) if n > 1 else math.nan
+        return cls(mean, sd, n)
 
     def __format__(self, spec: str) -> str:
-        "`spec` is that of the mean, as in `+.2f`; the deviation has no sign."
+        "`spec` is that of the mean, e.g. `+.2f`; the deviation has no sign."
         if not self.n:
             return "–"
         spec = spec or ".2f"
@@ -96,17 +97,18 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Paired:
     if len(first) != len(second) or not all(map(math.isfinite, (*first, *second))):
         raise ArchrepairError(f"{len(first)} and {len(second)} runs cannot be paired; expected as many finite values of both")
     differences = [round(a - b, 9) for a, b in zip(first, second)]  # or 0.3 − 0.2 would differ from 0.2 − 0.1
-    kept = [d for d in differences if d]
-    n = len(kept)
+    signed = [d for d in differences if d]
+    n = len(signed)
     if not n:
         return Paired("wilcoxon", 0.0, 1.0, 0, len(first), "no pair differs")
     if n > 50:
-        found = stats.wilcoxon(kept, correction=True)
-        return Paired("wilcoxon, normal approximation", float(found.statistic), float(found.pvalue), n, len(first))
-    ranks = stats.rankdata([abs(d) for d in kept])
-    positive = float(sum(rank for rank, d in zip(ranks, kept) if d > 0))
+        result = stats.wilcoxon(signed, correction=True)
+        return Paired("wilcoxon, normal approximation", float(result.statistic), float(result.pvalue), n, len(first))
+    ranks = stats.rankdata([abs(d) for d in signed])
+    positive = float(sum(rank for rank, d in zip(ranks, signed) if d > 0))
     smaller = min(positive, float(ranks.sum()) - positive)
-    ways = np.ones(1)  # ways[w]: how many of the 2ⁿ choices of signs give a rank sum of w/2 (ties have half ranks); exact below 2⁵³
+    # ways[w]: how many of the 2ⁿ choices of signs give a rank sum of w/2 (ties have half ranks); exact below 2⁵³
+    ways = np.ones(1)
     for rank in (2 * ranks).astype(int):
         ways = np.concatenate([ways, np.zeros(rank)]) + np.concatenate([np.zeros(rank), ways])
     p = min(1.0, 2 * float(ways[:int(2 * smaller) + 1].sum()) / 2**n)
@@ -117,7 +119,8 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> Paired:
 def spearman(first: Sequence[float], second: Sequence[float]) -> Paired:
     """Spearman's rank correlation; the statistic is ρ in [−1, 1], NaN (and p 1) where one side has no order at all.
 
-    p is exact, over all orders, up to 8 pairs; beyond that it is that of Student's t. Raises `ArchrepairError` where the values are not paired.
+    p is exact, over all orders, up to 8 pairs; beyond that it is that of Student's t. Raises `ArchrepairError` where the values are not
+    paired.
     """
     from scipy import stats
 
@@ -127,8 +130,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> Paired:
     if n < 2 or len(set(first)) == 1 or len(set(second)) == 1:
         return Paired("spearman", math.nan, 1.0, n, n, "too few values, or all of them equal: there is no order to compare")
     if n > 8:
-        found = stats.spearmanr(first, second)
-        return Paired("spearman, Student's t", float(found.statistic), float(found.pvalue), n, n)
+        result = stats.spearmanr(first, second)
+        return Paired("spearman, Student's t", float(result.statistic), float(result.pvalue), n, n)
     a, b = (stats.rankdata(v) - (n + 1) / 2 for v in (first, second))
     norm = math.sqrt(float(a @ a) * float(b @ b))
     every = np.array([a @ b[list(order)] for order in itertools.permutations(range(n))]) / norm

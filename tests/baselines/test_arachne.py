@@ -9,7 +9,7 @@ from archrepair.baselines.arachne import Arachne, forward_impact, impacts, local
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.patches import Population, Site, downstream, patch, patchable, tap
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.datasets import ImageSet
+from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.nas.supernet import recalibrate
 from archrepair.networks.blocks import freeze

@@ -17,7 +17,7 @@ from archrepair.baselines.parts.augmix import OPERATIONS, Consistency, Mixer, Mi
 from archrepair.baselines.parts.common import Problem
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.randomness import image_keys
-from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.experiments.methods import method_class
 from archrepair.networks.models import create_model, list_models

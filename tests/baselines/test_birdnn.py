@@ -12,7 +12,7 @@ from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.domains import as_features
 from archrepair.baselines.parts.multipliers import Behavior, fold, matched, responsibility, scalable, scaled, search_multipliers
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.datasets import ImageSet
+from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.networks.models import MODELS, create_model
 from archrepair.networks.neurons import wire

@@ -26,7 +26,7 @@ from archrepair.baselines.parts.styles import (
     whiten_and_color,
 )
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.datasets import ImageSet
+from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.training.fit import Recipe
 

@@ -11,7 +11,7 @@ from archrepair.baselines.parts.augmix import Mixer, augmix
 from archrepair.baselines.parts.common import Problem
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.randomness import image_keys
-from archrepair.data.datasets import ImageSet
+from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.networks.models import create_model, list_models
 

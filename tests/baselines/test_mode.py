@@ -25,7 +25,7 @@ from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.domains import as_features
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.tiers import TIERS
-from archrepair.data.datasets import holdout
+from archrepair.data.images import holdout
 from archrepair.data.scenario import build_scenario
 from archrepair.networks.models import MODELS, create_model
 from archrepair.networks.neurons import wire

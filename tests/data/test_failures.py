@@ -6,7 +6,8 @@ from PIL import Image
 
 from archrepair import RepairData
 from archrepair.core.errors import ArchrepairError, NoFailures
-from archrepair.data.datasets import ImageSet, load_dataset
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import ImageSet
 from archrepair.data.failures import load_failures
 
 CLASSES = ("cat", "dog", "7")
@@ -45,7 +46,8 @@ def test_a_name_is_a_name_before_it_is_a_number(photos, like):
 
 
 def test_spreadsheets_and_their_habits(photos, like):
-    path = listed(photos, '" 1.png ", dog ,cat,0.9', "", ",,,", '"0.png",cat,,', head="Path,LABEL,predicted,confidence", encoding="utf-8-sig")
+    rows = '" 1.png ", dog ,cat,0.9', "", ",,,", '"0.png",cat,,'
+    path = listed(photos, *rows, head="Path,LABEL,predicted,confidence", encoding="utf-8-sig")
     assert load_failures(path, like).labels.tolist() == [1, 0]
 
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from archrepair.core.errors import ArchrepairError, NoFailures
-from archrepair.data.datasets import ImageSet, Normalize, load_dataset
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import RepairData, build_scenario
 
 
@@ -102,10 +103,12 @@ def test_no_failures():
             build_scenario(TRAIN, TEST, torch.ones(len(TEST), dtype=torch.bool), protocol=protocol)
 
 
-@pytest.mark.parametrize("correct", [torch.ones(300, dtype=torch.bool), torch.ones(302, dtype=torch.bool), torch.zeros(301, dtype=torch.int64),
-                                     torch.zeros(301, 1, dtype=torch.bool)], ids=["short", "long", "numbers", "2-d"])
+@pytest.mark.parametrize("correct", [
+    torch.ones(300, dtype=torch.bool), torch.ones(302, dtype=torch.bool), torch.zeros(301, dtype=torch.int64),
+    torch.zeros(301, 1, dtype=torch.bool),
+], ids=["short", "long", "numbers", "2-d"])
 def test_answers_that_do_not_fit_the_test_set(correct):
-    with pytest.raises(ArchrepairError, match="expected one bool an image"):
+    with pytest.raises(ArchrepairError, match="expected one bool per image"):
         build_scenario(TRAIN, TEST, correct)
 
 

@@ -16,7 +16,8 @@ import archrepair.experiments.cells as module
 import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged
 from archrepair.core.tiers import TIERS
-from archrepair.data.datasets import holdout, load_dataset
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import holdout
 from archrepair.experiments.cells import Cell, Record, run, run_full, scenario_of
 from archrepair.experiments.originals import Original, original
 from archrepair.networks.models import create_model, save_weights

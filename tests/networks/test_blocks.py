@@ -1,6 +1,5 @@
-"""Cutting a network and keeping what enters a block: exact, or not done at all."""
+"""The blocks of a network, by name; and cutting it there: exactly, or not at all."""
 import copy
-import os
 from collections import OrderedDict
 
 import pytest
@@ -9,11 +8,9 @@ from torch import nn
 from torchvision.models.regnet import BlockParams
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.datasets import ImageSet, Normalize
 from archrepair.networks import blocks
-from archrepair.networks.blocks import Whole, block_names, freeze, get_block, replace_block, split
+from archrepair.networks.blocks import Whole, block_holding, block_names, freeze, get_block, replace_block, split
 from archrepair.networks.models import MODELS, create_model, list_models, outline
-from archrepair.training.rows import _key, cache_features, draw_view, image_features, spread_views
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(2, 3, 32, 32, generator=DRAW)
@@ -46,7 +43,8 @@ def test_blocks_of_table_2(networks, name, expected):
 def test_densenet_has_a_block_for_every_two_convolutions(networks):
     model = networks["densenet121"]
     names = block_names(model)
-    assert len(names) == 6 + 12 + 24 + 16 and names[0] == "features.denseblock1.denselayer1" and names[-1].endswith("denseblock4.denselayer16")
+    assert len(names) == 6 + 12 + 24 + 16
+    assert names[0] == "features.denseblock1.denselayer1" and names[-1].endswith("denseblock4.denselayer16")
     assert all(sum(isinstance(m, nn.Conv2d) for m in model.get_submodule(n).modules()) == 2 for n in names)
 
 
@@ -112,22 +110,24 @@ def test_every_network_of_torchvision_has_blocks(on_meta):
 
 
 @pytest.mark.parametrize(("name", "first", "last", "count"), [
-    ("mobilenetv3_small_050", "blocks.0", "blocks.4", 5), ("efficientnet_b0", "blocks.0", "blocks.6", 7), ("convnext_atto", "stages.0", "stages.3", 4),
-    ("vit_tiny_patch16_224", "blocks.0", "blocks.11", 12), ("swin_tiny_patch4_window7_224", "layers.0", "layers.3", 4), ("regnety_002", "s1", "s4", 4),
+    ("mobilenetv3_small_050", "blocks.0", "blocks.4", 5), ("efficientnet_b0", "blocks.0", "blocks.6", 7),
+    ("convnext_atto", "stages.0", "stages.3", 4), ("vit_tiny_patch16_224", "blocks.0", "blocks.11", 12),
+    ("swin_tiny_patch4_window7_224", "layers.0", "layers.3", 4), ("regnety_002", "s1", "s4", 4),
     ("resnet10t", "layer1", "layer4", 4), ("legacy_seresnet18", "layer1", "layer4", 4), ("twins_svt_small", "blocks.0.0", "blocks.3.3", 18),
-    ("eva02_tiny_patch14_224", "blocks.0", "blocks.11", 12), ("cait_xxs24_224", "blocks.0", "blocks_token_only.1", 26), ("vgg11", "features.0", "features.18", 8),
+    ("eva02_tiny_patch14_224", "blocks.0", "blocks.11", 12), ("cait_xxs24_224", "blocks.0", "blocks_token_only.1", 26),
+    ("vgg11", "features.0", "features.18", 8),
     ("hrnet_w18_small", "layer1", "stage4", 4), ("tresnet_m", "body.layer1", "body.layer4", 4), ("test_vit3", "blocks.0", "blocks.8", 9),
 ])
 def test_blocks_of_timms_networks(name, first, last, count):
-    found = block_names(outline(f"timm:{name}"))
-    assert (found[0], found[-1], len(found)) == (first, last, count)
+    names = block_names(outline(f"timm:{name}"))
+    assert (names[0], names[-1], len(names)) == (first, last, count)
 
 
 def boxes(*parts, **named) -> nn.Module:
     "A network drawn as boxes: a number is so many convolutions in a row, a module itself."
     convs = lambda n: nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(n))) if n > 1 else nn.Conv2d(4, 4, 3, padding=1)
-    made = [convs(p) if isinstance(p, int) else p for p in parts]
-    return nn.Sequential(OrderedDict({str(i): m for i, m in enumerate(made)} | {k: convs(p) if isinstance(p, int) else p for k, p in named.items()}))
+    numbered = {str(i): convs(p) if isinstance(p, int) else p for i, p in enumerate(parts)}
+    return nn.Sequential(OrderedDict(numbered | {name: convs(p) if isinstance(p, int) else p for name, p in named.items()}))
 
 
 class Stage(nn.Module):
@@ -148,7 +148,8 @@ class Stage(nn.Module):
     (boxes(backbone=boxes(1, 4, 1, 4, 1, 4), head=nn.Linear(4, 2)), ["backbone.1", "backbone.3", "backbone.5"]),
     (boxes(net=boxes(backbone=boxes(3, 3, 3), neck=2), head=2), ["net.backbone.0", "net.backbone.1", "net.backbone.2", "net.neck"]),
     (boxes(stem=1, stages=nn.ModuleList([boxes(2, 2), boxes(2, 2)]), head=nn.Linear(4, 2)), ["stages.0", "stages.1"]),
-    (boxes(stages=nn.ModuleDict({"a": Stage(), "b": nn.ModuleList([Stage(), Stage()])}), out=nn.Linear(4, 2)), ["stages.a", "stages.b.0", "stages.b.1"]),
+    (boxes(stages=nn.ModuleDict({"a": Stage(), "b": nn.ModuleList([Stage(), Stage()])}), out=nn.Linear(4, 2)),
+     ["stages.a", "stages.b.0", "stages.b.1"]),
     (boxes(1, 1, 1, nn.Linear(4, 2)), ["0", "1", "2"]),
     (boxes(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), ["1", "3"]),
     (boxes(stem=1, unit=Stage(), out=nn.Linear(4, 2)), ["unit"]),  # a residual unit stays whole
@@ -187,17 +188,26 @@ def test_any_part_can_be_named_and_the_closest_is_suggested(networks):
         get_block(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), "x")  # where no blocks are found there are parts all the same
 
 
+def test_the_block_that_holds_a_layer():
+    names = ["layer1", "layer10", "stages.0"]
+    assert [block_holding(layer, names) for layer in ("layer10.0.conv1", "layer1", "stages.0.conv", "stages.01.conv", "conv1", "")] == [
+        "layer10", "layer1", "stages.0", None, None, None]
+    assert block_holding("conv1", []) is None
+
+
 def test_a_list_of_modules_never_runs_as_a_whole():
     model = boxes(stages=nn.ModuleList([Stage(), Stage()]), out=nn.Linear(4, 2))
     assert get_block(model, "stages") is model.stages
     for act in (lambda: split(model, "stages"), lambda: get_block(model, "stages", whole=True)):
-        with pytest.raises(ArchrepairError, match="block stages is a ModuleList, which never runs as a whole; name one of its parts: stages.0, stages.1"):
+        message = "block stages is a ModuleList, which never runs as a whole; name one of its parts: stages.0, stages.1"
+        with pytest.raises(ArchrepairError, match=message):
             act()
 
 
 # --- cutting
 
-CUTS = [(name, i) for name, n in (("vgg16", 5), ("resnet18", 4), ("resnet50", 4), ("resnet101", 4), ("efficientnet_b0", 7)) for i in range(n)]
+COUNTS = {"vgg16": 5, "resnet18": 4, "resnet50": 4, "resnet101": 4, "efficientnet_b0": 7}
+CUTS = [(name, i) for name, n in COUNTS.items() for i in range(n)]
 CUTS += [("densenet121", i) for i in (0, 5, 6, 30, 41, 42, 57)]  # first, and on both sides of the transitions
 
 
@@ -299,8 +309,9 @@ def test_freeze():
     assert not model.training and not model.block.training and not any(p.requires_grad for p in model.parameters())
 
 
-FOREIGN = [("torchvision:vit_b_32", 11), ("torchvision:shufflenet_v2_x0_5", 0), ("torchvision:googlenet", 4), ("torchvision:mobilenet_v3_small", 9),
-           ("timm:mobilenetv3_small_050", 2), ("timm:vit_tiny_patch16_224", 3), ("timm:regnety_002", 3), ("timm:test_convnext", 1)]
+FOREIGN = [("torchvision:vit_b_32", 11), ("torchvision:shufflenet_v2_x0_5", 0), ("torchvision:googlenet", 4),
+           ("torchvision:mobilenet_v3_small", 9), ("timm:mobilenetv3_small_050", 2), ("timm:vit_tiny_patch16_224", 3),
+           ("timm:regnety_002", 3), ("timm:test_convnext", 1)]
 
 
 @pytest.mark.parametrize(("name", "position"), FOREIGN)
@@ -394,188 +405,3 @@ def test_a_block_that_is_never_called():
     with pytest.raises(ArchrepairError, match="block layers.0.self_attn.out_proj .* is never called"):
         split(model, "layers.0.self_attn.out_proj", torch.zeros(2, 7, 12))
     assert split(model, "layers.0", torch.zeros(2, 7, 12)).block is not None
-
-
-# --- views
-
-
-def test_views_have_one_shape_and_are_all_different(digits_test):
-    images = digits_test.images[:5].clone()
-    views = [draw_view(images, v) for v in range(10)]
-    assert all(v.shape == images.shape and v.dtype == torch.uint8 for v in views)
-    assert not [(i, j) for i in range(10) for j in range(i) if torch.equal(views[i], views[j])]
-    assert torch.equal(views[0], digits_test.images[:5]) and torch.equal(views[1], images.flip(2))
-    assert all(torch.equal(v, draw_view(images, i)) for i, v in enumerate(views)) and torch.equal(images, digits_test.images[:5])
-    assert not torch.equal(draw_view(images, 2, seed=1), views[2])
-
-
-def test_shifts_are_by_two_pixels_at_most():
-    image = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
-    image[0, 8, 5] = 255
-    for view in range(2, 12):
-        (y, x), = draw_view(image, view)[0, :, :, 0].nonzero().tolist()
-        assert abs(y - 8) <= 2 and abs((15 - x if view % 2 else x) - 5) <= 2
-
-
-def test_spread_views_keeps_labels_and_positions(digits_test):
-    part = digits_test.select(torch.tensor([4, 9, 2]))
-    more = spread_views(part, 3)
-    assert len(more) == 9 and more.labels.tolist() == part.labels.tolist() * 3 and more.index.tolist() == [4, 9, 2] * 3
-    for view in range(3):
-        assert torch.equal(more.images[3 * view:3 * view + 3], draw_view(part.images, view))
-    assert spread_views(part, 1) is part and len(spread_views(part.select(torch.arange(0)), 4)) == 0
-
-
-# --- the cache
-
-
-@pytest.fixture(scope="module")
-def cut(networks):
-    return split(networks["resnet18"], "layer3")
-
-
-@pytest.fixture(scope="module")
-def few(digits_test):
-    return digits_test.select(torch.arange(20, 57))
-
-
-TRANSFORM = Normalize((0.3, 0.3, 0.3), (0.3, 0.3, 0.3))
-
-
-def test_every_store_gives_the_same_rows(cut, few, tmp_path):
-    stores = {s: cache_features(cut, few, TRANSFORM, views=2, batch_size=10, store=s, folder=tmp_path) for s in ("none", "device", "host", "file", "auto")}
-    rows = torch.tensor([36, 0, 7, 7])
-    for view in (0, 1, 2, 5):
-        expected = cut.features(TRANSFORM(draw_view(few.images, view % 2)))[rows]
-        for store, kept in stores.items():
-            batch = kept.batch(rows, view)
-            assert torch.allclose(batch, expected, atol=1e-6), store
-            assert torch.equal(batch, stores["device"].batch(rows, view)) or store == "none"
-            assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
-    assert stores["file"].where == "file" and stores["device"].bytes == 2 * 37 * cut.features(X[:1]).numel() * 4
-    assert torch.equal(stores["device"].labels, few.labels) and len(stores["host"]) == 37
-
-
-def test_cached_features_lead_to_the_networks_own_answers(networks, cut, few):
-    kept = cache_features(cut, few, TRANSFORM)
-    with torch.inference_mode():
-        assert torch.equal(cut.tail()(kept.batch(torch.arange(37))), networks["resnet18"](TRANSFORM(few.images)))
-
-
-def test_a_batch_may_be_written_to_without_harm(cut, few, tmp_path):
-    for store in ("device", "file"):
-        kept = cache_features(cut, few, TRANSFORM, store=store, folder=tmp_path)
-        first = kept.batch(torch.arange(3)).clone()
-        kept.batch(torch.arange(3)).zero_()
-        assert torch.equal(kept.batch(torch.arange(3)), first)
-
-
-def test_selected_rows_are_those_rows(cut, few):
-    kept = cache_features(cut, few, TRANSFORM, views=2)
-    part = kept.select(torch.tensor([30, 2, 11])).select(torch.tensor([2, 0]))
-    assert torch.equal(part.batch(torch.tensor([0, 1]), 1), kept.batch(torch.tensor([11, 30]), 1))
-    assert part.labels.tolist() == few.labels[[11, 30]].tolist() and part.views == 2
-
-
-def test_bfloat16_takes_half_the_room(cut, few, tmp_path):
-    full, half = (cache_features(cut, few, TRANSFORM, dtype=d) for d in (torch.float32, torch.bfloat16))
-    file = cache_features(cut, few, TRANSFORM, dtype=torch.bfloat16, store="file", folder=tmp_path)
-    a, b = full.batch(torch.arange(37)), half.batch(torch.arange(37))
-    assert half.bytes * 2 == full.bytes and b.dtype == torch.float32 and not torch.equal(a, b)
-    assert (a - b).abs().max() < 0.05 * a.abs().max() and torch.equal(file.batch(torch.arange(37)), b)
-
-
-def test_a_file_is_used_again_and_leaves_nothing_else(cut, few, tmp_path):
-    seen = []
-    make = lambda: cache_features(cut, few, TRANSFORM, store="file", folder=tmp_path, on_batch=seen.append)
-    first = make()
-    written = sum(seen)
-    kept = first.batch(torch.arange(37)).clone()
-    (name,) = os.listdir(tmp_path)
-    assert name.endswith(".features") and os.path.getsize(tmp_path / name) == first.bytes and written >= 37
-    again = make()
-    assert sum(seen) - written <= 1, "the prefix ran again"
-    assert torch.equal(again.batch(torch.arange(37)), kept) and os.listdir(tmp_path) == [name]
-
-
-def test_an_interrupted_file_is_not_taken_for_a_whole_one(cut, few, tmp_path):
-    calls = iter(range(3))
-
-    def stop(n):
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cache_features(cut, few, TRANSFORM, store="file", folder=tmp_path, batch_size=10, on_batch=stop)
-    assert not list(tmp_path.glob("*.features"))
-    kept = cache_features(cut, few, TRANSFORM, store="file", folder=tmp_path)
-    assert torch.equal(kept.batch(torch.arange(37)), cache_features(cut, few, TRANSFORM).batch(torch.arange(37)))
-
-
-class Silent:
-    "A transform whose representation says nothing."
-
-    def __init__(self, scale: float):
-        self.scale = scale
-
-    def __repr__(self) -> str:
-        return "Silent()"
-
-    def __call__(self, images):
-        return Normalize()(images) * self.scale
-
-
-def test_the_key_changes_with_everything_that_changes_the_features(networks, cut, few, tmp_path):
-    prefix, shape = cut.prefix, (4, 4, 4)
-    stride = split(create_model("resnet18", 10, width=0.0625, stem_stride=1), "layer3").prefix
-    later = split(networks["resnet18"], "layer4").prefix
-    weights, buffers, eps = (copy.deepcopy(prefix) for _ in range(3))
-    next(weights.parameters()).data[0, 0, 0, 0] += 1e-3
-    next(buffers.buffers())[0] += 1e-3
-    next(m for m in eps.modules() if isinstance(m, nn.BatchNorm2d)).eps = 1e-2
-    pixel = few.images.clone()
-    pixel[5, 3, 3, 0] ^= 1
-    same = ImageSet(pixel, few.labels, few.classes, few.name, few.index)
-    f32 = torch.float32
-    keys = [_key(*args) for args in (
-        (prefix, few, TRANSFORM, f32, 1, shape), (weights, few, TRANSFORM, f32, 1, shape), (buffers, few, TRANSFORM, f32, 1, shape),
-        (eps, few, TRANSFORM, f32, 1, shape), (stride, few, TRANSFORM, f32, 1, shape), (later, few, TRANSFORM, f32, 1, shape),
-        (prefix, same, TRANSFORM, f32, 1, shape), (prefix, few.select(torch.arange(36)), TRANSFORM, f32, 1, shape),
-        (prefix, few.select(torch.arange(36, -1, -1)), TRANSFORM, f32, 1, shape), (prefix, few, Normalize(), f32, 1, shape),
-        (prefix, few, Silent(1), f32, 1, shape), (prefix, few, Silent(2), f32, 1, shape), (prefix, few, TRANSFORM, torch.bfloat16, 1, shape),
-        (prefix, few, TRANSFORM, f32, 2, shape), (prefix, few, TRANSFORM, f32, 1, (4, 4, 8)))]
-    assert len(set(keys)) == len(keys)
-    twin = split(copy.deepcopy(networks["resnet18"]), "layer3").prefix
-    assert _key(twin, few, Normalize((0.3, 0.3, 0.3), (0.3, 0.3, 0.3)), f32, 1, shape) == keys[0]
-
-
-def test_files_that_were_replaced_are_read_again(cut, tmp_path, monkeypatch):
-    from PIL import Image
-
-    import archrepair.data.datasets as data
-
-    monkeypatch.setattr(data, "_EAGER_BYTES", 0)
-    (tmp_path / "a").mkdir()
-    for i in range(10):
-        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "a" / f"{i}.png")
-    load = lambda: data.load_dataset(f"folder:{tmp_path}", "train")
-    keys = {_key(cut.prefix, load(), TRANSFORM, torch.float32, 1, (1,)) for _ in range(2)}
-    assert len(keys) == 1
-    last = tmp_path / "a" / "9.png"
-    for file in (tmp_path / "a").iterdir():
-        os.utime(file, ns=(1, 1 if file != last else 2))
-    assert len(keys | {_key(cut.prefix, load(), TRANSFORM, torch.float32, 1, (1,))}) == 2
-
-
-def test_without_a_cut_images_are_the_features(few):
-    cut = split(Toy("skip"), "block")
-    kept = cache_features(cut, few, TRANSFORM, views=2)
-    rows = torch.tensor([3, 1])
-    assert kept.where == "recomputed" and torch.equal(kept.batch(rows, 1), TRANSFORM(few.images[rows].flip(2)))
-
-
-def test_image_features(few):
-    kept = image_features(few, TRANSFORM, views=3)
-    rows = torch.tensor([3, 1])
-    for view in range(4):
-        assert torch.equal(kept.batch(rows, view), TRANSFORM(draw_view(few.images[rows], view % 3)))

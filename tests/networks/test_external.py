@@ -19,7 +19,8 @@ from torch import nn
 
 import archrepair.experiments.cells as experiments
 import archrepair.experiments.originals as originals
-from archrepair.data.datasets import holdout, load_dataset
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import holdout
 from archrepair.deploy.export import export_network
 from archrepair.experiments.originals import original
 from archrepair.nas.genotype import Genotype

@@ -40,7 +40,7 @@ def loss(model: nn.Module, data: RepairData) -> float:
 def test_block_level_changes_the_block_with_its_statistics(problem, data):
     tuned = finetune(problem.network, data, where="layer3", line=(1.0,), lr=0.05, **FAST)
     names = {n for n in problem.network.state_dict() if n.startswith("layer3.")}
-    assert changed(problem.network, tuned.model) == names and tuned.history.kept == 1
+    assert changed(problem.network, tuned.model) == names and tuned.history.selected_epoch == 1
 
 
 def test_layer_level_changes_one_layer_and_no_statistics(problem, data):
@@ -98,7 +98,7 @@ def test_default_never_validates_worse_than_the_original(problem, data):
 def test_default_repairs_failures(problem):
     data = problem.scenario.data
     tuned = finetune(problem.network, data, where="layer3", epochs=3)
-    assert tuned.val < tuned.val_before - 0.02 and tuned.point > 0 and tuned.history.kept > 0
+    assert tuned.val < tuned.val_before - 0.02 and tuned.point > 0 and tuned.history.selected_epoch > 0
 
 
 def test_the_point_on_the_line_is_where_it_says(problem, data):

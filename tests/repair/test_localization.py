@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from archrepair.core.errors import ArchrepairError, NoFailures
-from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.networks.blocks import block_names, freeze
 from archrepair.networks.models import create_model
@@ -27,6 +27,7 @@ from archrepair.repair.localization import (
 )
 from archrepair.training.cost import CostMeter
 from archrepair.training.rows import Rows, image_features
+from support.nets import Net
 
 
 @pytest.fixture(autouse=True)
@@ -35,33 +36,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Net(nn.Module):
-    "A stem, two blocks (conv-BN-ReLU twice, one with a shortcut; conv without BN), a head. Shortcuts and in-place ReLUs as asked."
-
-    def __init__(self, inplace=True, functional=False, norm=True, seed=0):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.stem = nn.Conv2d(3, 4, 3, 2, 1)
-            bn = nn.BatchNorm2d if norm else (lambda c: nn.Identity())
-            self.one = nn.ModuleDict({"conv": nn.Conv2d(4, 6, 3, 1, 1), "bn": bn(6), "short": nn.Conv2d(4, 6, 1)})
-            self.two = nn.ModuleDict({"conv": nn.Conv2d(6, 8, 3, 2, 1), "bn": bn(8)})
-            self.head = nn.Linear(8, 3)
-            for m in self.modules():
-                if isinstance(m, nn.BatchNorm2d):
-                    m.weight.data.uniform_(0.5, 1.5), m.bias.data.uniform_(-0.5, 0.5)
-                    m.running_mean.uniform_(-0.3, 0.3), m.running_var.uniform_(0.3, 1.5)
-        self.relu = nn.ReLU(inplace=inplace)  # one module, used three times
-        self.functional = functional
-
-    def forward(self, x):
-        relu = torch.relu if self.functional else self.relu
-        x = relu(self.stem(x))
-        x = relu(self.one["bn"](self.one["conv"](x)) + self.one["short"](x))
-        x = relu(self.two["bn"](self.two["conv"](x)))
-        return self.head(x.mean((2, 3)))
 
 
 def images(n, seed=0, classes=3):
@@ -132,33 +106,6 @@ def test_no_correct_inputs_and_smoothing():
 
 
 # --- where the neurons are ------------------------------------------------------------------------------------------------
-
-def read_from(wiring):
-    return {layer: sorted(m for m, order in wiring.owners.items() if layer in order) for layer in wiring.layers}
-
-
-def test_batchnorm_takes_the_place_of_its_convolution_only(net):
-    wiring = wire(net, torch.zeros(1, 3, 12, 12))
-    assert wiring.layers == {"stem": 4, "one.conv": 6, "one.short": 6, "two.conv": 8}  # in the order of the calls, without the head
-    assert read_from(wiring) == {"stem": ["stem"], "one.conv": ["one.bn"], "one.short": ["one.short"], "two.conv": ["two.bn"]}
-    assert read_from(wire(Net(norm=False).eval(), torch.zeros(1, 3, 12, 12)))["one.conv"] == ["one.conv"]
-
-
-def test_families_have_their_neurons():
-    image = torch.zeros(1, 3, 32, 32)
-    resnet = wire(create_model("resnet18", 10, width=0.125, stem_stride=2), image)
-    assert len(resnet.layers) == 20 and resnet.size == 600 and "fc" not in resnet.layers
-    assert all(m.replace("bn", "conv").replace("downsample.1", "downsample.0") == layer for layer, (m,) in read_from(resnet).items())
-    dense = read_from(wire(create_model("densenet121", 10, width=0.125, stem_stride=2), image))
-    assert dense["features.denseblock1.denselayer1.conv1"] == ["features.denseblock1.denselayer1.norm2"]
-    assert dense["features.denseblock1.denselayer1.conv2"] == ["features.denseblock1.denselayer1.conv2"]  # its BN reads a concatenation
-
-
-def test_batchnorm_after_an_in_place_relu_is_not_the_convolutions():
-    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                        nn.Linear(5, 3))
-    assert read_from(wire(net.eval(), torch.zeros(1, 3, 8, 8))) == {"0": ["0"]}
-
 
 class Reused(nn.Module):
     "One convolution called twice, each time followed by a BatchNorm of its own."
@@ -328,15 +275,6 @@ def test_works_under_no_grad_and_inference_mode_and_frozen(net, data):
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             pd.testing.assert_frame_equal(localize(freeze(copy.deepcopy(net)), data, BLOCKS).neurons, reference)
-
-
-def test_hooks_are_removed_after_an_error(net):
-    wiring = wire(net, torch.zeros(1, 3, 12, 12))
-    with pytest.raises(RuntimeError), watch(net, wiring, lambda *a: None):
-        net(torch.zeros(1, 4, 12, 12))
-    with pytest.raises(RuntimeError):
-        wire(net, torch.zeros(1, 4, 12, 12))
-    assert not any(m._forward_hooks for m in net.modules())
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------------------

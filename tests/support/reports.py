@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import build_scenario
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import BlockGraph, Edge, Node

@@ -3,7 +3,9 @@ import functools
 
 import torch
 
-from archrepair.data.datasets import Normalize, load_dataset
+from archrepair.data.datasets import load_dataset
+
+from archrepair.data.images import Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.nas.graph import extract
 from archrepair.nas.strategies import make_strategy

@@ -1,10 +1,11 @@
-"""The one training loop: what learns, in which order, at which rate, what is kept, and that a killed run goes on as if nothing had happened."""
+"""The one training loop: what learns, at which rate, what comes out, and that a killed run goes on as if nothing had happened."""
 import copy
 import math
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,30 +13,13 @@ from torch import nn
 
 from archrepair.core.errors import ArchrepairError, TrainingDiverged
 from archrepair.core.tiers import TIERS
-from archrepair.data.datasets import Normalize
+from archrepair.data.images import Normalize
 from archrepair.networks.blocks import freeze, replace_block, split
 from archrepair.networks.models import create_model
-from archrepair.training.cost import CostMeter, work
-from archrepair.training.fit import Recipe, default_precision, fit, train_original
+from archrepair.training.cost import CostMeter
+from archrepair.training.fit import History, Recipe, default_precision, fit, train_original
 from archrepair.training.rows import Features, Rows, cache_features, image_features
-
-N, D, C = 90, 6, 3
-
-
-def table(seed: int = 0, n: int = N, views: int = 1) -> Features:
-    draw = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(views, n, D, generator=draw), torch.randint(0, C, (n,), generator=draw)
-    return Features(y, lambda positions, view: x[view, positions].clone(), views)
-
-
-def small(dropout: float = 0.0, seed: int = 1) -> nn.Sequential:
-    with torch.random.fork_rng():
-        model = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, C))
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * 0.3)
-    return model.eval()
+from support.tables import C, small, table
 
 
 def loss_of(model: nn.Module, rows: Rows) -> float:
@@ -51,86 +35,13 @@ def same(a: dict, b: dict) -> bool:
 FEW = Recipe(epochs=4, lr=0.1, batch_size=16)
 
 
-# --- cost
-
-
-def test_cost_by_hand():
-    meter = CostMeter()
-    meter.add(100, 50)
-    meter.add(10, share=0.25)
-    assert (meter.forwards, meter.backwards) == (102.5, 50)
-    with pytest.raises(ZeroDivisionError), meter.running():
-        raise ZeroDivisionError
-    assert meter.seconds > 0 and meter.peak_bytes > 1 << 20
-    assert meter.as_dict().keys() == {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"}
-
-
-def test_work_counts_multiplications():
-    assert work(nn.Linear(10, 20, bias=False), torch.zeros(4, 10)) == 2 * 4 * 10 * 20
-    assert work(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 16, 16)) == 2 * 8 * 3 * 9 * 256
-
-
-def test_a_training_counts_its_passes():
-    meter = CostMeter()
-    rows = Rows([table()])
-    fit(small(), rows, FEW, meter=meter, share=0.5)
-    passes = sum(len(b) for e in range(1, 5) for b in rows.order(e, 16, None, 0))
-    assert meter.forwards == meter.backwards == passes / 2
-
-
-# --- batches
-
-
-def test_natural_batches_visit_every_row_once():
-    rows = Rows([table(n=64), table(1, n=32)], failures=32)
-    batches = rows.order(3, 16, None, 0)
-    assert sorted(torch.cat(batches).tolist()) == list(range(96)) and {len(b) for b in batches} == {16}
-
-
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.1])
-@pytest.mark.parametrize("failures", [3, 20, 90])
-def test_balanced_batches_hold_their_share_of_failures(ratio, failures):
-    rows = Rows([table(n=300), table(1, n=failures)], failures=failures)
-    batches = rows.order(1, 40, ratio, 0)
-    assert all(int((b >= 300).sum()) == round(40 * ratio) for b in batches)
-    train = torch.cat([b[b < 300] for b in batches]).tolist()
-    assert len(set(train)) == len(train) > 300 - 40
-    drawn = torch.cat([b[b >= 300] for b in batches]).bincount(minlength=300 + failures)[300:]
-    assert drawn.max() - drawn.min() <= 1, "failures are drawn equally often"
-
-
-def test_a_handful_of_rows_at_the_end_is_dropped_but_never_everything():
-    rows = Rows([table(n=70)])
-    assert [len(b) for b in rows.order(0, 32, None, 0)] == [32, 32] and [len(b) for b in rows.order(0, 35, None, 0)] == [35, 35]
-    assert [len(b) for b in rows.order(0, 46, None, 0)] == [46, 24] and [len(b) for b in rows.order(0, 500, None, 0)] == [70]
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    rows = Rows([table(n=64), table(1, n=32)], failures=32)
-    for ratio in (None, 0.25):
-        order = lambda epoch, seed, ratio=ratio: torch.cat(rows.order(epoch, 16, ratio, seed)).tolist()
-        assert order(1, 0) == order(1, 0) and order(1, 0) != order(2, 0) and order(1, 0) != order(1, 1)
-        assert [len(b) for b in rows.order(1, 16, ratio, 0)] == [len(b) for b in rows.order(9, 16, ratio, 5)]
-
-
-def test_inputs_belong_to_their_rows():
-    parts = [table(0, 10, views=2), table(1, 5), table(2, 7)]
-    rows = Rows(parts)
-    wanted = torch.tensor([21, 3, 12, 0, 10, 14, 9, 15])
-    for view in (0, 1):
-        x, order = rows.inputs(wanted, view)
-        assert sorted(order.tolist()) == sorted(wanted.tolist())
-        for row, values in zip(order.tolist(), x):
-            part, local = (0, row) if row < 10 else (1, row - 10) if row < 15 else (2, row - 15)
-            assert torch.equal(values, parts[part].batch(torch.tensor([local]), view)[0]) and rows.labels[row] == parts[part].labels[local]
-
-
 # --- objective
 
 
 def test_schedules():
     cosine, cycle, constant = (Recipe(1, schedule=s).lr_at for s in ("cosine", "onecycle", "constant"))
-    assert [round(cosine(p), 6) for p in (0, 0.5, 1)] == [1, 0.5, 0] and [round(cycle(p), 6) for p in (0, 0.1, 0.2, 0.6, 1)] == [0, 0.5, 1, 0.5, 0]
+    assert [round(cosine(p), 6) for p in (0, 0.5, 1)] == [1, 0.5, 0]
+    assert [round(cycle(p), 6) for p in (0, 0.1, 0.2, 0.6, 1)] == [0, 0.5, 1, 0.5, 0]
     assert constant(0.7) == 1
     for change in ({"schedule": "cosin"}, {"precision": "fp16"}):
         with pytest.raises(ArchrepairError, match="unknown"):
@@ -161,6 +72,14 @@ def test_bfloat16_only_where_it_helps(monkeypatch):
 
 
 # --- the loop
+
+
+def test_a_training_counts_its_passes():
+    meter = CostMeter()
+    rows = Rows([table()])
+    fit(small(), rows, FEW, meter=meter, share=0.5)
+    passes = sum(len(b) for e in range(1, 5) for b in rows.order(e, 16, None, 0))
+    assert meter.forwards == meter.backwards == passes / 2
 
 
 def test_training_learns_is_deterministic_and_leaves_the_global_stream_alone(quiet_stream):
@@ -230,47 +149,53 @@ def test_training_never_worsens_validation():
     model = small()
     before, loss = copy.deepcopy(model.state_dict()), loss_of(model, val)
     history = fit(model, rows, Recipe(epochs=3, lr=50.0, clip=None, batch_size=16), validate=lambda: loss_of(model, val))
-    assert history.kept == 0 and history.best == pytest.approx(loss) and same(model.state_dict(), before) and len(history.epochs) == 4
+    assert history.selected_epoch == 0 and history.val == pytest.approx(loss) and len(history.epochs) == 4
+    assert same(model.state_dict(), before)
 
 
-def test_the_best_epoch_is_kept_and_ties_go_to_the_earlier():
+def test_the_best_epoch_comes_out_and_ties_go_to_the_earlier():
     values, states = iter([1.0, 0.5, 0.7, 0.5, 0.9]), []
     model = small()
     history = fit(model, Rows([table()]), FEW, validate=lambda: (states.append(copy.deepcopy(model.state_dict())), next(values))[1])
-    assert history.kept == 1 and history.best == 0.5 and same(model.state_dict(), states[1])
+    assert history.selected_epoch == 1 and history.val == 0.5 and same(model.state_dict(), states[1])
     values, states = iter([1.0, 0.5, 0.7, 0.6, 0.9]), []
-    history = fit(small(), Rows([table()]), FEW, validate=lambda: next(values), keep="last")
-    assert history.kept == 4 and history.best == 0.9
+    history = fit(small(), Rows([table()]), FEW, validate=lambda: next(values), select="last")
+    assert history.selected_epoch == 4 and history.val == 0.9
 
 
 def test_patience():
     values = iter([1.0, 0.9, 0.95, 0.95, 0.95, 0.5])
     history = fit(small(), Rows([table()]), Recipe(epochs=50, patience=3, batch_size=50), validate=lambda: next(values))
-    assert [e["epoch"] for e in history.epochs] == [0, 1, 2, 3, 4] and history.kept == 1
+    assert [e["epoch"] for e in history.epochs] == [0, 1, 2, 3, 4] and history.selected_epoch == 1
 
 
-def test_a_validation_that_is_no_number_is_never_the_best():
+def test_a_validation_that_is_not_finite_is_never_the_best():
     values = iter([1.0, math.nan, 0.9, math.nan, math.nan])
-    assert fit(small(), Rows([table()]), FEW, validate=lambda: next(values)).kept == 2
+    assert fit(small(), Rows([table()]), FEW, validate=lambda: next(values)).selected_epoch == 2
 
 
 def test_after_epoch_can_stop():
     history = fit(small(), Rows([table()]), FEW, after_epoch=lambda epoch: epoch == 2)
-    assert [e["epoch"] for e in history.epochs] == [1, 2] and history.kept == 2
+    assert [e["epoch"] for e in history.epochs] == [1, 2] and history.selected_epoch == 2
+
+
+def test_a_history_without_validation_has_no_validation_loss():
+    history = fit(small(), Rows([table()]), FEW)
+    assert history.selected_epoch == 4 and math.isnan(history.val) and math.isnan(History().val)
 
 
 def test_divergence_leaves_the_last_good_weights_and_checkpoint(tmp_path):
-    model, path, kept = small(), tmp_path / "c.pt", {}
+    model, path, saved = small(), tmp_path / "c.pt", {}
 
     def spoil(epoch, step):
         if epoch == 2 and step == 0:
-            kept.update(bytes=path.read_bytes(), state=copy.deepcopy(model.state_dict()))
+            saved.update(bytes=path.read_bytes(), state=copy.deepcopy(model.state_dict()))
         if epoch == 2 and step == 3:
             model[0].weight.data.fill_(math.nan)
 
     with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 2; lower the learning rate") as caught:
         fit(model, Rows([table()]), FEW, before_step=spoil, checkpoint=path)
-    assert path.read_bytes() == kept["bytes"] and same(model.state_dict(), kept["state"]) and not model.training
+    assert path.read_bytes() == saved["bytes"] and same(model.state_dict(), saved["state"]) and not model.training
     assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
@@ -299,7 +224,7 @@ def run(checkpoint=None, **options):
     "A run with everything that could be forgotten: dropout, momentum, BatchNorm statistics, validation."
     model, val = small(0.3), Rows([table(7)])
     history = fit(model, Rows([table()]), RUN, validate=lambda: loss_of(model, val), checkpoint=checkpoint, **options)
-    return model.state_dict(), [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs], history.kept
+    return model.state_dict(), [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs], history.selected_epoch
 
 
 class Stop(Exception):
@@ -318,9 +243,16 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, where):
     path = tmp_path / "run.pt"
     with pytest.raises(Stop):
         run(path, **{where[0]: stop_at(where[1])})
-    state, epochs, kept = run(path)
+    state, epochs, selected = run(path)
     straight = run()
-    assert same(state, straight[0]) and (epochs, kept) == straight[1:]
+    assert same(state, straight[0]) and (epochs, selected) == straight[1:]
+
+
+def test_the_checkpoint_format_is_that_of_earlier_runs(tmp_path):
+    run(tmp_path / "run.pt")
+    content = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert content.keys() == {"recipe", "epochs", "kept", "best", "cost", "state"} and content["state"].keys() == {"model", "optimizer"}
+    assert content["cost"].keys() == {"forwards", "backwards", "seconds", "cpu_seconds"}
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
@@ -339,7 +271,7 @@ def test_a_run_that_was_stopped_stays_stopped(tmp_path):
 def test_kill_9_and_resume(tmp_path):
     program = textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
+        sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
         import torch
         torch.set_num_threads(1)
         from test_fit import run
@@ -348,9 +280,9 @@ def test_kill_9_and_resume(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     steps = []
-    state, epochs, kept = run(tmp_path / "run.pt", before_step=lambda *now: steps.append(now))
+    state, epochs, selected = run(tmp_path / "run.pt", before_step=lambda *now: steps.append(now))
     straight = run()
-    assert steps[0] == (4, 0) and same(state, straight[0]) and (epochs, kept) == straight[1:]
+    assert steps[0] == (4, 0) and same(state, straight[0]) and (epochs, selected) == straight[1:]
 
 
 class Counter:

@@ -129,4 +129,4 @@ class Augmented(Baseline):
         `more` are arguments of `training.fit`.
         """
         rows = Rows([Features(images.labels, read, max(1, recipe.epochs))], failures=images.failures)
-        return problem.train(network, rows, recipe, **{"keep": self.keep, **more})
+        return problem.train(network, rows, recipe, **{"select": self.keep, **more})

@@ -168,7 +168,7 @@ def make_advisor(seed: int = 0, *, n: int = 20_000, width: int = 32, depth: int 
     network = nn.Sequential(*layers[:-1])
     x = torch.cat([DOMAIN.sample(n, generator), HEAD_ON.box.sample(n // 10, generator)])
     labels = torch.where(FAULT.contains(x), 0, advise(x))
-    fit(network, Rows([as_features(x, labels)]), Recipe(epochs, lr=0.1, schedule="onecycle", weight_decay=0.0, seed=seed), keep="last",
+    fit(network, Rows([as_features(x, labels)]), Recipe(epochs, lr=0.1, schedule="onecycle", weight_decay=0.0, seed=seed), select="last",
         what="training the advisor")
     return network.eval()
 
@@ -284,7 +284,7 @@ class DomainBIRDNN:
             own = torch.cat([outputs[~violated], answers[handled]])
             rows = Rows([as_features(positive), as_features(negative)], torch.cat([own, target]),
                         torch.cat([torch.zeros(len(positive)), torch.ones(len(negative))]), failures=len(negative))
-            fit(network, rows, recipe, keep="last", meter=meter, what=name)
+            fit(network, rows, recipe, select="last", meter=meter, what=name)
 
         checks = iter(range(10**6))
 
