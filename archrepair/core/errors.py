@@ -75,6 +75,7 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 def write_json(path: str | os.PathLike, content: object, *, ensure_ascii: bool = True) -> Path:
     """Write `content` as indented JSON, whole or not at all; returns the path. Raises what `write_atomic` raises.
 
-    Numbers that are not finite become `NaN` and `Infinity`, which Python reads again. `ensure_ascii=False` leaves letters beyond ASCII readable.
+    Numbers that are not finite become `NaN` and `Infinity`, which Python reads again. `ensure_ascii=False` leaves letters beyond ASCII
+    readable.
     """
     return write_text(path, json.dumps(content, indent=1, ensure_ascii=ensure_ascii) + "\n")

@@ -42,9 +42,9 @@ def _accuracy(metrics: Mapping[str, Any]) -> list[str]:
     paragraphs, change = [_table(["Images", "n", "Before (95 % interval)", "After (95 % interval)"], rows)], metrics.get("change", {})
     if {"seen", "unseen", "held_out"} <= change.keys():
         seen, unseen, held_out = change["seen"], change["unseen"], change["held_out"]
-        paragraphs.append(f"Failures repaired: {number(seen['repair_rate'])} % of the repair set, {number(unseen['repair_rate'])} % of those never "
-                          f"seen. Of the held-out images that were right before, {held_out['broken']} ({number(held_out['negative_flips'])} %) "
-                          "are now wrong.")
+        paragraphs.append(f"Failures repaired: {number(seen['repair_rate'])} % of the repair set, {number(unseen['repair_rate'])} % of "
+                          f"those never seen. Of the held-out images that were right before, {held_out['broken']} "
+                          f"({number(held_out['negative_flips'])} %) are now wrong.")
     return paragraphs
 
 
@@ -61,8 +61,9 @@ def _repaired(repair: Mapping[str, Any]) -> dict[str, list[str]]:
     what = (f"An image classifier; {_plain(repair.get('block') or 'the whole network')} was repaired with {_plain(repair['method'])}. "
             f"Verdict: {_plain(repair['verdict'])}.")
     differs = f"Tensors of the state dict that differ from the original's: {words}; all others are the same, bit for bit."
-    localization = repair.get("localization")
-    return {"What it is": [what], "What was repaired": [differs + (f" Localization: {_plain(localization['verdict'])}." if localization else "")]}
+    if localization := repair.get("localization"):
+        differs += f" Localization: {_plain(localization['verdict'])}."
+    return {"What it is": [what], "What was repaired": [differs]}
 
 
 def _data(cell: Mapping[str, Any], images: Mapping[str, Any]) -> list[str]:
@@ -117,8 +118,8 @@ CARD = "MODEL_CARD.md"
 def model_card(repair: Mapping[str, Any], cell: Mapping[str, Any] | None = None, files: Sequence[str | Path] = ()) -> str:
     """The card as Markdown.
 
-    `repair` is `RepairResult.to_dict()`, or empty for a network that was not repaired here; `cell` what was asked for (model, dataset, tier,
-    protocol, seed); `files` the network's files, for the section on loading.
+    `repair` is `RepairResult.to_dict()`, or empty for a network that was not repaired here; `cell` what was asked for (model, dataset,
+    tier, protocol, seed); `files` the network's files, for the section on loading.
     """
     cell, metrics = cell or {}, repair.get("metrics") or {}
     images = metrics.get("images") or {}

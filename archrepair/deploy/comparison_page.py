@@ -52,7 +52,8 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 # %% ../../nbs/deploy/08_comparison_page.ipynb #67501f8b
-BEST: dict[str, int] = {"after": 1, "clean": 1, "difference": 1, "unseen": 1, "negative_flips": -1, "forwards": -1}  # more is better, or less
+BEST: dict[str, int] = {  # columns in which more (1) or less (-1) is better
+    "after": 1, "clean": 1, "difference": 1, "unseen": 1, "negative_flips": -1, "forwards": -1}
 
 
 def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -107,10 +108,15 @@ def _text(form: str, value: object) -> str:
 def group_section(rows: list[dict[str, Any]], position: int) -> Html:
     "One group as a section: its table and, where accuracies are known, its chart; `position` numbers it within the page."
     best = best_of(rows)
-    request = [f"{rows[0][key]}{'' if key in ('model', 'dataset') else f' {key}'}" for key in ("model", "dataset", "protocol", "tier") if rows[0][key]]
-    title = " · ".join(request) or f"Repairs {position}"
-    return section(title, table("Repairs side by side; the best of each column is bold", HEADS, [_table_row(row, best) for row in rows], "wide"),
-                   _chart(rows, position))
+    lines = [_table_row(row, best) for row in rows]
+    return section(_title(rows[0]) or f"Repairs {position}",
+                   table("Repairs side by side; the best of each column is bold", HEADS, lines, "wide"), _chart(rows, position))
+
+
+def _title(row: dict[str, Any]) -> str:
+    "What the repairs of a group have in common; empty where nothing is known."
+    forms = {"model": "{}", "dataset": "{}", "protocol": "{} protocol", "tier": "{} tier"}
+    return " · ".join(form.format(row[key]) for key, form in forms.items() if row[key])
 
 
 def _chart(rows: list[dict[str, Any]], position: int) -> Html | None:
@@ -120,8 +126,10 @@ def _chart(rows: list[dict[str, Any]], position: int) -> Html | None:
         return None
     alt = "; ".join(f"{row['name']}: {row['before']:.2f} % before, {row['after']:.2f} % after" for row in known)
     sizes = {row["n"] for row in rows}
-    images = f"On {rows[0]['n']:,} held-out images. " if rows[0]["n"] and len(sizes) == 1 else ""
-    return figure(f"repairs-{position}", lambda ax: _draw(ax, known), (5.6, 1.2 + 0.45 * len(known)), f"{images}Bars are 95 % intervals.", alt)
+    caption = "Bars are 95 % intervals."
+    if rows[0]["n"] and len(sizes) == 1:
+        caption = f"On {rows[0]['n']:,} held-out images. {caption}"
+    return figure(f"repairs-{position}", lambda ax: _draw(ax, known), (5.6, 1.2 + 0.45 * len(known)), caption, alt)
 
 
 def _draw(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -139,8 +147,8 @@ def _draw(ax: Axes, rows: list[dict[str, Any]]) -> None:
 def render_comparison_page(folders: Sequence[str | Path], title: str = "Repairs compared") -> str:
     "The page of `write_comparison_page` as text."
     rows = [row_of(folder) for folder in folders]
-    lead = note("Held-out images were seen by no repair. Small numbers are 95 % intervals, McNemar's p, and seconds on the machine of that repair. "
-                "Repaired: the share of former mistakes that are now right, of those never seen and, below, of the repair set. "
+    lead = note("Held-out images were seen by no repair. Small numbers are 95 % intervals, McNemar's p, and seconds on the machine of that "
+                "repair. Repaired: the share of former mistakes that are now right, of those never seen and, below, of the repair set. "
                 "Negative flips: the share of right answers that are now wrong.")
     body = join(*(group_section(group, position) for position, group in enumerate(groups_of(rows), 1)))
     return document(title, lead, body, f"Written by archrepair {archrepair.__version__}. This page is one file and loads nothing.")

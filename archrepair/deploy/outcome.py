@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% ../../nbs/deploy/05_outcome.ipynb #e8e5aa68
-def metrics_of(repair: Mapping[str, Any], networks: Mapping[str, nn.Module], scenario: Scenario | None = None, before: Evaluation | None = None,
-               after: Evaluation | None = None) -> dict[str, Any]:
+def metrics_of(repair: Mapping[str, Any], networks: Mapping[str, nn.Module], scenario: Scenario | None = None,
+               before: Evaluation | None = None, after: Evaluation | None = None) -> dict[str, Any]:
     """Metrics of a repair, in the layout of a record, from evaluations of the original network and of the one that is returned.
 
     With a `scenario`, evaluations that are missing are computed from `networks` (by name: `original`, `control`, `repaired`). Empty where
@@ -67,9 +67,10 @@ def verdict_banner(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Htm
     lines = [tag("p", tag("span", sign, aria_hidden="true"), _headline(str(repair["verdict"])), class_="verdict")]
     change = metrics.get("change", {}).get("held_out")
     if change and repair["chosen"] != "original":
+        n = metrics["before"]["held_out"]["n"]
         old, new = (metrics[when]["held_out"]["accuracy"] for when in ("before", "after"))
-        lines.append(tag("p", f"On {metrics['before']['held_out']['n']:,} held-out images the network that is returned goes from {old:.2f} % "
-                              f"to {new:.2f} % ({number(new - old, '+.2f')} points): {change['fixed']} mistakes fixed, "
+        lines.append(tag("p", f"On {n:,} held-out images the network that is returned goes from {old:.2f} % to {new:.2f} % "
+                              f"({number(new - old, '+.2f')} points): {change['fixed']} mistakes fixed, "
                               f"{change['broken']} right answers broken (McNemar p = {change['p']:.2g})."))
         if new < old:
             tone, chance = "even", "" if change["p"] < 0.05 else "; the difference may be chance"
@@ -95,7 +96,8 @@ def accuracy_section(metrics: Mapping[str, Any]) -> Html:
     before, after = metrics["before"], metrics["after"]
     names = [name for name in TEST_SETS if name in before and name in after]
     rows = [_accuracy_row(name, before[name], after[name]) for name in names]
-    alt = "; ".join(f"{TEST_SETS[name].title}: {before[name]['accuracy']:.2f} % before, {after[name]['accuracy']:.2f} % after" for name in names)
+    alt = "; ".join(f"{TEST_SETS[name].title}: {before[name]['accuracy']:.2f} % before, {after[name]['accuracy']:.2f} % after"
+                    for name in names)
     return section("Before and after",
                    table("Accuracy with 95 % intervals, difference in points", ("Images", "n", "Before", "After", "Difference"), rows),
                    figure("sets", lambda ax: _draw_accuracies(ax, names, before, after), (4.9, 1.2 + 0.5 * len(names)),
@@ -115,7 +117,8 @@ def _score(score: Mapping[str, Any]) -> Html:
 def _draw_accuracies(ax: Axes, names: list[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     "Two dots with their intervals for every set, the first set on top."
     for y, name in enumerate(reversed(names)):
-        for score, color, marker, at, when in ((before[name], "#999999", "o", y + 0.13, "before"), (after[name], "#0173b2", "D", y - 0.13, "after")):
+        for when, scores, at, color, marker in (("before", before, y + 0.13, "#999999", "o"), ("after", after, y - 0.13, "#0173b2", "D")):
+            score = scores[name]
             ax.plot((score["low"], score["high"]), (at, at), color=color, linewidth=2, solid_capstyle="round")
             ax.plot(score["accuracy"], at, marker, color=color, markersize=7, label=None if y else when)
     ax.set_yticks(range(len(names)), [TEST_SETS[name].title for name in reversed(names)])
@@ -133,14 +136,16 @@ FAILURES: dict[str, tuple[str, str]] = {
 def flips_section(metrics: Mapping[str, Any]) -> Html:
     "The answers that changed: mistakes that were fixed, right answers that broke; nothing where nobody counted."
     change = metrics.get("change", {})
-    rows = [(named(*label), *_fixed(change[name]), "–", "–", "–") for name, label in FAILURES.items() if name in change]  # failures cannot break
-    rows += [(named(one.title, one.meaning), *_fixed(change[name]), *_broken(change[name])) for name, one in TEST_SETS.items() if name in change]
+    rows = [(named(*label), *_fixed(change[name]), "–", "–", "–")  # what failed before cannot break
+            for name, label in FAILURES.items() if name in change]
+    rows += [(named(one.title, one.meaning), *_fixed(change[name]), *_broken(change[name]))
+             for name, one in TEST_SETS.items() if name in change]
     if not rows:
         return Html()
     heads = ("Images", "Fixed", "Repair rate", "Broken", "Negative flips", "p")
     return section("What was fixed, what broke", table("Answers that changed", heads, rows),
-                   note("The repair rate is the share of former mistakes that are now right, negative flips are the share of formerly right "
-                        "answers that are now wrong; p is McNemar's exact test of fixed against broken."))
+                   note("The repair rate is the share of former mistakes that are now right, negative flips are the share of formerly "
+                        "right answers that are now wrong; p is McNemar's exact test of fixed against broken."))
 
 
 def _fixed(change: Mapping[str, Any]) -> tuple[object, ...]:
@@ -162,8 +167,8 @@ def candidates_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     rows = [_candidate_row(name, repair, metrics, sets) for name in sorted(repair["validation"], key=order.index)]
     heads = ("Network", "Validation loss", *(TEST_SETS[name].title for name in sets), "Interpolation (%)")
     return section("Candidates", table("Loss on validation images and accuracy on test images", heads, rows),
-                   note("The lowest validation loss wins, and the method's own network wins ties. Interpolation says how far the weights were taken "
-                        "along the line from the original ones (0) to the trained ones (100)."))
+                   note("The lowest validation loss wins, and the method's own network wins ties. Interpolation says how far the weights "
+                        "were taken along the line from the original ones (0) to the trained ones (100)."))
 
 
 def _candidate_row(name: str, repair: Mapping[str, Any], metrics: Mapping[str, Any], sets: list[str]) -> tuple[object, ...]:

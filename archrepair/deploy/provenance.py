@@ -26,6 +26,7 @@ from ..core.html import Html, figure, join, note, section, table, tag
 from ..core.labels import count_images, number
 from ..data.scenario import Scenario
 from .blocks_view import draw_blocks, leading_blocks
+from .footprint import size_of
 from ..nas.genotype import Genotype
 
 # %% ../../nbs/deploy/06_provenance.ipynb #715ea6da
@@ -39,7 +40,8 @@ def localization_section(localization: Mapping[str, Any] | None, most: int = 12)
         return Html()
     rows = [(name, int(row["size"]), int(row["count"]), number(row["expected"], ".1f"), number(row["p"], ".2g"))
             for name, row in localization["summary"].items()]
-    numbers = table(f"Neurons among the {localization['k']} most suspicious", ("Block", "Neurons", "Suspicious", "Expected by size", "p"), rows)
+    heads = ("Block", "Neurons", "Suspicious", "Expected by size", "p")
+    numbers = table(f"Neurons among the {localization['k']} most suspicious", heads, rows)
     shown = leading_blocks(localization, most)
     alt = "; ".join(f"{name}: {count}, expected {expected}" for name, _, count, expected, _ in rows if name in shown)
     caption = "Suspicious neurons in each block."
@@ -72,7 +74,8 @@ def architecture_section(repair: Mapping[str, Any]) -> Html:
     return section("Architecture", genotype.figure("graph", caption), *(tag("p", remark) for remark in remarks))
 
 # %% ../../nbs/deploy/06_provenance.ipynb #476fdf42
-CURVES: dict[str, tuple[str, str, str]] = {"search": ("#de8f05", "s", "-"), "finetune": ("#0173b2", "o", "-"), "control": ("#999999", "^", "--")}
+CURVES: dict[str, tuple[str, str, str]] = {  # by stage: color, marker and line
+    "search": ("#de8f05", "s", "-"), "finetune": ("#0173b2", "o", "-"), "control": ("#999999", "^", "--")}
 
 
 def training_section(history: Mapping[str, list[dict[str, Any]]]) -> Html:
@@ -116,11 +119,10 @@ def changes_section(repair: Mapping[str, Any], networks: Mapping[str, nn.Module]
         return section("What changed", tag("p", "Nothing: the network returned is the original, bit for bit."))
     footprint = repair.get("footprint") or {}
     if not footprint and "original" in networks:
-        footprint = {"before": _size(networks["original"]), "after": _size(networks[repair["chosen"]])}
+        footprint = {"before": size_of(networks["original"]), "after": size_of(networks[repair["chosen"]])}
     names = table("Entries of the state dict that differ", ("Name", "Numbers changed"), changed.items())
-    return section("What changed",
-                   tag("p", f"Tensors of the state dict: {_count_changes(changed)}. Everything else in the network is unchanged, bit for bit."),
-                   _size_table(footprint), tag("details", tag("summary", "Name by name"), names))
+    words = f"Tensors of the state dict: {_count_changes(changed)}. Everything else in the network is unchanged, bit for bit."
+    return section("What changed", tag("p", words), _size_table(footprint), tag("details", tag("summary", "Name by name"), names))
 
 
 def _count_changes(changed: Mapping[str, str]) -> str:
@@ -133,10 +135,6 @@ def _count_changes(changed: Mapping[str, str]) -> str:
         if n := sum(change == kind for change in changed.values()):
             words.append(f"{n} {kind}")
     return ", ".join(words)
-
-
-def _size(network: nn.Module) -> dict[str, int]:
-    return {"parameters": sum(p.numel() for p in network.parameters()), "bytes": sum(t.nbytes for t in network.state_dict().values())}
 
 
 def _size_table(footprint: Mapping[str, Mapping[str, Any]]) -> Html | None:

@@ -34,7 +34,8 @@ from archrepair.deploy.provenance import (
 from ..training.evaluation import Evaluation
 
 # %% ../../nbs/deploy/07_report.ipynb #4a965499
-PARTS = ("method", "block", "chosen", "verdict", "validation", "changed", "history", "cost", "control_cost", "config", "genotype", "localization")
+PARTS = ("method", "block", "chosen", "verdict", "validation", "changed", "history", "cost", "control_cost", "config", "genotype",
+         "localization")
 
 
 def check_repair(repair: Mapping[str, Any]) -> None:
@@ -43,7 +44,8 @@ def check_repair(repair: Mapping[str, Any]) -> None:
         raise ArchrepairError(f"the repair is a {type(repair).__name__}; expected a dictionary, what RepairResult.to_dict() gives: "
                               "result.report(path) writes the page of a result")
     missing = [part for part in PARTS if part not in repair]
-    missing += [f"{part}.{name}" for part in ("cost", "control_cost") for name in ("forwards", "seconds") if name not in (repair.get(part) or ())]
+    for part in ("cost", "control_cost"):
+        missing += [f"{part}.{name}" for name in ("forwards", "seconds") if name not in repair.get(part, ())]
     if missing:
         raise ArchrepairError(f"not a saved repair: it lacks {', '.join(missing[:3])}; expected what RepairResult.to_dict() gives")
 
@@ -130,8 +132,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         if not all(isinstance(record[part], dict) for part in ("cell", "metrics", "repair", "versions")):
             raise ValueError("a part is missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchrepairError(f"{folder} holds no repair ({first_line(error)}); give a folder that `archrepair repair --out` or RepairResult.save "
-                              "wrote") from None
+        raise ArchrepairError(f"{folder} holds no repair ({first_line(error)}); give a folder that `archrepair repair --out` or "
+                              "RepairResult.save wrote") from None
     return record
 
 # %% ../../nbs/deploy/07_report.ipynb #80bea7af

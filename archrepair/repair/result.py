@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/repair/02_result.ipynb #949541c5
 def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, str]:
-    "For every entry of two state dicts that differs: `added`, `removed`, or how many of its numbers changed, as in `12/64`."
+    "For every entry of two state dicts that differs: `added`, `removed`, or how many of its numbers changed, e.g. `12/64`."
     result = {name: "removed" for name in before if name not in after}
     for name, value in after.items():
         if name not in before or before[name].shape != value.shape:
@@ -81,11 +81,14 @@ class RepairResult:
 
     def to_dict(self) -> dict:
         "Everything but the networks, as JSON-able values."
-        return {"method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": self.verdict,
-                "validation": {k: round(v, 5) for k, v in self.validation.items()}, "changed": self.changed, "history": self.history,
-                "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,
-                "genotype": json.loads(self.genotype.to_json()) if self.genotype else None, "metrics": self.metrics, "warnings": self.warnings,
-                "footprint": self.footprint, "localization": self.localization.to_dict() if self.localization else None}
+        return {
+            "method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": self.verdict,
+            "validation": {name: round(loss, 5) for name, loss in self.validation.items()}, "changed": self.changed,
+            "history": self.history,
+            "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,
+            "genotype": json.loads(self.genotype.to_json()) if self.genotype else None, "metrics": self.metrics,
+            "warnings": self.warnings, "footprint": self.footprint,
+            "localization": self.localization.to_dict() if self.localization else None}
 
     def _repr_html_(self) -> str:
         return summary_of(self.to_dict())._repr_html_()
@@ -112,18 +115,18 @@ class RepairResult:
         """
         return export_network(self.model, path, example, about=self.to_dict())
 
-    def report(self, path: str | Path, *, scenario: Scenario | None = None, before: Evaluation | None = None, after: Evaluation | None = None,
-               title: str | None = None, record: dict | None = None) -> Path:
+    def report(self, path: str | Path, *, scenario: Scenario | None = None, before: Evaluation | None = None,
+               after: Evaluation | None = None, title: str | None = None, record: dict | None = None) -> Path:
         """Write the repair as one HTML page that needs no network connection; returns its path. See `report.write_report`.
 
         With a `scenario`, size and speed of the networks are measured unless they are known, and kept in `footprint`: the same result
         gives the same page.
         """
-        networks = {**self.candidates, self.chosen: self.model}
         if scenario is not None and "original" in self.candidates and not self.footprint:
             example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
             self.footprint = footprints(self.candidates["original"], self.model, example)
-        return write_report(self.to_dict(), path, networks=networks, scenario=scenario, before=before, after=after, title=title, record=record)
+        return write_report(self.to_dict(), path, networks={**self.candidates, self.chosen: self.model}, scenario=scenario, before=before,
+                            after=after, title=title, record=record)
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
@@ -136,7 +139,8 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save wrote") from None
+        raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
+                              "wrote") from None
     if genotype is not None:
         original = copy.deepcopy(get_block(model, info["block"]))
         try:
