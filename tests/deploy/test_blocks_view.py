@@ -12,20 +12,21 @@ def many(n: int = 40, chosen: str = "layer7") -> dict:
 
 
 def test_a_long_list_of_blocks_is_held_to_those_that_lead():
-    found = many()
-    leading, counts = leading_blocks(found, 12), {name: row["count"] for name, row in found["summary"].items()}
-    assert len(leading) == 12 and "layer7" in leading and leading == sorted(leading, key=found["blocks"].index)
-    assert min(counts[n] for n in leading if n != "layer7") >= max(counts[n] for n in found["blocks"] if n not in leading)
-    assert len(draw_blocks(found, most=12).patches) == 12 and "16 more blocks are not shown" in table_of_blocks(found)
-    assert leading_blocks(found, 40) == leading_blocks(found, 400) == found["blocks"]
+    localization = many()
+    leading, counts = leading_blocks(localization, 12), {name: row["count"] for name, row in localization["summary"].items()}
+    assert len(leading) == 12 and "layer7" in leading and leading == sorted(leading, key=localization["blocks"].index)
+    assert min(counts[n] for n in leading if n != "layer7") >= max(counts[n] for n in localization["blocks"] if n not in leading)
+    assert len(draw_blocks(localization, most=12).patches) == 12 and "16 more blocks are not shown" in table_of_blocks(localization)
+    assert leading_blocks(localization, 40) == leading_blocks(localization, 400) == localization["blocks"]
 
 
 def test_bars_turn_where_there_are_many_or_their_names_are_long():
     label = "neurons among the top 50"
     assert draw_blocks(many(4, "layer2")).get_ylabel() == label and draw_blocks(many(9)).get_xlabel() == label
-    found = many(1, "layer0")
-    found = {**found, "block": "a.very.long.name", "blocks": ["a.very.long.name"], "summary": {"a.very.long.name": found["summary"]["layer0"]}}
-    assert draw_blocks(found).get_xlabel() == label
+    localization = many(1, "layer0")
+    name = "a.very.long.name"
+    localization |= {"block": name, "blocks": [name], "summary": {name: localization["summary"]["layer0"]}}
+    assert draw_blocks(localization).get_xlabel() == label
 
 
 def test_a_localization_is_drawn_as_its_dictionary_is(parts):
@@ -36,6 +37,6 @@ def test_a_localization_is_drawn_as_its_dictionary_is(parts):
 
 
 def test_numbers_that_are_not_known_are_dashes():
-    found = many(2, "layer1")
-    found["summary"]["layer0"]["p"] = None
-    assert Checked(table_of_blocks(found)).words.count("–") == 1
+    localization = many(2, "layer1")
+    localization["summary"]["layer0"]["p"] = None
+    assert Checked(table_of_blocks(localization)).words.count("–") == 1

@@ -17,8 +17,8 @@ def test_every_section_is_there_and_the_page_is_sound(parts):
     page = Checked(text := page_of(make(parts), scenario=parts[1], record=RECORD))
     ids = [a["id"] for _, a in page.seen if "id" in a]
     assert len(ids) == len(set(ids))
-    assert {"before-and-after", "what-was-fixed-what-broke", "examples", "candidates", "which-block-is-to-blame", "architecture", "training",
-            "what-changed", "what-it-cost", "what-was-asked", "how-to-load-it", "warnings"} <= set(ids)
+    assert {"before-and-after", "what-was-fixed-what-broke", "examples", "candidates", "which-block-is-to-blame", "architecture",
+            "training", "what-changed", "what-it-cost", "what-was-asked", "how-to-load-it", "warnings"} <= set(ids)
     links = {a["href"] for a in page.all("a")}
     assert links and all(link[1:] in ids for link in links)
     assert text.startswith("<!DOCTYPE html>") and page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == len(page.all("title")) == 1
@@ -138,7 +138,8 @@ def test_a_folder_without_a_repair(tmp_path, content):
 def test_results_show_themselves_in_a_notebook(parts):
     result = make(parts, block="<b>x</b>", verdict="accepted: <img src=x onerror=alert(1)> & so on")
     result.localization.warnings.append("<script>y</script>")
-    located, genotype, graph, whole = (thing._repr_html_() for thing in (result.localization, result.genotype, result.genotype.graph, result))
+    pieces = (result.localization, result.genotype, result.genotype.graph, result)
+    located, genotype, graph, whole = (piece._repr_html_() for piece in pieces)
     for text in (located, genotype, graph, whole):
         page = Checked(text)
         assert not page.all("script") and not page.all("i") and "://" not in text and "onerror=" not in "".join(map(str, page.seen))
@@ -159,7 +160,8 @@ def test_a_result_and_its_dictionary_give_the_same_page(parts, tmp_path):
     content = json.loads(json.dumps(result.to_dict()))
     assert render_report(content, record=RECORD) == page_of(result, record=RECORD)
     path = write_report(content, tmp_path / "report.html", record=RECORD)
-    assert path.read_text("utf-8") == render_report(content, path, record=RECORD) and "layer2 1 0 0.7 –" in Checked(path.read_text("utf-8")).words
+    text = path.read_text("utf-8")
+    assert text == render_report(content, path, record=RECORD) and "layer2 1 0 0.7 –" in Checked(text).words
 
 
 @pytest.mark.parametrize(("change", "message"), [

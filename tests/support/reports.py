@@ -115,7 +115,8 @@ def make(parts, chosen="repaired", **more) -> RepairResult:
         validation={"original": 1.0, "repaired": 0.25, "control": 0.5},
         changed=changes(networks["original"].state_dict(), networks[chosen].state_dict()), history=history,
         cost=CostMeter(1234.4, 567.0, 8.9, 7.5, 10 * 2**20), control_cost=CostMeter(4321.0, 89.0, 1.2, 1.0, 11 * 2**20), config=config,
-        localization=located(), candidates=dict(networks), metrics=metrics_of(networks, scenario, chosen), warnings=["beware of <i>this</i>"])
+        localization=located(), candidates=dict(networks), metrics=metrics_of(networks, scenario, chosen),
+        warnings=["beware of <i>this</i>"])
     return replace(result, **more)
 
 
