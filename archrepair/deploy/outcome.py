@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['SYMBOLS', 'ADVICE', 'FAILURES', 'CANDIDATES', 'metrics_of', 'verdict_banner', 'accuracy_section', 'flips_section',
+__all__ = ['SYMBOLS', 'FAILURES', 'CANDIDATES', 'metrics_of', 'verdict_banner', 'accuracy_section', 'flips_section',
            'candidates_section', 'examples_section']
 
 # %% ../../nbs/deploy/05_outcome.ipynb #73636542
@@ -58,7 +58,6 @@ def _plain(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 # %% ../../nbs/deploy/05_outcome.ipynb #3271eca8
 SYMBOLS = {"repaired": ("✓ ", "good"), "control": ("✕ ", "even"), "original": ("✕ ", "bad")}  # by the network returned: sign and tone
-ADVICE = {"not accepted: ": "Reject because ", "accepted: ": "Accept: "}  # how a verdict begins, and how the headline does
 
 
 def verdict_banner(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
@@ -80,12 +79,10 @@ def verdict_banner(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Htm
 
 
 def _headline(verdict: str) -> str:
-    "A verdict without its losses, as a sentence that advises."
+    "A verdict without its losses, as a sentence."
     sentence = verdict.partition(" (loss:")[0]
-    for start, advice in ADVICE.items():
-        if sentence.startswith(start):
-            sentence = advice + sentence.removeprefix(start)
-            break
+    if sentence.startswith("not accepted: "):  # as the first records have it
+        sentence = sentence.replace("not accepted", "rejected", 1)
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
 # %% ../../nbs/deploy/05_outcome.ipynb #905ea3c3

@@ -111,7 +111,7 @@ def summary_of(repair: Mapping[str, Any]) -> Html:
     metrics = repair["metrics"]
     about = f"{repair['method']}, {repair['block'] or 'the whole network'}"
     if repair["changed"]:
-        about += f", {len(repair['changed']):,} tensors differ"
+        about += f", tensors that differ: {len(repair['changed']):,}"
     warnings = [tag("li", warning) for warning in dict.fromkeys(repair["warnings"])]
     return join(note(about), verdict_banner(repair, metrics), tag("ul", *warnings) if warnings else None,
                 accuracy_section(metrics) if metrics.get("after") else None, candidates_section(repair, metrics))

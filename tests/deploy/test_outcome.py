@@ -3,6 +3,9 @@ import copy
 import re
 from dataclasses import replace
 
+import pytest
+
+from archrepair.deploy.outcome import verdict_banner
 from archrepair.training.evaluation import compare, evaluate
 from support.reports import VERDICTS, Checked, make, page_of
 
@@ -12,9 +15,19 @@ def test_the_verdict_leads(parts, undrawn):
         page = Checked(page_of(make(parts, chosen), scenario=parts[1]))
         assert f"banner {tone}" in [a.get("class") for a in page.all("div")]
         sentence = VERDICTS[chosen].split(" (")[0].partition(": ")[2]
-        assert f"{'Accept: ' if chosen == 'repaired' else 'Reject because '}{sentence}." in page.words
+        assert f"{'Accepted' if chosen == 'repaired' else 'Rejected'}: {sentence}." in page.words
         assert ("The network that is returned does not use it" in page.words) == (chosen != "repaired")
     assert "Nothing: the network returned is the original" in page.words and not page.all("img")
+
+
+@pytest.mark.parametrize(("verdict", "headline"), [
+    ("accepted: lower loss (loss: repaired 0.2, original 1.0)", "Accepted: lower loss."),
+    ("rejected: plain fine-tuning has the lower loss (loss: repaired 0.2, control 0.1)", "Rejected: plain fine-tuning has the lower loss."),
+    ("not accepted: plain fine-tuning validates better, and is returned", "Rejected: plain fine-tuning validates better, and is returned."),
+    ("accepted, architecture unchanged: lower loss", "Accepted, architecture unchanged: lower loss."),
+])
+def test_verdicts_of_every_version_make_a_headline(verdict, headline):
+    assert Checked(verdict_banner({"chosen": "original", "verdict": verdict}, {})).words.endswith(headline)
 
 
 def test_a_repair_that_lost_on_held_out_images_says_so(parts, undrawn):

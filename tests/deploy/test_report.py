@@ -148,8 +148,8 @@ def test_results_show_themselves_in_a_notebook(parts):
     assert "layer<1>" in Checked(located).words and "<script>y</script>" in Checked(located).words
     assert "0 to 1 original" in genotype and "sep conv" in genotype and len(Checked(genotype).all("svg")) == 1
     words = Checked(whole).words
-    assert "Accept: <img src=x onerror=alert(1)> & so on." in words and "Held out" in words and "repaired ← returned" in words
-    assert "Accept" in Checked(bare(parts)._repr_html_()).words
+    assert "Accepted: <img src=x onerror=alert(1)> & so on." in words and "Held out" in words and "repaired ← returned" in words
+    assert "Accepted: " in Checked(bare(parts)._repr_html_()).words
 
 
 def test_a_result_and_its_dictionary_give_the_same_page(parts, tmp_path):
