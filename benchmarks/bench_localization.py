@@ -16,7 +16,8 @@ from archrepair.data.datasets import load_dataset
 from archrepair.data.images import Normalize
 from archrepair.networks.models import create_model
 from archrepair.networks.neurons import watch
-from archrepair.repair.localization import failure_gradients, spectrum, wire
+from archrepair.networks.neurons import wire
+from archrepair.repair.localization import failure_gradients, spectrum
 from archrepair.training.rows import Rows, image_features
 
 

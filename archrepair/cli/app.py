@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Model', 'Blocks', 'Weights', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'NAMES', 'main',
-           'train', 'localize', 'repair', 'evaluate', 'compare', 'report', 'corrupt', 'list_', 'find_notebook', 'run',
-           'paper']
+__all__ = ['app', 'Model', 'Blocks', 'Weights', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'main', 'train',
+           'localize', 'repair', 'evaluate', 'compare', 'report', 'corrupt', 'list_', 'find_notebook', 'run', 'paper']
 
 # %% ../../nbs/cli/03_app.ipynb #183c72fa
 from .console import print_json, say, show
 from .listing import complete, listed
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.labels import TEST_SETS
 
 # %% ../../nbs/cli/03_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -158,16 +158,13 @@ def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset 
     say(f"report: {folder / 'report.html'}")
 
 
-NAMES = {"held_out": "held out (never seen)", "clean_held_out": "held out, clean", "full": "full test set", "clean_full": "full test set, clean"}
-
-
 def _show_record(record) -> None:
     "Before and after, what was fixed and broken, and the verdict."
     before, after, change = (record.metrics[key] for key in ("before", "after", "change"))
     show(f"{record.cell['method']} on {record.cell['model']}, {record.cell['dataset']}, block {record.repair['block']}",
           ["images", "n", "before %", "after %", "change", "fixed", "broken"],
-          [[NAMES[s], before[s]["n"], before[s]["accuracy"], after[s]["accuracy"], f"{after[s]['accuracy'] - before[s]['accuracy']:+.2f}",
-            change[s]["fixed"], change[s]["broken"]] for s in NAMES if s in before])
+          [[TEST_SETS[s].label, before[s]["n"], before[s]["accuracy"], after[s]["accuracy"], f"{after[s]['accuracy'] - before[s]['accuracy']:+.2f}",
+            change[s]["fixed"], change[s]["broken"]] for s in TEST_SETS if s in before])
     print(f"failures repaired: {change['seen']['repair_rate']:.1f} % of those given, {change['unseen']['repair_rate']:.1f} % of those never seen")
     print(record.repair["verdict"])
     for line in record.repair["warnings"]:
@@ -242,14 +239,15 @@ def compare(model: Model = "resnet18", weights: Weights = None, dataset: Dataset
 def report(folders: Annotated[list[Path], typer.Argument(help="folder of a repair; several are compared")],
            out: Annotated[Path | None, typer.Option("--out", "-o", help="page that compares several; default: compare.html")] = None,
            as_json: Json = False) -> None:
-    "Where the report of a repair is, made anew if it is gone; or one page that compares several repairs."
-    from archrepair.deploy.comparison_page import report_of, row_of, write_comparison
+    "Where the report of a repair is, rebuilt if it is gone; or one page that compares several repairs."
+    from archrepair.deploy.comparison_page import row_of, write_comparison_page
+    from archrepair.deploy.report import report_of
 
     rows = [row_of(folder) for folder in folders]
     if len(folders) == 1 and out is None:
-        path, made = report_of(folders[0])
-        return print_json({**rows[0], "report": str(path), "rebuilt": made}) if as_json else print(path)
-    path = write_comparison(folders, out or Path("compare.html"))
+        path, rebuilt = report_of(folders[0])
+        return print_json({**rows[0], "report": str(path), "rebuilt": rebuilt}) if as_json else print(path)
+    path = write_comparison_page(folders, out or Path("compare.html"))
     if as_json:
         return print_json({"report": str(path), "repairs": rows})
     show("repairs, on held-out images", ["repair", "method", "before %", "after %", "unseen %", "flips %", "verdict"],

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'write_atomic']
+__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'write_atomic', 'write_text',
+           'write_json']
 
 # %% ../../nbs/core/01_errors.ipynb #8ec5a2c8
 class ArchrepairError(Exception):
@@ -37,8 +39,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ArchrepairError:
     return ArchrepairError(f"unknown {what} {name!r}: {hint}known: {', '.join(shown)}")
 
 # %% ../../nbs/core/01_errors.ipynb #fcebbf78
-def first_line(error: BaseException) -> str:
-    "The first line of an exception's message; its type where it has none."
+def first_line(error: BaseException | str) -> str:
+    "The first line of an exception's message, or of a text; its type where it is empty."
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 # %% ../../nbs/core/01_errors.ipynb #29e03f00
@@ -57,9 +59,23 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Pa
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("iostream|inline_container", str(error)):
             raise  # torch's writer reports a full disk in words of its own; other errors are not about the disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise ArchrepairError(f"cannot write {path}: {reason}; choose a folder with room that you may write to") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+# %% ../../nbs/core/01_errors.ipynb #4c80d22b
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    "Write `text` in UTF-8, whole or not at all; returns the path. Raises what `write_atomic` raises."
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | os.PathLike, content: object, *, ensure_ascii: bool = True) -> Path:
+    """Write `content` as indented JSON, whole or not at all; returns the path. Raises what `write_atomic` raises.
+
+    Numbers that are not finite become `NaN` and `Infinity`, which Python reads again. `ensure_ascii=False` leaves letters beyond ASCII
+    readable.
+    """
+    return write_text(path, json.dumps(content, indent=1, ensure_ascii=ensure_ascii) + "\n")

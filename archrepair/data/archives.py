@@ -24,7 +24,7 @@ __all__ = ['PUBLISHED_CORRUPTIONS', 'ARCHIVES', 'Archive', 'published_order', 'P
            'archive_folder', 'download_archive']
 
 # %% ../../nbs/data/04_archives.ipynb #0d884cb0
-from ..core.errors import ArchrepairError, unknown
+from ..core.errors import ArchrepairError, first_line, unknown
 from ..corruptions.catalogue import corrupt
 
 # %% ../../nbs/data/04_archives.ipynb #322a5705
@@ -144,7 +144,7 @@ def _rows_of(file: Path, severity: int) -> np.ndarray:
         if len(rows) % 5 or images and (rows.dtype != np.uint8 or rows.ndim != 4 or rows.shape[3] != 3):
             raise ValueError(f"it holds {rows.dtype} {rows.shape}")
     except (OSError, ValueError, TypeError) as error:
-        raise ArchrepairError(f"cannot read {file}: {str(error).splitlines()[0]}; expected five blocks of uint8 N×32×32×3 images, "
+        raise ArchrepairError(f"cannot read {file}: {first_line(error)}; expected five blocks of uint8 N×32×32×3 images, "
                               "and labels.npy beside them: unpack the archive again") from None
     count = len(rows) // 5
     return np.array(rows[(severity - 1) * count : severity * count])
@@ -218,7 +218,7 @@ def _fetch(url: str, md5: str, target: Path) -> None:
         with tarfile.open(part) as tar:
             tar.extractall(target, filter="data")
     except (OSError, tarfile.TarError, http.client.HTTPException) as error:
-        raise ArchrepairError(f"cannot fetch {url} ({str(error).splitlines()[0]}): download it yourself, unpack it in {target}, or "
+        raise ArchrepairError(f"cannot fetch {url} ({first_line(error)}): download it yourself, unpack it in {target}, or "
                               "do without: corruptions are generated where there is no archive") from None
     finally:
         part.unlink(missing_ok=True)

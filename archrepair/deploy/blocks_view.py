@@ -5,61 +5,89 @@
 # %% ../../nbs/deploy/04_blocks_view.ipynb #86f5aea9
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['draw_blocks', 'table_of_blocks']
+__all__ = ['COLUMNS', 'leading_blocks', 'draw_blocks', 'table_of_blocks']
 
 # %% ../../nbs/deploy/04_blocks_view.ipynb #74db26f4
 from ..core.html import Html, join, note, table, tag
+from ..core.labels import number
 
 # %% ../../nbs/deploy/04_blocks_view.ipynb #a2b4e5fa
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from archrepair.repair.localization import Localization
+# %% ../../nbs/deploy/04_blocks_view.ipynb #da7836c6
+def leading_blocks(localization: Mapping[str, Any], most: int = 12) -> list[str]:
+    """The `most` blocks with the most suspicious neurons, the chosen one always among them, in the order of the network.
 
-# %% ../../nbs/deploy/04_blocks_view.ipynb #f8ce7f94
-def draw_blocks(found: Localization, ax: Axes | None = None, most: int | None = None) -> Axes:
-    """Bars: neurons of each block among the top k; dashes: as many as its size alone would give; at most the `most` leading ones.
+    `localization` is what `Localization.to_dict()` gives.
+    """
+    summary = localization["summary"]
 
-    The bars lie where there are many or where their names are long.
+    def rank(name: str) -> tuple[bool, float, float]:
+        return name != localization["block"], -summary[name]["count"], -summary[name]["expected"]
+
+    leading = sorted(localization["blocks"], key=rank)[:most]
+    return [name for name in localization["blocks"] if name in leading]
+
+# %% ../../nbs/deploy/04_blocks_view.ipynb #9d583e61
+def draw_blocks(localization: Mapping[str, Any], ax: Axes | None = None, most: int | None = None) -> Axes:
+    """Bars: neurons of each block among the top k; dashes: as many as its size alone would give. Returns the axes.
+
+    `localization` is what `Localization.to_dict()` gives; at most the `most` leading blocks are shown. The bars are horizontal where
+    there are more than eight or where a name is long.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    blocks = found.blocks if most is None else found.leading(most)
-    summary, at = found.summary.loc[blocks], range(len(blocks))
-    lying = len(blocks) > 8 or max(map(len, blocks)) > 14  # names that would stand on their heads
-    ax = ax or plt.subplots(figsize=(5, 1 + 0.26 * len(blocks)) if lying else (max(4, len(blocks) * 0.45), 3))[1]
-    colors = sns.color_palette("colorblind")
-    paint = [colors[1] if b == found.block else colors[0] for b in blocks]
-    top, words = max(summary["count"].max(), summary["expected"].max(), 1), f"neurons among the top {found.k}"
+    blocks = localization["blocks"] if most is None else leading_blocks(localization, most)
+    counts, expected = ([localization["summary"][name][key] for name in blocks] for key in ("count", "expected"))
+    horizontal = len(blocks) > 8 or max(map(len, blocks)) > 14
+    if ax is None:
+        size = (5, 1 + 0.26 * len(blocks)) if horizontal else (max(4, len(blocks) * 0.45), 3)
+        ax = plt.subplots(figsize=size)[1]
+    blue, orange = sns.color_palette("colorblind")[:2]
+    colors = [orange if name == localization["block"] else blue for name in blocks]
+    at = range(len(blocks))
     low, high = [i - 0.4 for i in at], [i + 0.4 for i in at]
-    if lying:
-        ax.barh(at, summary["count"], color=paint)
-        ax.vlines(summary["expected"], low, high, colors="black", linestyles="--", label="expected by size")
+    top, label = max(*counts, *expected, 1), f"neurons among the top {localization['k']}"
+    if horizontal:
+        ax.barh(at, counts, color=colors)
+        ax.vlines(expected, low, high, colors="black", linestyles="--", label="expected by size")
         ax.set_yticks(at, blocks)
-        ax.set(xlabel=words, xlim=(0, top * 1.05), ylim=(len(blocks) - 0.4, -0.6))
+        ax.set(xlabel=label, xlim=(0, top * 1.05), ylim=(len(blocks) - 0.4, -0.6))
     else:
-        ax.bar(at, summary["count"], color=paint)
-        ax.hlines(summary["expected"], low, high, colors="black", linestyles="--", label="expected by size")
-        ax.set_xticks(at, blocks, rotation=90 if len(at) > 8 else 0)
-        ax.set(ylabel=words, ylim=(0, top * 1.25))
-    ax.set_title(f"most suspicious: {found.block}")
+        ax.bar(at, counts, color=colors)
+        ax.hlines(expected, low, high, colors="black", linestyles="--", label="expected by size")
+        ax.set_xticks(at, blocks)
+        ax.set(ylabel=label, ylim=(0, top * 1.25))
+    ax.set_title(f"most suspicious: {localization['block']}")
     ax.legend(frameon=False, loc="upper center")
     return ax
 
+# %% ../../nbs/deploy/04_blocks_view.ipynb #8308254b
+COLUMNS: dict[str, tuple[str, str]] = {  # key of a row of the summary: its head (with k) and the form of its numbers
+    "size": ("neurons", ",.0f"), "count": ("in the top {k}", ",.0f"), "per_neuron": ("per neuron", ".3f"),
+    "expected": ("expected by size", ".1f"), "enrichment": ("enrichment", ".2f"), "p": ("p", ".2g"), "gradient": ("mean gradient", ".2e"),
+    "s_hat": ("mean ŝ", ".3f"),
+}
 
-def table_of_blocks(found: Localization, most: int = 24) -> Html:
-    "The verdict on the blocks, its doubts and its numbers; at most the `most` leading blocks."
-    columns = {"size": ("neurons", ",.0f"), "count": (f"in the top {found.k}", ",.0f"), "per_neuron": ("per neuron", ".3f"),
-               "expected": ("expected by size", ".1f"), "enrichment": ("enrichment", ".2f"), "p": ("p", ".2g"), "gradient": ("mean gradient", ".2e"),
-               "s_hat": ("mean ŝ", ".3f")}
-    columns = {key: column for key, column in columns.items() if key in found.summary}
-    rows = [(tag("b", name) if name == found.block else name, *(format(row[key], form) for key, (_, form) in columns.items()))
-            for name, row in found.summary.loc[found.leading(most)].iterrows()]
-    hidden = len(found.blocks) - len(rows)
-    heads = ("block", *(head for head, _ in columns.values()))
-    return join(tag("p", tag("b", f"{found.verdict}.")), *(tag("p", f"Warning: {warning}.") for warning in found.warnings),
-                table("Suspicious neurons of each block", heads, rows), note(f"{hidden} more blocks are not shown.") if hidden else None)
+
+def table_of_blocks(localization: Mapping[str, Any], most: int = 24) -> Html:
+    "The verdict on the blocks, the reasons to doubt it and its numbers, for at most the `most` leading blocks."
+    shown = leading_blocks(localization, most)
+    columns = {key: column for key, column in COLUMNS.items() if key in localization["summary"][shown[0]]}
+    rows = []
+    for name in shown:
+        row = localization["summary"][name]
+        title = tag("b", name) if name == localization["block"] else name
+        rows.append((title, *(number(row[key], form) for key, (_, form) in columns.items())))
+    heads = ("block", *(head.format(k=localization["k"]) for head, _ in columns.values()))
+    hidden = len(localization["blocks"]) - len(shown)
+    return join(tag("p", tag("b", f"{localization['verdict']}.")),
+                *(tag("p", f"Warning: {warning}.") for warning in localization["warnings"]),
+                table("Suspicious neurons of each block", heads, rows),
+                note(f"{hidden} more blocks are not shown.") if hidden else None)

@@ -5,113 +5,139 @@
 # %% ../../nbs/deploy/03_card.ipynb #03d85706
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['SETS', 'LOADING', 'MARK', 'CARD', 'model_card', 'write_card']
+__all__ = ['LOADING', 'SIGN', 'MARK', 'CARD', 'model_card', 'write_card']
 
 # %% ../../nbs/deploy/03_card.ipynb #7673b4ad
 import archrepair
-from ..core.errors import write_atomic
+from ..core.errors import write_text
+from ..core.labels import TEST_SETS, count_images, number
 
 # %% ../../nbs/deploy/03_card.ipynb #a794475d
+_ESCAPES = {"<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*_[]|"}
+
+
 def _plain(text: object) -> str:
     "Text that Markdown takes literally, on one line."
-    said = " ".join(str(text).split())
-    for sign in "\\`*_[]|<>":
-        said = said.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
-    return said
+    return "".join(_ESCAPES.get(letter, letter) for letter in " ".join(str(text).split()))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    line = lambda cells: f"| {' | '.join(cells)} |"
-    return "\n".join([line(head), line(["---", *["---:"] * (len(head) - 1)]), *map(line, rows)])
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "–" if value is None or not math.isfinite(value) else format(value, form)
+    "A table in GitHub's Markdown; all columns but the first are aligned right."
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../../nbs/deploy/03_card.ipynb #b7915aa0
-SETS: dict[str, str] = {"held_out": "held out: no repair has seen these", "full": "full test set: contains the repaired images",
-                        "clean_held_out": "held out, without the corruption", "clean_full": "full test set, without the corruption"}
-
-
 def _accuracy(metrics: Mapping[str, Any]) -> list[str]:
-    "The section on accuracy before and after."
+    "Accuracy before and after on every set of test images, and what became of the failures."
     if not metrics.get("after"):
         return ["No test images were given: the repair was judged on validation images alone, and its accuracy elsewhere is unknown."]
-    score = lambda s: f"{_number(s['accuracy'])} % ({_number(s['low'])}–{_number(s['high'])})"
-    rows = [[words, f"{metrics['before'][name]['n']:,}", score(metrics["before"][name]), score(metrics["after"][name])]
-            for name, words in SETS.items() if name in metrics["before"] and name in metrics["after"]]
-    parts, change = [_table(["Images", "n", "Before (95 % interval)", "After (95 % interval)"], rows)], metrics.get("change", {})
+    before, after = metrics["before"], metrics["after"]
+    rows = [[f"{one.label}: {one.meaning}", f"{before[name]['n']:,}", _score(before[name]), _score(after[name])]
+            for name, one in TEST_SETS.items() if name in before and name in after]
+    paragraphs, change = [_table(["Images", "n", "Before (95 % interval)", "After (95 % interval)"], rows)], metrics.get("change", {})
     if {"seen", "unseen", "held_out"} <= change.keys():
-        lost = change["held_out"]
-        parts.append(f"Failures repaired: {_number(change['seen']['repair_rate'])} % of those given, {_number(change['unseen']['repair_rate'])} % "
-                     f"of those never seen. Of the held-out images that were right before, {lost['broken']} "
-                     f"({_number(lost['negative_flips'])} %) are now wrong.")
-    return parts
+        seen, unseen, held_out = change["seen"], change["unseen"], change["held_out"]
+        paragraphs.append(f"Failures repaired: {number(seen['repair_rate'])} % of the repair set, {number(unseen['repair_rate'])} % of "
+                          f"those never seen. Of the held-out images that were right before, {held_out['broken']} "
+                          f"({number(held_out['negative_flips'])} %) are now wrong.")
+    return paragraphs
 
-# %% ../../nbs/deploy/03_card.ipynb #4bdbf2f1
+
+def _score(score: Mapping[str, Any]) -> str:
+    return f"{number(score['accuracy'])} % ({number(score['low'])}–{number(score['high'])})"
+
+# %% ../../nbs/deploy/03_card.ipynb #41244d8b
+def _repaired(repair: Mapping[str, Any]) -> dict[str, list[str]]:
+    "What was repaired, with what verdict, and which tensors differ."
+    counts = {"added": 0, "removed": 0, "changed": 0}
+    for change in repair.get("changed", {}).values():
+        counts[change if change in counts else "changed"] += 1
+    words = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "none"
+    what = (f"An image classifier; {_plain(repair.get('block') or 'the whole network')} was repaired with {_plain(repair['method'])}. "
+            f"Verdict: {_plain(repair['verdict'])}.")
+    differs = f"Tensors of the state dict that differ from the original's: {words}; all others are the same, bit for bit."
+    if localization := repair.get("localization"):
+        differs += f" Localization: {_plain(localization['verdict'])}."
+    return {"What it is": [what], "What was repaired": [differs]}
+
+
+def _data(cell: Mapping[str, Any], images: Mapping[str, Any]) -> list[str]:
+    "The data set, and how many of its images served for what."
+    request = " · ".join(f"{key} {_plain(cell[key])}" for key in ("dataset", "protocol", "tier", "seed") if cell.get(key) is not None)
+    counts = count_images(images)
+    return [*([f"{request}."] if request else []), f"{counts}." if counts else "Not recorded."]
+
+
+def _size(footprint: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    "What the network weighs and takes, before and after."
+    sides = list(footprint.values())
+    rows = [["parameters", *(f"{side['parameters']:,}" for side in sides)],
+            ["weights, MiB", *(f"{side['bytes'] / 2**20:.2f}" for side in sides)],
+            ["million FLOPs per image", *(f"{side['flops'] / 1e6:,.1f}" for side in sides)],
+            [f"ms per image ({_plain(sides[0]['device'])})", *(f"{side['milliseconds']:.2f}" for side in sides)]]
+    return [_table(["", *footprint], rows)]
+
+
+def _limits(repair: Mapping[str, Any]) -> list[str]:
+    "What a user of the network should not take for granted, as one list."
+    warnings = [*repair.get("warnings", []), *(repair.get("localization") or {}).get("warnings", [])]
+    lines = [_plain(warning) for warning in dict.fromkeys(warnings)]
+    if repair.get("method"):
+        lines += ["The intervals cover the choice of test images, not the choice of seed: one repair was run.",
+                  "Images unlike those above, other corruptions and other classes were not tested."]
+    else:
+        lines += ["Nothing is known here about how it was trained or how often it is right."]
+    return ["\n".join(f"- {line}" for line in lines)]
+
+# %% ../../nbs/deploy/03_card.ipynb #020662b2
 LOADING: dict[str, str] = {
     ".safetensors": "import archrepair\n\nnetwork = ...  # the original network, or a fresh one of its kind\n"
                     "repaired = archrepair.load({folder!r}, network)  # needs repair.json beside it",
-    ".pt2": "import torch\n\nrepaired = torch.export.load({file!r}).module()  # takes float batches of any size, answers with logits",
+    ".pt2": "import torch\n\nrepaired = torch.export.load({file!r}).module()  # takes float batches of any size, returns logits",
     ".onnx": "import onnxruntime\n\nsession = onnxruntime.InferenceSession({file!r})\n"
              "logits = session.run(None, {{session.get_inputs()[0].name: images}})[0]  # images: float32, any batch size",
 }
 
 
+def _loading(files: Sequence[str | Path]) -> list[str]:
+    "A block of code for every file that can be loaded."
+    paths = [path for path in map(Path, files) if path.suffix in LOADING]
+    return [f"```python\n{LOADING[path.suffix].format(file=path.name, folder=path.parent.name or '.')}\n```" for path in paths]
+
+# %% ../../nbs/deploy/03_card.ipynb #e91a6561
+SIGN = "<!-- written by archrepair; "  # how a card begins that may be replaced
+MARK = f"{SIGN}delete this line to keep your edits -->"
+CARD = "MODEL_CARD.md"
+
+
 def model_card(repair: Mapping[str, Any], cell: Mapping[str, Any] | None = None, files: Sequence[str | Path] = ()) -> str:
     """The card as Markdown.
 
-    `repair` is `RepairResult.to_dict()`, or empty for a network that was not repaired here; `cell` what was asked for (model, dataset, tier,
-    protocol, seed); `files` the network's files, for the section on loading.
+    `repair` is `RepairResult.to_dict()`, or empty for a network that was not repaired here; `cell` what was asked for (model, dataset,
+    tier, protocol, seed); `files` the network's files, for the section on loading.
     """
-    cell, metrics, found = cell or {}, repair.get("metrics") or {}, repair.get("localization") or {}
-    images, prints = metrics.get("images") or {}, repair.get("footprint") or {}
-    name = cell.get("model") or repair.get("network") or "A network"
-    data = cell.get("dataset") or str(images.get("test", "")).removesuffix("/test")
-    lines = [MARK, f"# {_plain(name)}" + (f", repaired on {_plain(data)}" if data else ", repaired" if repair.get("method") else ""), ""]
+    cell, metrics = cell or {}, repair.get("metrics") or {}
+    images = metrics.get("images") or {}
+    title = _plain(cell.get("model") or repair.get("network") or "A network")
+    dataset = cell.get("dataset") or str(images.get("test", "")).removesuffix("/test")
+    if dataset or repair.get("method"):
+        title += f", repaired on {_plain(dataset)}" if dataset else ", repaired"
+    sections: dict[str, list[str]] = {}
     if repair.get("method"):
-        lines += ["## What it is", "", f"A network for image classification of which {_plain(repair.get('block') or 'the whole')} was repaired with "
-                  f"{_plain(repair['method'])}. Verdict: {_plain(repair['verdict'])}.", ""]
-        changed = repair.get("changed", {})
-        kinds = {"added": 0, "removed": 0, "changed": 0}
-        for what in changed.values():
-            kinds[what if what in kinds else "changed"] += 1
-        counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
-        lines += ["## What was repaired", "", f"Tensors of the state dict that differ from the original's: {counted or 'none'}; all others are the same, "
-                  "bit for bit.", *([f"Localization: {_plain(found['verdict'])}."] if found else []), ""]
-        words = {"failures": "failures", "val_failures": "failures for validation", "train": "training images", "val": "validation images",
-                 "held_out": "test images held out"}
-        given = ", ".join(f"{images[key]:,} {word}" for key, word in words.items() if images.get(key))
-        asked = " · ".join(f"{key} {_plain(cell[key])}" for key in ("dataset", "protocol", "tier", "seed") if cell.get(key) is not None)
-        lines += ["## Data", "", *([f"{asked}."] if asked else []), f"{given}." if given else "Not recorded.", ""]
-        lines += ["## Accuracy", "", "\n\n".join(_accuracy(metrics)), ""]
-    if prints:
-        rows = [["parameters", *(f"{p['parameters']:,}" for p in prints.values())], ["weights, MiB", *(f"{p['bytes'] / 2**20:.2f}" for p in prints.values())],
-                ["million FLOPs an image", *(f"{p['flops'] / 1e6:,.1f}" for p in prints.values())],
-                [f"ms an image ({_plain(next(iter(prints.values()))['device'])})", *(f"{p['milliseconds']:.2f}" for p in prints.values())]]
-        lines += ["## Size and speed", "", _table(["", *prints], rows), ""]
-    doubts = [*repair.get("warnings", []), *found.get("warnings", [])]
-    lines += ["## Limits", "", *(f"- {_plain(doubt)}" for doubt in dict.fromkeys(doubts))]
-    if repair.get("method"):
-        lines += ["- The intervals cover the choice of test images, not the choice of seed: one repair was run.",
-                  "- Images unlike those above, other corruptions and other classes were not tested."]
-    else:
-        lines += ["- Nothing is known here about how it was trained or how often it is right."]
-    lines += ["", "## How to load it", ""]
-    for file in map(Path, files):
-        if file.suffix in LOADING:
-            lines += ["```python", LOADING[file.suffix].format(file=file.name, folder=file.parent.name or "."), "```", ""]
-    return "\n".join([*lines, f"Written by archrepair {archrepair.__version__}.", ""])
-
-
-MARK = "<!-- written by archrepair; without this line it is yours, and is not replaced -->"
-CARD = "MODEL_CARD.md"
+        sections |= _repaired(repair)
+        sections |= {"Data": _data(cell, images), "Accuracy": _accuracy(metrics)}
+    if repair.get("footprint"):
+        sections["Size and speed"] = _size(repair["footprint"])
+    sections |= {"Limits": _limits(repair), "How to load it": _loading(files)}
+    paragraphs = [f"{MARK}\n# {title}"]
+    for head, content in sections.items():
+        paragraphs += [f"## {head}", *content]
+    return "\n\n".join([*paragraphs, f"Written by archrepair {archrepair.__version__}.\n"])
 
 
 def write_card(folder: str | Path, repair: Mapping[str, Any], cell: Mapping[str, Any] | None = None) -> Path:
@@ -120,7 +146,7 @@ def write_card(folder: str | Path, repair: Mapping[str, Any], cell: Mapping[str,
     A card that someone has made their own (its first line removed) stays as it is.
     """
     path = Path(folder) / CARD
-    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith(SIGN):
         return path
     files = sorted(file for file in path.parent.iterdir() if file.suffix in LOADING and not file.name.startswith("."))
-    return write_atomic(path, lambda temporary: temporary.write_text(model_card(repair, cell, files), encoding="utf-8"))
+    return write_text(path, model_card(repair, cell, files))

@@ -43,7 +43,7 @@ EXPORTS: dict[str, Callable[[nn.Module, Tensor, Path], Callable[[Tensor], Tensor
 def export_network(model: nn.Module, path: str | Path, example: Tensor, *, about: Mapping[str, Any] | None = None) -> Path:
     """Write `model`, in eval mode and on the CPU, to a `.pt2` (torch.export) or `.onnx` file (needs the extra `export`); returns its path.
 
-    `example` is a network input, as in float B×3×H×W; the file takes any B. It is read back and must give the logits of `model`, to 1e-4 of
+    `example` is a network input, e.g. float B×3×H×W; the file takes any B. It is read back and must give the logits of `model`, to 1e-4 of
     the largest. `model` is not changed. A model card, `MODEL_CARD.md`, goes beside it; `about` is what it can tell of the network,
     `RepairResult.to_dict()`. Raises `ArchrepairError` for another suffix, without the extra, and for a network that cannot be
     exported.

@@ -13,44 +13,49 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['latencies', 'footprints']
+__all__ = ['latencies', 'size_of', 'footprints']
 
 # %% ../../nbs/deploy/02_footprint.ipynb #6f830823
 from ..training.cost import work
 
 # %% ../../nbs/deploy/02_footprint.ipynb #de0b9372
 def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: float = 1.0) -> list[float]:
-    """Milliseconds of one forward pass of each of `models` (in eval mode, on the device of `x`) on the batch `x`, each the fastest of its runs.
+    """Milliseconds of one forward pass on the batch `x` of each of `models` (in eval mode, on the device of `x`), the fastest of its runs.
 
     The runs alternate between the models, up to `runs` each or until `seconds` are over, but at least five.
     """
     wait: Callable[[], None] = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
-    taken: list[list[float]] = [[] for _ in models]
+    times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for model in models:
             model(x)
         end = time.perf_counter() + seconds
-        while len(taken[0]) < 5 or len(taken[0]) < runs and time.perf_counter() < end:
-            for model, times in zip(models, taken):
+        while len(times[0]) < 5 or len(times[0]) < runs and time.perf_counter() < end:
+            for model, own_times in zip(models, times):
                 wait()
                 start = time.perf_counter()
                 model(x)
                 wait()
-                times.append(time.perf_counter() - start)
-    return [1000 * min(times) for times in taken]
+                own_times.append(time.perf_counter() - start)
+    return [1000 * min(own_times) for own_times in times]
 
 # %% ../../nbs/deploy/02_footprint.ipynb #00b37a53
-def footprints(before: nn.Module, after: nn.Module, x: Tensor) -> dict[str, dict[str, object]]:
-    """What two networks weigh, as plain values: `before` and `after`, each with `parameters`, `bytes` (of the state dict, which is the size of
-    a file of weights), `flops` of one image and `milliseconds` of one image, and the `device` it was measured on.
+def size_of(model: nn.Module) -> dict[str, int]:
+    "Parameters of a network, and the bytes of its state dict, which is the size of a file of weights."
+    return {"parameters": sum(p.numel() for p in model.parameters()), "bytes": sum(t.nbytes for t in model.state_dict().values())}
 
-    `x` is a batch of inputs, float B×3×H×W, of which the first is used. Neither network is changed.
+
+def footprints(before: nn.Module, after: nn.Module, x: Tensor) -> dict[str, dict[str, object]]:
+    """What two networks weigh and how long they take, as plain values under `before` and `after`.
+
+    Each has the numbers of `size_of`, `flops` and `milliseconds` per image, and the `device` it was measured on. `x` is a batch of inputs,
+    float B×3×H×W, of which the first is used. Neither network is changed.
     """
     device = next(before.parameters()).device
     x = x[:1].to(device)
-    networks = [copy.deepcopy(model).to(device).eval() for model in (before, after)]
-    took = latencies(networks, x)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    return {when: {"parameters": sum(p.numel() for p in model.parameters()), "bytes": sum(t.nbytes for t in model.state_dict().values()),
-                   "flops": work(model, x), "milliseconds": round(taken, 4), "device": name}
-            for when, model, taken in zip(("before", "after"), networks, took)}
+    networks = {when: copy.deepcopy(model).to(device).eval() for when, model in (("before", before), ("after", after))}
+    milliseconds = dict(zip(networks, latencies(list(networks.values()), x)))
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+    return {when: {**size_of(model), "flops": work(model, x), "milliseconds": round(milliseconds[when], 4), "device": name}
+            for when, model in networks.items()}

@@ -26,7 +26,7 @@ __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full', 'rep
 
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_json, write_text
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import load_dataset, parse_version
@@ -167,7 +167,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
     if keep:
         path.unlink(missing_ok=True)  # an earlier record would vouch for files that are about to be replaced
         keep(record, result, scenario)
-    write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+    write_json(path, content)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record, result, scenario
 
@@ -177,7 +177,7 @@ def _claim(folder: Path, identity: dict) -> Path:
     text, label = json.dumps(identity, indent=1), folder / "run.json"
     if folder.exists() and not (label.is_file() and label.read_text() == text):
         shutil.rmtree(folder, ignore_errors=True)
-    return write_atomic(label, lambda p: p.write_text(text)).parent
+    return write_text(label, text).parent
 
 
 def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "auto", force: bool = False,
@@ -199,7 +199,7 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
     if cell.protocol not in PROTOCOLS:
         raise unknown("protocol", cell.protocol, PROTOCOLS)
     fresh = not folder.exists()
-    write_atomic(folder / ".writable", lambda p: p.write_text("")).unlink()
+    write_text(folder / ".writable", "").unlink()
 
     def keep(record: Record, result: RepairResult, scenario: Scenario) -> None:
         result.save(folder, cell=record.cell)

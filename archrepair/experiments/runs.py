@@ -21,7 +21,7 @@ from torch import Tensor, nn
 __all__ = ['method_cell', 'versions_of', 'Runs', 'own']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, first_line, unknown, write_json
 from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import list_corruptions
 from ..data.datasets import load_dataset, parse_version
@@ -164,7 +164,7 @@ class Runs:
                 self.log(f"{cell.method} on {version}, seed {cell.seed}")
                 images = load_dataset(version, "test").select(scenario.held_out)
                 found[version] = _pack(is_correct(predict(network, images, start.transform), images.labels))
-            write_atomic(path, lambda p: p.write_text(json.dumps({"of": of, "right": found}, indent=1) + "\n"))
+            write_json(path, {"of": of, "right": found})
         return {version: _unpack(found[version]) for version in versions}
 
     def evaluated(self, cell: Cell) -> set[str]:
@@ -187,7 +187,7 @@ class Runs:
             start, scenario = self.problem(cell)
             precision = default_precision(start.network, next(start.network.parameters()).device)  # as ArchRepair does
             found = localize(start.network, scenario.data, precision=precision).to_dict()
-            write_atomic(path, lambda p: p.write_text(json.dumps(found, indent=1) + "\n"))
+            write_json(path, found)
             self.done.add(path)
         try:
             return json.loads(path.read_text())

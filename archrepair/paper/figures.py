@@ -5,7 +5,6 @@
 # %% ../../nbs/paper/03_figures.ipynb #54611d0c
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 __all__ = ['save_card', 'save_figure']
 
 # %% ../../nbs/paper/03_figures.ipynb #78bdb869
-from ..core.errors import write_atomic
+from ..core.errors import write_atomic, write_json
 from ..experiments.originals import outputs_of
 from .exhibits import EXHIBITS, Settings
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 def save_card(path: Path, content: dict, settings: Settings) -> Path:
     "What a page needs to show a file: see `index`."
     content |= {"notebook": EXHIBITS[content["name"].split("-")[0]].notebook, "settings": {**asdict(settings), "seeds": len(settings.seeds)}}
-    return write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
+    return write_json(path, content, ensure_ascii=False)
 
 # %% ../../nbs/paper/03_figures.ipynb #4843bd8a
 def save_figure(fig: Figure, name: str, settings: Settings, description: str, outputs: Path | None = None, commits: Iterable[str] = ()) -> list[Path]:

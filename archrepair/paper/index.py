@@ -13,7 +13,7 @@ from pathlib import Path
 __all__ = ['cards', 'index']
 
 # %% ../../nbs/paper/05_index.ipynb #15282f3e
-from ..core.errors import write_atomic
+from ..core.errors import write_text
 from ..core.paths import home
 from .exhibits import EXHIBITS
 
@@ -62,4 +62,4 @@ def index(outputs: Path | None = None) -> Path:
             f"<title>ArchRepair: tables and figures</title><style>{_STYLE}</style><h1>ArchRepair: tables and figures</h1>"
             f"<p>Ours beside the paper's. <i>full test</i>: the whole test set, repaired images included, as the paper scores; <i>held out</i>: images that no "
             f"repair has seen.</p><nav>{contents or 'Nothing has been made yet.'}</nav>{''.join(parts)}</html>\n")
-    return write_atomic(root / "index.html", lambda p: p.write_text(page, encoding="utf-8"))
+    return write_text(root / "index.html", page)

@@ -24,7 +24,7 @@ __all__ = ['PASSES', 'Page', 'source_of', 'parameter_names', 'plan', 'seconds_a_
            'execute', 'stamp', 'page_path', 'reproduce', 'spoken']
 
 # %% ../../nbs/paper/06_reproduce.ipynb #89b3535a
-from ..core.errors import ArchrepairError, unknown, write_atomic
+from ..core.errors import ArchrepairError, first_line, unknown, write_atomic, write_text
 from ..core.paths import home
 from ..core.progress import track
 from ..core.tiers import resolve_tier
@@ -236,7 +236,7 @@ def execute(source: Path, target: Path, parameters: dict[str, object]) -> Path:
     except PapermillExecutionError as error:
         failed = target.with_suffix(".failed.ipynb")
         os.replace(part, failed)
-        reason = str(error.evalue).splitlines()[0][:200] if str(error.evalue) else ""
+        reason = first_line(error.evalue)[:200] if error.evalue else ""
         raise ArchrepairError(f"{source.name} failed in cell {error.exec_count}: {error.ename}: {reason}; see {failed}") from None
     except DeadKernelError:
         raise ArchrepairError(f"{source.name}: the kernel died, perhaps for want of memory; try a smaller tier") from None
@@ -295,7 +295,7 @@ def reproduce(pages: Sequence[Page], *, jobs: int = 0, device: str = "auto", for
     def kept(i: int, seconds: float) -> None:
         page = fresh[i]
         target, label = page_path(page)
-        write_atomic(label, lambda p: p.write_text(stamp(page, runs)))
+        write_text(label, stamp(page, runs))
         log(f"{', '.join(page.exhibits)}: {target} ({spoken(seconds)})")
 
     share_out([(_execute_page, page) for page in fresh], jobs, kept)

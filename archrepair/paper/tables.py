@@ -18,7 +18,8 @@ import pandas as pd
 __all__ = ['UNITS', 'collect_rows', 'keep_common_seeds', 'ResultTable', 'runs_as_values']
 
 # %% ../../nbs/paper/04_tables.ipynb #956afe2e
-from ..core.errors import write_atomic
+from ..core.errors import write_atomic, write_text
+from ..core.labels import TEST_SETS
 from ..data.datasets import parse_version
 from ..experiments.comparison import scores_of
 from ..experiments.originals import outputs_of
@@ -66,7 +67,7 @@ def keep_common_seeds(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
     return frame[frame["seed"].isin(having[having == having.max()].index)]
 
 # %% ../../nbs/paper/04_tables.ipynb #4527a7e8
-UNITS = {"full": "full test", "held_out": "held out", "clean": "clean, held out"}
+UNITS = {score: TEST_SETS[name].label for score, name in (("full", "full"), ("held_out", "held_out"), ("clean", "clean_held_out"))}
 
 
 @dataclass
@@ -163,7 +164,7 @@ class ResultTable:
         stem = f"{self.name}-{self.settings.stem}"
         table = self.long.assign(unit=self.unit, tier=self.settings.tier, protocol=self.settings.protocol, commit=" ".join(self.commits))
         made = [write_atomic(folder / f"{stem}.csv", lambda p: table.round(4).to_csv(p, index=False)),
-                write_atomic(folder / f"{stem}.md", lambda p: p.write_text(self.markdown(), encoding="utf-8"))]
+                write_text(folder / f"{stem}.md", self.markdown())]
         card = {"kind": "table", "name": self.name, "title": self.title, "caption": self.caption, "html": self.frame(("<b>", "</b>")).to_html(escape=False, border=0)}
         return [*made, save_card(folder / f"{stem}.json", card, self.settings)]
 

@@ -296,34 +296,19 @@ class Localization:
     def __repr__(self) -> str:
         return "\n".join([self.verdict, *(f"warning: {w}" for w in self.warnings)])
 
-    @classmethod
-    def from_dict(cls, content: dict) -> Localization:
-        "What `to_dict` kept: everything but the neurons below the top k, and the ranks."
-        blocks, settings = content["blocks"], content["settings"]
-        summary = pd.DataFrame.from_dict(content["summary"], orient="index").reindex(blocks).astype(float)
-        counts = pd.DataFrame({int(i): pd.Series(found) for i, found in content["counts"].items()}).reindex(blocks)
-        mean, below = (np.nan if content[key] is None else content[key] for key in ("mean_gradient", "below_mean_gradient"))
-        return cls(content["block"], blocks, pd.DataFrame(content["top"]), counts, summary, content["k"], content["n_failures"],
-                   content["n_correct"], mean, below, settings, content["warnings"])
-
-    def leading(self, most: int = 12) -> list[str]:
-        "The `most` blocks with the most suspicious neurons, and the chosen one among them, in their own order; all where there are no more."
-        ranked = sorted(self.blocks, key=lambda name: (name != self.block, -self.summary.loc[name, "count"], -self.summary.loc[name, "expected"]))
-        return [name for name in self.blocks if name in ranked[:most]]
-
     def _repr_html_(self) -> str:
         from archrepair.deploy.blocks_view import table_of_blocks
 
-        return table_of_blocks(self)._repr_html_()
+        return table_of_blocks(self.to_dict())._repr_html_()
 
     def plot(self, ax: Axes | None = None, most: int | None = None) -> Axes:
         """Bars: neurons of each block among the top k; dashes: as many as its size alone would give. Returns the axes.
 
-        `most` shows that many blocks, those that lead (see `leading`).
+        `most` shows that many blocks, those that lead (see `blocks_view.leading_blocks`).
         """
         from archrepair.deploy.blocks_view import draw_blocks
 
-        return draw_blocks(self, ax, most)
+        return draw_blocks(self.to_dict(), ax, most)
 
 
 def _plain(value: Any) -> Any:

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['changes', 'RepairResult', 'load', 'Repairer']
 
 # %% ../../nbs/repair/02_result.ipynb #ee935368
-from ..core.errors import ArchrepairError, first_line, write_atomic
-from ..data.scenario import RepairData
+from ..core.errors import ArchrepairError, first_line, write_json, write_text
+from ..data.scenario import RepairData, Scenario
 from ..deploy.card import write_card
 from ..deploy.export import export_network
+from ..deploy.footprint import footprints
+from ..deploy.report import summary_of, write_report
 from ..nas.genotype import Genotype
 from ..networks.blocks import get_block, replace_block
 from ..networks.models import load_weights, save_weights
 from ..training.cost import CostMeter
+from ..training.evaluation import Evaluation
 
 # %% ../../nbs/repair/02_result.ipynb #bbf40615
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/repair/02_result.ipynb #949541c5
 def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, str]:
-    "For every entry of two state dicts that differs: `added`, `removed`, or how many of its numbers changed, as in `12/64`."
+    "For every entry of two state dicts that differs: `added`, `removed`, or how many of its numbers changed, e.g. `12/64`."
     result = {name: "removed" for name in before if name not in after}
     for name, value in after.items():
         if name not in before or before[name].shape != value.shape:
@@ -77,38 +81,17 @@ class RepairResult:
 
     def to_dict(self) -> dict:
         "Everything but the networks, as JSON-able values."
-        return {"method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": self.verdict,
-                "validation": {k: round(v, 5) for k, v in self.validation.items()}, "changed": self.changed, "history": self.history,
-                "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,
-                "genotype": json.loads(self.genotype.to_json()) if self.genotype else None, "metrics": self.metrics, "warnings": self.warnings,
-                "footprint": self.footprint, "localization": self.localization.to_dict() if self.localization else None}
-
-    @classmethod
-    def from_dict(cls, content: dict) -> RepairResult:
-        """What `to_dict` kept, to be looked at: `model` is an empty network and there are no candidates; `load` gives the network itself.
-
-        Raises `ArchrepairError` where a part is missing.
-        """
-        from archrepair.repair.localization import Localization
-
-        own = {f.name for f in fields(cls)} - {"model", "candidates"}
-        try:
-            parts = {name: value for name, value in content.items() if name in own}
-            for name in ("cost", "control_cost"):
-                parts[name] = CostMeter(**content[name])
-            if content["genotype"]:
-                parts["genotype"] = Genotype.from_json(json.dumps(content["genotype"]))
-            if content["localization"]:
-                parts["localization"] = Localization.from_dict(content["localization"])
-            return cls(model=nn.Module(), **parts)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ArchrepairError(f"not a saved repair ({type(error).__name__}: {first_line(error)[:80]}); expected what RepairResult.to_dict "
-                                  "gives") from None
+        return {
+            "method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": self.verdict,
+            "validation": {name: round(loss, 5) for name, loss in self.validation.items()}, "changed": self.changed,
+            "history": self.history,
+            "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,
+            "genotype": json.loads(self.genotype.to_json()) if self.genotype else None, "metrics": self.metrics,
+            "warnings": self.warnings, "footprint": self.footprint,
+            "localization": self.localization.to_dict() if self.localization else None}
 
     def _repr_html_(self) -> str:
-        from archrepair.deploy.report import summary
-
-        return summary(self)._repr_html_()
+        return summary_of(self.to_dict())._repr_html_()
 
     def save(self, directory: str | Path, *, cell: dict | None = None) -> Path:
         """Write `repaired.safetensors`, `repair.json`, after a search `genotype.json`, and `MODEL_CARD.md` into `directory`; returns it.
@@ -118,30 +101,32 @@ class RepairResult:
         directory = Path(directory)
         save_weights(self.model, str(directory / "repaired.safetensors"))
         if self.genotype:
-            text = self.genotype.to_json() + "\n"
-            write_atomic(directory / "genotype.json", lambda p: p.write_text(text))
+            write_text(directory / "genotype.json", self.genotype.to_json() + "\n")
         else:
             (directory / "genotype.json").unlink(missing_ok=True)  # an earlier repair's
-        _write_json(directory / "repair.json", {**self.to_dict(), "searched": bool(self.genotype) and self.accepted})
+        write_json(directory / "repair.json", {**self.to_dict(), "searched": bool(self.genotype) and self.accepted})
         write_card(directory, self.to_dict(), cell)
         return directory
 
     def export(self, path: str | Path, example: Tensor) -> Path:
-        """Write the network as a `.pt2` or `.onnx` file that runs without this package: see `exporting.export_network`.
+        """Write the network as a `.pt2` or `.onnx` file that runs without this package: see `deploy.export.export_network`.
 
         `MODEL_CARD.md` beside it says what is known of the repair.
         """
         return export_network(self.model, path, example, about=self.to_dict())
 
-    def report(self, path: str | Path, **more) -> Path:
-        "Write the repair as one HTML page that needs no network."
-        from archrepair.deploy.report import write_report
+    def report(self, path: str | Path, *, scenario: Scenario | None = None, before: Evaluation | None = None,
+               after: Evaluation | None = None, title: str | None = None, record: dict | None = None) -> Path:
+        """Write the repair as one HTML page that needs no network connection; returns its path. See `report.write_report`.
 
-        return write_report(self, path, **more)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n"))
+        With a `scenario`, size and speed of the networks are measured unless they are known, and kept in `footprint`: the same result
+        gives the same page.
+        """
+        if scenario is not None and "original" in self.candidates and not self.footprint:
+            example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
+            self.footprint = footprints(self.candidates["original"], self.model, example)
+        return write_report(self.to_dict(), path, networks={**self.candidates, self.chosen: self.model}, scenario=scenario, before=before,
+                            after=after, title=title, record=record)
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
@@ -154,7 +139,8 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save wrote") from None
+        raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
+                              "wrote") from None
     if genotype is not None:
         original = copy.deepcopy(get_block(model, info["block"]))
         try:

@@ -145,7 +145,7 @@ def test_a_second_call_shows_the_first_result(done, idle, capsys):
     out, err = said(capsys, *REPAIR)
     assert "is complete already" in err and record["repair"]["verdict"][:12] in out
     assert f"archrepair on resnet18, {DATASET}, block {record['repair']['block']}" in out
-    for name, words in (("held_out", "held out (never seen)"), ("full", "full test set")):
+    for name, words in (("held_out", "held out"), ("full", "full test")):
         line = next(line for line in out.splitlines() if words in line)
         assert f"{record['metrics']['before'][name]['accuracy']:.2f}" in line and f"{record['metrics']['after'][name]['accuracy']:.2f}" in line
         assert str(record["metrics"]["change"][name]["fixed"]) in line

@@ -1,10 +1,12 @@
 """Errors in one line, files whole or not at all, tiers by name, progress only where someone watches."""
+import json
+import math
 import os
 
 import pytest
 import torch
 
-from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged, first_line, unknown, write_atomic
+from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged, first_line, unknown, write_atomic, write_json, write_text
 from archrepair.core.progress import track
 from archrepair.core.tiers import TIERS, Tier, resolve_tier
 
@@ -81,6 +83,20 @@ def test_writing_onto_a_folder_is_refused_and_the_folder_stays(tmp_path):
 
 
 # --- tiers
+
+
+def test_text_and_json_are_written_whole_and_read_back(tmp_path):
+    path = write_text(tmp_path / "deep" / "page.html", "ünïcode\n")
+    assert path.read_text(encoding="utf-8") == "ünïcode\n"
+    content = {"accuracy": 0.5, "name": "ü", "p": math.nan}
+    for ensure_ascii in (True, False):
+        path = write_json(tmp_path / "record.json", content, ensure_ascii=ensure_ascii)
+        text = path.read_text(encoding="utf-8")
+        assert text.endswith("}\n") and text.isascii() == ensure_ascii and text.count("\n") == 5
+        assert math.isnan(json.loads(text)["p"]) and json.loads(text)["name"] == "ü"
+    with pytest.raises(TypeError):
+        write_json(path, {"network": object()})
+    assert path.read_text(encoding="utf-8") == text and os.listdir(tmp_path / "deep") == ["page.html"]
 
 
 def test_auto_is_smoke_in_tests_and_depends_on_the_machine_otherwise(monkeypatch):

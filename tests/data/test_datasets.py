@@ -13,7 +13,6 @@ from archrepair.data.files import read_arrays
 from archrepair.data.images import STATISTICS, Normalize
 from support.pictures import pixels, save_tree, write_npz
 
-
 # --- names
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 from archrepair import RepairData
 from archrepair.core.errors import ArchrepairError, NoFailures
 from archrepair.data.datasets import load_dataset
-from archrepair.data.images import ImageSet
 from archrepair.data.failures import load_failures
+from archrepair.data.images import ImageSet
 
 CLASSES = ("cat", "dog", "7")
 

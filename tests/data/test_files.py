@@ -11,7 +11,6 @@ from archrepair.data.files import FolderImages
 from archrepair.data.images import Normalize
 from support.pictures import pixels, save_tree, write_npz
 
-
 # --- npz
 
 

@@ -9,7 +9,6 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.data.images import STATISTICS, ImageSet, Normalize, concatenate, holdout
 from support.pictures import pixels, tiny
 
-
 # --- ImageSet
 
 

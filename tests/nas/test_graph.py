@@ -12,8 +12,9 @@ from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.nas.graph import COLORS, BlockGraph, CannotRelax, describe, draw_graph, extract, graph_figure
+from archrepair.nas.graph import COLORS, BlockGraph, describe, draw_graph, extract, graph_figure
 from archrepair.nas.operations import CANDIDATES
+from archrepair.nas.reading import CannotRelax
 from archrepair.nas.supernet import SuperNet
 from archrepair.networks.blocks import get_block
 from support.families import network, preserved, relaxed, run, start

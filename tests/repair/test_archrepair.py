@@ -11,7 +11,8 @@ import archrepair.repair.archrepair as module
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged
 from archrepair.data.scenario import build_scenario
 from archrepair.nas.genotype import Genotype
-from archrepair.nas.graph import CannotRelax, extract
+from archrepair.nas.graph import extract
+from archrepair.nas.reading import CannotRelax
 from archrepair.networks.blocks import replace_block, split
 from archrepair.networks.models import create_model
 from archrepair.repair.archrepair import ArchRepair

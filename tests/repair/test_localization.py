@@ -14,17 +14,8 @@ from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.networks.blocks import block_names, freeze
 from archrepair.networks.models import create_model
-from archrepair.networks.neurons import watch
-from archrepair.repair.localization import (
-    THRESHOLDS,
-    failure_gradients,
-    localize,
-    most_suspicious,
-    reweight,
-    spectrum,
-    suspiciousness,
-    wire,
-)
+from archrepair.networks.neurons import watch, wire
+from archrepair.repair.localization import THRESHOLDS, failure_gradients, localize, most_suspicious, reweight, spectrum, suspiciousness
 from archrepair.training.cost import CostMeter
 from archrepair.training.rows import Rows, image_features
 from support.nets import Net

@@ -8,6 +8,7 @@ from torch import nn
 
 from archrepair.data.images import ImageSet, Normalize
 from archrepair.data.scenario import build_scenario
+from archrepair.deploy.report import render_report
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import BlockGraph, Edge, Node
 from archrepair.repair.localization import Localization
@@ -17,13 +18,14 @@ from archrepair.training.evaluation import compare, evaluate, is_correct, predic
 
 VOID = {"meta", "img"}
 
-
 CLASSES = ("<script>alert(1)</script>", 'b"&\'', "ünïcode")
-
 
 VERDICTS = {"repaired": "accepted: the repaired block is no worse (loss: repaired 0.2500, control 0.5000)",
             "control": "not accepted: plain fine-tuning validates better (loss: repaired 0.7500, control 0.5000)",
             "original": "not accepted: no candidate validates better (loss: repaired 2.0000, original 1.0000)"}
+
+RECORD = {"cell": {"method": "archrepair", "model": "resnet18", "dataset": "toy:fog:3", "tier": "smoke", "protocol": "clean", "seed": 7},
+          "versions": {"archrepair": "9.9", "commit": "abc1234"}, "metrics": {}, "repair": {}, "path": "x.json"}
 
 
 class Checked(HTMLParser):
@@ -54,7 +56,7 @@ class Checked(HTMLParser):
             self.text.append(data)
 
     def all(self, name):
-        return [attributes for found, attributes in self.seen if found == name]
+        return [attributes for element, attributes in self.seen if element == name]
 
     @property
     def words(self):
@@ -78,36 +80,52 @@ def scenario_and_networks():
 
 
 def metrics_of(networks, scenario, chosen):
-    plain = lambda found: {name: asdict(value) for name, value in found.items()}
+    plain = lambda values: {name: asdict(value) for name, value in values.items()}
     evaluations = {name: evaluate(network, scenario) for name, network in networks.items()}
     before, after = evaluations["original"], evaluations[chosen]
-    others = {name: {"after": plain(e.scores), "change": plain(compare(before, e, scenario))} for name, e in evaluations.items() if name != "original"}
+    others = {name: {"after": plain(evaluation.scores), "change": plain(compare(before, evaluation, scenario))}
+              for name, evaluation in evaluations.items() if name != "original"}
     return {"before": plain(before.scores), "after": plain(after.scores), "change": plain(compare(before, after, scenario)),
             "candidates": others, "images": {"failures": 18, "val_failures": 2, "train": 81, "val": 9, "held_out": 60}}
 
 
-def make(parts, chosen="repaired", **more) -> RepairResult:
-    networks, scenario = parts
+def searched() -> Genotype:
     graph = BlockGraph((Node((3, 8, 8)), Node((3, 8, 8)), Node((3, 8, 8), "F.relu")),
                        (Edge(0, 1, ("a",), 1), Edge(0, 2, None, 1), Edge(1, 2, ("b",), 1)), "conv")
-    genotype = Genotype(graph, ("original", "sep_conv", "none"), (1.0, 0.5, 0.0), (1, 1, 1))
+    return Genotype(graph, ("original", "sep_conv", "none"), (1.0, 0.5, 0.0), (1, 1, 1))
+
+
+def located() -> Localization:
     neurons = pd.DataFrame({"layer": ["a", "a", "b"], "channel": [0, 1, 0], "block": ["layer<1>", "layer<1>", "layer2"],
                             "s": [0.9, 0.8, 0.7], "g": [1.0, 2.0, 3.0], "s_hat": [0.9, 0.5, 0.1], "rank": [1, 2, 3]})
     summary = pd.DataFrame({"size": [2, 1], "count": [2, 0], "expected": [1.3, 0.7], "p": [0.33, 1.0]}, index=["layer<1>", "layer2"])
-    located = Localization("layer<1>", list(summary.index), neurons, pd.DataFrame({2: [2, 0]}, index=summary.index), summary, 2, 20, 70, 2.0, 0.5,
-                           {"ties": "exact"}, ["a doubt <b>"])
+    counts = pd.DataFrame({2: [2, 0]}, index=summary.index)
+    return Localization("layer<1>", list(summary.index), neurons, counts, summary, k=2, n_failures=20, n_correct=70, mean_gradient=2.0,
+                        below=0.5, settings={"ties": "exact"}, warnings=["a doubt <b>"])
+
+
+def make(parts, chosen="repaired", **more) -> RepairResult:
+    networks, scenario = parts
     history = {"search": [{"epoch": 1, "loss": 0.9}], "finetune": [{"epoch": 0, "val": 0.8}, {"epoch": 1, "loss": 0.6, "val": 0.25}],
                "control": [{"epoch": 0, "val": 1.0}, {"epoch": 1, "loss": float("nan"), "val": 0.5}]}
     config = {"strategy": "pc-darts", "block": "layer<1>", "localized": True, "preset": "default", "seed": 7, "name": "archrepair",
               "points": {"repaired": 0.75, "control": 1.0}}
-    made = RepairResult(networks[chosen], "archrepair", "layer<1>", genotype, chosen, VERDICTS[chosen],
-                        {"original": 1.0, "repaired": 0.25, "control": 0.5}, changes(networks["original"].state_dict(), networks[chosen].state_dict()),
-                        history, CostMeter(1234.4, 567.0, 8.9, 7.5, 10 * 2**20), CostMeter(4321.0, 89.0, 1.2, 1.0, 11 * 2**20), config, located, dict(networks),
-                        metrics_of(networks, scenario, chosen), ["beware of <i>this</i>"])
-    return replace(made, **more)
+    result = RepairResult(
+        model=networks[chosen], method="archrepair", block="layer<1>", genotype=searched(), chosen=chosen, verdict=VERDICTS[chosen],
+        validation={"original": 1.0, "repaired": 0.25, "control": 0.5},
+        changed=changes(networks["original"].state_dict(), networks[chosen].state_dict()), history=history,
+        cost=CostMeter(1234.4, 567.0, 8.9, 7.5, 10 * 2**20), control_cost=CostMeter(4321.0, 89.0, 1.2, 1.0, 11 * 2**20), config=config,
+        localization=located(), candidates=dict(networks), metrics=metrics_of(networks, scenario, chosen),
+        warnings=["beware of <i>this</i>"])
+    return replace(result, **more)
+
+
+def page_of(result: RepairResult, path="report.html", **more) -> str:
+    "The page that `RepairResult.report` writes, as text; size and speed are not measured."
+    return render_report(result.to_dict(), path, networks={**result.candidates, result.chosen: result.model}, **more)
 
 
 def bare(parts) -> RepairResult:
     "A result of which everything that may be absent is absent."
-    return make(parts, genotype=None, localization=None, candidates={}, metrics={}, history={}, warnings=[], config={}, changed={"1.bias": "3/3"},
-                cost=CostMeter(), control_cost=CostMeter(), block=None)
+    return make(parts, genotype=None, localization=None, candidates={}, metrics={}, history={}, warnings=[], config={},
+                changed={"1.bias": "3/3"}, cost=CostMeter(), control_cost=CostMeter(), block=None)

@@ -4,7 +4,6 @@ import functools
 import torch
 
 from archrepair.data.datasets import load_dataset
-
 from archrepair.data.images import Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.nas.graph import extract

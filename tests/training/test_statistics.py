@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from archrepair.core.errors import ArchrepairError
 from archrepair.training.statistics import Summary, mcnemar, spearman, wilcoxon, wilson
 
-
 # --- one rate
 
 
