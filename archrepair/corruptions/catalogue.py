@@ -8,7 +8,6 @@ from __future__ import annotations
 import fnmatch
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SIZES', 'PARAMETERS', 'CORRUPTIONS', 'PAPER_CORRUPTIONS', 'Corruption', 'corrupt', 'list_corruptions']
+__all__ = ['SIZES', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'corrupt', 'list_corruptions', 'CORRUPTIONS']
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f6c51e79
 from ..core.errors import ArchrepairError, unknown
+from ..core.registry import CORRUPTIONS
 from .displacement import affine_jitter, sample, shuffle_sources
 from .randomness import image_keys, poisson_pixels, random_bits, random_integers, random_normal, random_uniform
 from .resampling import apply_separable, box_matrix, convolve, disk_kernel, gaussian_matrix, motion_blur, zoom_matrix
@@ -99,30 +99,20 @@ def _pixels(x: Tensor) -> Tensor:
     return _truncate(x).permute(0, 2, 3, 1).contiguous()
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #a8ea29c4
-@dataclass(frozen=True)
-class Corruption:
-    """One kind of corruption.
+_all_ = ["CORRUPTIONS"]
 
-    `kind` is noise, blur, weather or digital; `short` is the paper's abbreviation (Table 7); `function(images, constants, keys)`
-    takes and returns uint8 B×n×n×3; `deterministic` says that it draws no random numbers.
-    """
-
-    name: str
-    kind: str
-    short: str
-    description: str
-    deterministic: bool
-    function: Callable[..., Tensor]
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {}  # (images, constants, keys) to images, uint8 B×n×n×3 both
 
 
-CORRUPTIONS: dict[str, Corruption] = {}
+def _implements(name: str) -> Callable:
+    "Enter the decorated function as the corruption `name`. Raises `ArchrepairError` for a name that is not in the registry."
+    if name not in CORRUPTIONS:
+        raise unknown("corruption", name, CORRUPTIONS)
 
-
-def _register(name: str, kind: str, short: str, description: str, deterministic: bool = False) -> Callable:
-    "Enter the decorated function under `name`."
     def enter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        CORRUPTIONS[name] = Corruption(name, kind, short, description, deterministic, function)
+        FUNCTIONS[name] = function
         return function
+
     return enter
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #c2e71f5a
@@ -136,7 +126,7 @@ def corrupt(images: Tensor | np.ndarray, name: str, severity: int, *, dataset: s
     the published Tiny-ImageNet-C and ImageNet-C do. Raises `ArchrepairError` for an unknown name, a severity outside 1…5,
     another size or dtype, and wrong indices.
     """
-    if name not in CORRUPTIONS:
+    if name not in FUNCTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
         raise ArchrepairError(f"severity {severity!r} of {name}; expected a whole number from 1 (mild) to 5 (strong)")
@@ -147,7 +137,7 @@ def corrupt(images: Tensor | np.ndarray, name: str, severity: int, *, dataset: s
                               f"{len(images)} images; expected one whole number for each image, its place in its split")
     device = torch.device(images.device if device is None else device)
     constants = PARAMETERS[name][images.shape[1]][int(severity) - 1]
-    function, options = CORRUPTIONS[name].function, {"textures": textures} if name == "frost" else {}
+    function, options = FUNCTIONS[name], {"textures": textures} if name == "frost" else {}
     keys = image_keys(f"{dataset}:{name}:{int(severity)}", indices, device)
     out = torch.empty(images.shape, dtype=torch.uint8, device=device)
     step = max(1, (2**18 if device.type == "cpu" else 2**25) // max(1, images[:1].numel()))
@@ -171,25 +161,25 @@ def _checked(images: Any) -> Tensor:
     return images
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f1597366
-@_register("gaussian_noise", "noise", "GN", "normal noise added to every value")
+@_implements("gaussian_noise")
 def _gaussian_noise(images: Tensor, sigma: float, keys: Tensor) -> Tensor:
     noise = random_normal(keys, images[0].numel()).view(images.shape)
     return _truncate(noise.mul_(255 * sigma).add_(images.float()))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #402006c1
-@_register("shot_noise", "noise", "SN", "Poisson noise of few photons")
+@_implements("shot_noise")
 def _shot_noise(images: Tensor, photons: float, keys: Tensor) -> Tensor:
     return poisson_pixels(images, photons, keys)
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #9a159d03
-@_register("impulse_noise", "noise", "IN", "values replaced by black or white")
+@_implements("impulse_noise")
 def _impulse_noise(images: Tensor, amount: float, keys: Tensor) -> Tensor:
     bits = random_bits(keys, images[0].numel()).view(images.shape)
     black, white = round((amount / 2 - 0.5) * 2**32), round((amount - 0.5) * 2**32)  # signed words start at −2³¹
     return images.masked_fill(bits < white, 255).masked_fill_(bits < black, 0)
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #36931a7d
-@_register("defocus_blur", "blur", "DB", "a lens out of focus: convolution with a disk", deterministic=True)
+@_implements("defocus_blur")
 def _defocus_blur(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     return _pixels(convolve(_planes(images), disk_kernel(*constants)))
 
@@ -200,12 +190,12 @@ def _gaussian(x: Tensor, sigma: float) -> Tensor:
     return x if radius == 0 else apply_separable(x, gaussian_matrix(x.shape[-1], sigma, radius, "edge", x.device))
 
 
-@_register("gaussian_blur", "blur", "GB", "convolution with a Gaussian", deterministic=True)
+@_implements("gaussian_blur")
 def _gaussian_blur(images: Tensor, sigma: float, keys: Tensor) -> Tensor:
     return _pixels(_gaussian(_planes(images), sigma))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #7964035a
-@_register("glass_blur", "blur", "GLB", "frosted glass: blur, local shuffle, blur")
+@_implements("glass_blur")
 def _glass_blur(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     sigma, reach, passes = constants
     b, n = len(images), images.shape[1]
@@ -228,13 +218,13 @@ def _round(x: Tensor) -> Tensor:
     return (x + (0.5 + 2.0**-12)).floor_()
 
 
-@_register("motion_blur", "blur", "MB", "a moving camera: a one-sided smear along a line")
+@_implements("motion_blur")
 def _motion_blur(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     radius, sigma = constants
     return _pixels(_round(motion_blur(_planes(images), radius, sigma, _angles(keys, -45, 45, stream=0))))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #4700a79a
-@_register("zoom_blur", "blur", "ZB", "a camera moving forward: the mean of growing zooms", deterministic=True)
+@_implements("zoom_blur")
 def _zoom_blur(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     step, count = constants
     x = _planes(images)
@@ -245,7 +235,7 @@ def _zoom_blur(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     return _pixels(total.div_(count + 1))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #87c8c569
-@_register("snow", "weather", "SNW", "streaks of flakes on a whitened image")
+@_implements("snow")
 def _snow(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     mean, std, zoom, threshold, radius, sigma, mix = constants
     b, n = len(images), images.shape[1]
@@ -259,7 +249,7 @@ def _snow(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     return _pixels(x.add_(flakes).add_(flakes.flip(2, 3)))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #9e6c5747
-@_register("frost", "weather", "FRO", "ice crystals on the lens")
+@_implements("frost")
 def _frost(images: Tensor, constants: tuple, keys: Tensor, textures: str = "generated") -> Tensor:
     n = images.shape[1]
     which = random_integers(keys, 1, 0, 5)[:, 0]
@@ -273,7 +263,7 @@ def _frost(images: Tensor, constants: tuple, keys: Tensor, textures: str = "gene
     return _truncate(patch.mul_(constants[1]).add_(images.float().mul_(constants[0])))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #10d577d9
-@_register("fog", "weather", "FOG", "a cloud before the lens")
+@_implements("fog")
 def _fog(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     strength, decay = constants
     cloud = plasma_clouds(images.shape[1], decay, keys)[..., None]
@@ -281,20 +271,20 @@ def _fog(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     return _truncate((images.float() + 255 * strength * cloud) * (brightest / (brightest + 255 * strength)))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #6fcdc1f6
-@_register("brightness", "weather", "BR", "more light: the value of HSV raised", deterministic=True)
+@_implements("brightness")
 def _brightness(images: Tensor, delta: float, keys: Tensor) -> Tensor:
     value = torch.maximum(torch.maximum(images[..., 0], images[..., 1]), images[..., 2]).float()[..., None]
     brighter = (value + 255 * delta).clamp_(max=255)
     return _truncate(torch.where(value > 0, images * (brighter / value.clamp_min(1)), brighter))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #1da61eff
-@_register("contrast", "digital", "CTR", "values drawn towards the mean of the image", deterministic=True)
+@_implements("contrast")
 def _contrast(images: Tensor, factor: float, keys: Tensor) -> Tensor:
     mean = images.sum((1, 2), keepdim=True) / (images.shape[1] * images.shape[2])  # summed as integers: exact
     return _truncate(images * factor + mean * (1 - factor))
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #e250ab90
-@_register("elastic_transform", "digital", "ET", "a rubber sheet: affine map and smooth displacements")
+@_implements("elastic_transform")
 def _elastic_transform(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
     alpha, sigma, jitter = constants
     b, n = len(images), images.shape[1]
@@ -307,7 +297,7 @@ def _elastic_transform(images: Tensor, constants: tuple, keys: Tensor) -> Tensor
     return _pixels(x)
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f41e507e
-@_register("pixelate", "digital", "PIX", "shrunk by a box filter and enlarged again", deterministic=True)
+@_implements("pixelate")
 def _pixelate(images: Tensor, factor: float, keys: Tensor) -> Tensor:
     n = images.shape[1]
     side = int(n * factor)
@@ -331,15 +321,12 @@ def _jpeg(images: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(np.stack(out)).to(images.device)
 
 
-@_register("jpeg_compression", "digital", "JPEG", "lossy encoding", deterministic=True)
+@_implements("jpeg_compression")
 def _jpeg_compression(images: Tensor, quality: int, keys: Tensor) -> Tensor:
     return _jpeg(images, quality)
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #2ac5b5c3
-PAPER_CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "gaussian_blur", "motion_blur", "zoom_blur", "snow", "frost",
-    "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)
+PAPER_CORRUPTIONS = tuple(name for name, corruption in CORRUPTIONS.items() if corruption.in_paper)
 
 
 def list_corruptions(pattern: str = "*") -> list[str]:
