@@ -1,4 +1,4 @@
-"""What people expect of a package they know nothing of: wildcards, pictures of results, their own tensors, completion, JSON, types, wheels."""
+"""What people expect of a package they know nothing of: pictures of results, their own tensors, types, wheels."""
 import configparser
 import json
 import os
@@ -16,12 +16,9 @@ import torch
 import yaml
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
-from typer.main import get_command
 
 import archrepair
-from archrepair import ArchRepair, Normalize, RepairData, create_model, list_models, localize
-from archrepair.cli import listing
-from archrepair.cli.app import app
+from archrepair import ArchRepair, Normalize, RepairData, create_model, localize
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.arrays import as_images, as_pixels, as_sets
 from archrepair.data.datasets import ImageSet
@@ -29,62 +26,8 @@ from archrepair.deploy.card import CARD, MARK, model_card, write_card
 from archrepair.deploy.export import export_network
 from archrepair.deploy.footprint import footprints
 from support import ROOT
-from support.finished import command, finished
+from support.finished import finished
 from support.reports import Checked, make
-
-# --- names
-
-def test_models_are_listed_by_pattern():
-    assert archrepair.list_models("resnet*") == ["resnet18", "resnet50", "resnet101"] and len(list_models()) == 6
-    found = list_models("torchvision:mobilenet_v3*")
-    assert found == ["torchvision:mobilenet_v3_large", "torchvision:mobilenet_v3_small"] and not list_models("nothing*")
-    with pytest.raises(ArchrepairError, match="library"):
-        list_models("torchvison:*")
-
-
-@pytest.mark.parametrize("what", ["models", "datasets", "corruptions", "methods", "strategies", "tiers"])
-def test_names_for_the_shell_are_those_of_the_registry(what):
-    from archrepair.core.tiers import TIERS
-    from archrepair.corruptions.catalogue import CORRUPTIONS
-    from archrepair.data.datasets import DATASETS
-    from archrepair.experiments.methods import METHODS
-    from archrepair.nas.strategies import STRATEGIES
-    from archrepair.networks.models import MODELS
-
-    registry = {"models": MODELS, "corruptions": CORRUPTIONS, "methods": METHODS, "strategies": STRATEGIES, "tiers": TIERS,
-                "datasets": [name.removesuffix("PATH") for name in DATASETS]}[what]
-    assert sorted(listing.names(what)) == sorted(registry)
-
-
-def pressed(*words: str) -> list[str]:
-    "What the shell is offered when the tabulator is pressed after these words."
-    environment = {**os.environ, "COMP_WORDS": " ".join(["archrepair", *words]), "COMP_CWORD": str(len(words)), "_ARCHREPAIR_COMPLETE": "complete_bash"}
-    code = ("import sys\nfrom archrepair.cli.app import main\ntry:\n    main([])\nfinally:\n    assert 'torch' not in sys.modules, 'slow'")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert "slow" not in done.stderr, done.stderr
-    return done.stdout.split()
-
-
-@pytest.mark.parametrize(("words", "offered"), [
-    (("repair", "--method", "ar"), {"archrepair", "arachne"}), (("train", "--model", "resnet1"), {"resnet18", "resnet101"}),
-    (("repair", "--strategy", "d"), {"darts"}), (("list", "me"), {"methods"}), (("compare", "--methods", "archrepair,sur"), {"archrepair,surgical"}),
-    (("train", "--tier", ""), {"smoke", "lite", "paper", "auto"}), (("repo",), {"report"}),
-])
-def test_the_shell_completes_names_without_torch(words, offered):
-    assert set(pressed(*words)) == offered
-
-
-def test_the_shell_is_told_how_to_complete():
-    done = subprocess.run([sys.executable, "-c", "from archrepair.cli.app import main; main([])"], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "_ARCHREPAIR_COMPLETE": "source_bash"})
-    assert "complete -o" in done.stdout and "_ARCHREPAIR_COMPLETE=complete_bash" in done.stdout
-
-
-def test_every_command_speaks_json():
-    commands = get_command(app).commands
-    assert {"train", "localize", "repair", "evaluate", "compare", "corrupt", "list", "run", "report"} <= commands.keys()
-    assert not [name for name, one in commands.items() if not any("--json" in parameter.opts for parameter in one.params)]
-
 
 # --- pictures
 
@@ -347,8 +290,3 @@ def test_papers_beside_the_code():
             assert f"## {title}\n" in guide
     for name in re.findall(r"`(tests/\w+\.py|nbs/lib/\w+\.ipynb)`", guide):
         assert (ROOT / name).exists() or "NAME" in name, name
-
-
-def test_the_command_says_what_there_is(capsys):
-    assert command("list", "models", "resnet*", "--json") == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["resnet18", "resnet50", "resnet101"]

@@ -10,10 +10,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from typer.main import get_command
 
 import archrepair.experiments.cells as experiments
 import archrepair.experiments.originals as originals
-from archrepair.cli.app import find_notebook
+from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
 from archrepair.networks.models import create_model, load_weights
@@ -73,6 +74,12 @@ def test_help_names_every_command_and_usage_errors_are_2(capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_every_command_speaks_json():
+    commands = get_command(app).commands
+    assert set(COMMANDS) <= commands.keys()
+    assert not [name for name, one in commands.items() if not any("--json" in parameter.opts for parameter in one.params)]
+
+
 def test_help_needs_no_torch():
     code = "import sys, archrepair.cli.app as c\ntry: c.main(['repair', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
@@ -123,7 +130,7 @@ def test_train_writes_weights_and_nothing_else(home, capsys, monkeypatch):
 def test_localize(done, idle, capsys):
     got = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET)
     out, _ = said(capsys, "localize", *SMOKE, "--dataset", DATASET)
-    assert f"(top 50); to blame: {got['block']}" in out and all(name in out for name in ("layer1", "layer2", "layer3", "layer4"))
+    assert f"(top 50); most suspicious: {got['block']}" in out and all(name in out for name in ("layer1", "layer2", "layer3", "layer4"))
     few = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET, "--blocks", "layer1,layer2", "-k", "5", "--measure", "ochiai")
     assert few["block"] in ("layer1", "layer2") and few != got
     record = json.loads((done / "outputs" / "repair" / "record.json").read_text())
@@ -250,6 +257,11 @@ def test_list(capsys, what, some):
     assert all(text in out for text in rows.values()) and not any("None" in text for text in rows.values())
 
 
+def test_a_list_is_narrowed_by_a_pattern(capsys):
+    assert list(parsed(capsys, "list", "models", "resnet*")) == ["resnet18", "resnet50", "resnet101"]
+    assert "no tiers match 'x'; `archrepair list tiers` shows them all" in fails(capsys, "list", "tiers", "x")
+
+
 def test_blocks_of_another_network(capsys):
     assert len(parsed(capsys, "list", "blocks", "--model", "vgg16")) == 5
 
@@ -335,10 +347,10 @@ def test_interrupted_and_a_reader_that_left(capsys, monkeypatch):
             raise error
         return act
 
-    monkeypatch.setattr("archrepair.cli.app.listed", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("archrepair.cli.app.choices", raising(KeyboardInterrupt()))
     assert command("list", "models") == 130
     assert capsys.readouterr().err.strip() == "archrepair: interrupted; run the same command again to resume"
-    monkeypatch.setattr("archrepair.cli.app.listed", raising(ZeroDivisionError("our own mistake")))
+    monkeypatch.setattr("archrepair.cli.app.choices", raising(ZeroDivisionError("our own mistake")))
     with pytest.raises(ZeroDivisionError):  # keeps its traceback
         command("list", "models")
     done = subprocess.run(f"{sys.executable} -m archrepair list corruptions | true", shell=True, capture_output=True, text=True, timeout=100)

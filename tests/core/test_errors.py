@@ -1,12 +1,10 @@
-"""Errors in one line, files whole or not at all, tiers by name, progress only where someone watches."""
+"""Errors in one line, and files whole or not at all."""
 import os
 
 import pytest
 import torch
 
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged, first_line, unknown, write_atomic
-from archrepair.core.progress import track
-from archrepair.core.tiers import TIERS, Tier, resolve_tier
 
 
 def test_one_family():
@@ -78,48 +76,3 @@ def test_writing_onto_a_folder_is_refused_and_the_folder_stays(tmp_path):
     with pytest.raises(ArchrepairError, match="cannot write"):
         write_atomic(tmp_path / "out", lambda p: p.write_text("x"))
     assert os.listdir(tmp_path) == ["out"]
-
-
-# --- tiers
-
-
-def test_auto_is_smoke_in_tests_and_depends_on_the_machine_otherwise(monkeypatch):
-    monkeypatch.setenv("IN_TEST", "1")
-    assert resolve_tier().name == "smoke"
-    monkeypatch.delenv("IN_TEST")
-    for gpu, name in ((True, "paper"), (False, "lite")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        assert resolve_tier("auto").name == name
-
-
-def test_tiers_by_name(monkeypatch):
-    monkeypatch.setenv("IN_TEST", "1")  # turns only `auto` into smoke
-    assert resolve_tier("paper") is TIERS["paper"] and resolve_tier(TIERS["lite"]) is TIERS["lite"]
-    assert all(isinstance(t, Tier) and t.name == name for name, t in TIERS.items())
-    assert TIERS["paper"].width == 1 and TIERS["paper"].stem_stride == 1 and TIERS["paper"].failures == 1000 and TIERS["paper"].seeds == 5
-    with pytest.raises(ArchrepairError, match="did you mean 'smoke'"):
-        resolve_tier("smoker")
-
-
-# --- progress
-
-
-def test_nothing_is_drawn_when_nobody_watches(capfd, monkeypatch):
-    monkeypatch.delenv("ARCHREPAIR_PROGRESS", raising=False)
-    with track("x", 2) as advance:
-        advance(loss=1.0)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_progress_goes_to_standard_error_alone(capfd, monkeypatch):
-    monkeypatch.setenv("ARCHREPAIR_PROGRESS", "1")
-    with track("counting", 2) as advance:
-        advance(loss=0.5)
-        advance()
-    out, err = capfd.readouterr()
-    assert out == "" and "counting" in err and "loss 0.5" in err and "2/2" in err
-
-
-def test_an_error_inside_is_passed_on():
-    with pytest.raises(ZeroDivisionError), track("x", 1):
-        raise ZeroDivisionError

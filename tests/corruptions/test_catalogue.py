@@ -487,7 +487,7 @@ def test_empty_and_read_only():
 
 def test_names():
     assert len(PAPER_CORRUPTIONS) == 15 and len(CORRUPTIONS) == 16 and list(CORRUPTIONS) == list_corruptions()
-    assert [CORRUPTIONS[n].short for n in PAPER_CORRUPTIONS] == [
+    assert [CORRUPTIONS[n].label for n in PAPER_CORRUPTIONS] == [
         "GN", "SN", "IN", "DB", "GB", "MB", "ZB", "SNW", "FRO", "FOG", "BR", "CTR", "ET", "PIX", "JPEG"]
     assert list_corruptions("*_noise") == ["gaussian_noise", "shot_noise", "impulse_noise"]
     assert {c.kind for c in CORRUPTIONS.values()} == {"noise", "blur", "weather", "digital"}

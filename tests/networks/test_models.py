@@ -387,3 +387,11 @@ def test_a_copy_of_a_network_is_independent(narrow, untouched):
     with untouched(narrow):
         other = copy.deepcopy(narrow)
         other.conv1.weight.data.zero_()
+
+
+def test_models_are_listed_by_pattern():
+    assert list_models("resnet*") == ["resnet18", "resnet50", "resnet101"] and len(list_models()) == 6
+    names = list_models("torchvision:mobilenet_v3*")
+    assert names == ["torchvision:mobilenet_v3_large", "torchvision:mobilenet_v3_small"] and not list_models("nothing*")
+    with pytest.raises(ArchrepairError, match="library"):
+        list_models("torchvison:*")
