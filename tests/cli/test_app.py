@@ -81,15 +81,26 @@ def test_every_command_speaks_json():
 
 
 def test_help_needs_no_torch():
-    code = "import sys, archrepair.cli.app as c\ntry: c.main(['repair', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    program = """
+import sys
+from archrepair.cli.app import main
+try:
+    main(["repair", "--help"])
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
 
 
 def test_the_package_is_the_command(done):
     "In a process of its own: JSON alone on standard output, status 0; a mistake is one line and status 1."
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ARCHREPAIR_PROGRESS": "1"}
-    call = lambda *arguments: subprocess.run([sys.executable, "-m", "archrepair", *arguments], capture_output=True, text=True, env=environment,
-                                             cwd=done, timeout=200)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "archrepair", *arguments], capture_output=True, text=True, env=environment, cwd=done,
+                              timeout=200)
+
     good = call("localize", *SMOKE, "--dataset", DATASET, "--json")
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["block"].startswith("layer")
@@ -154,7 +165,7 @@ def test_a_second_call_shows_the_first_result(done, idle, capsys):
     assert f"archrepair on resnet18, {DATASET}, block {record['repair']['block']}" in out
     for name, words in (("held_out", "held out (never seen)"), ("full", "full test set")):
         line = next(line for line in out.splitlines() if words in line)
-        assert f"{record['metrics']['before'][name]['accuracy']:.2f}" in line and f"{record['metrics']['after'][name]['accuracy']:.2f}" in line
+        assert all(f"{record['metrics'][when][name]['accuracy']:.2f}" in line for when in ("before", "after"))
         assert str(record["metrics"]["change"][name]["fixed"]) in line
     got = parsed(capsys, *REPAIR)
     assert got["cell"] == record["cell"] and got["out"] == str(done / "outputs" / "repair")
@@ -162,8 +173,11 @@ def test_a_second_call_shows_the_first_result(done, idle, capsys):
     assert got["metrics"]["change"]["seen"]["negative_flips"] is None  # of failures none was right: no rate
 
 
-@pytest.mark.parametrize("change", [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--preset", "paper"), ("--protocol", "paper"),
-                                    ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other")], ids=lambda c: c[0])
+OTHER = [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--preset", "paper"), ("--protocol", "paper"),
+         ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other")]
+
+
+@pytest.mark.parametrize("change", OTHER, ids=lambda change: change[0])
 def test_other_settings_do_not_pass_for_the_same(done, idle, capsys, tmp_path, change):
     if change[0] == "--weights":
         change = ("--weights", tmp_path / "other.safetensors")
@@ -202,7 +216,8 @@ def test_report_of_one(done, idle, capsys):
     folder = done / "outputs" / "repair"
     assert said(capsys, "report", folder) == (f"{folder / 'report.html'}\n", "")
     got, record = parsed(capsys, "report", folder), json.loads((folder / "record.json").read_text())
-    assert got["report"] == str(folder / "report.html") and not got["rebuilt"] and got["after"] == record["metrics"]["after"]["held_out"]["accuracy"]
+    assert got["report"] == str(folder / "report.html") and not got["rebuilt"]
+    assert got["after"] == record["metrics"]["after"]["held_out"]["accuracy"]
     assert "holds no repair" in fails(capsys, "report", done)
 
 
@@ -221,9 +236,12 @@ def test_report_of_several(home, idle, capsys, monkeypatch):
 
 # --- corrupt
 
+CORRUPT = ("corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20)
+
+
 @pytest.mark.parametrize("name", ["c.npz", "no-suffix", "c.other"])
 def test_corrupt_writes_arrays_in_test_order(tmp_path, capsys, name, digits_test):
-    out, err = said(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / name)
+    out, err = said(capsys, *CORRUPT, "--out", tmp_path / name)
     assert not out and "20 images 32×32" in err and [p.name for p in tmp_path.iterdir()] == [name]
     with np.load(tmp_path / name) as arrays:
         assert np.array_equal(arrays["labels"], digits_test.labels[:20]) and list(arrays["classes"]) == list(digits_test.classes)
@@ -231,7 +249,7 @@ def test_corrupt_writes_arrays_in_test_order(tmp_path, capsys, name, digits_test
 
 
 def test_corrupt_speaks_json(tmp_path, capsys):
-    got = parsed(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / "c.npz")
+    got = parsed(capsys, *CORRUPT, "--out", tmp_path / "c.npz")
     assert got == {"dataset": "digits", "corruption": "fog", "severity": 2, "n": 20, "size": 32, "out": str(tmp_path / "c.npz")}
 
 
@@ -247,7 +265,8 @@ def test_what_corrupt_writes_can_be_read_as_a_dataset(tmp_path, capsys, done):
 
 @pytest.mark.parametrize(("what", "some"), [
     ("models", "resnet18 resnet50 resnet101 vgg16 densenet121 efficientnet_b0"), ("datasets", "cifar10 digits npz:PATH"),
-    ("corruptions", "gaussian_noise fog jpeg_compression"), ("methods", "archrepair"), ("strategies", "pc-darts"), ("tiers", "smoke lite paper"),
+    ("corruptions", "gaussian_noise fog jpeg_compression"), ("methods", "archrepair"), ("strategies", "pc-darts"),
+    ("tiers", "smoke lite paper"),
     ("blocks", "layer1 layer4"),
 ])
 def test_list(capsys, what, some):
@@ -303,7 +322,8 @@ def test_run_passes_typed_values_and_failures_are_kept_apart(home, capsys):
     said(capsys, "run", "own", "-p", "count=3", "-p", "name=a=b", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
     assert "3 'a=b' False" in str(nbformat.read(home / "deep" / "out.ipynb", 4).cells[2:])
     got = parsed(capsys, "run", "own", "-p", "count=3", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
-    assert got == {"notebook": str(home / "nbs" / "07_own.ipynb"), "out": str(home / "deep" / "out.ipynb"), "parameters": {"count": 3, "wide": False}}
+    assert got == {"notebook": str(home / "nbs" / "07_own.ipynb"), "out": str(home / "deep" / "out.ipynb"),
+                   "parameters": {"count": 3, "wide": False}}
     before = tree(home)
     capsys.readouterr()
     assert command("run", "07_own", "-p", "count=7", "-o", home / "deep" / "out.ipynb") == 1
@@ -317,13 +337,13 @@ def test_run_passes_typed_values_and_failures_are_kept_apart(home, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["rq9"], "unknown notebook 'rq9'.*own"), (["none.ipynb"], "no notebook at none.ipynb"), (["own", "-p", "cuont=3"], "did you mean 'count'"),
+    (["rq9"], "unknown notebook 'rq9'.*own"), (["none.ipynb"], "no notebook at none.ipynb"),
+    (["own", "-p", "cuont=3"], "did you mean 'count'"),
     (["own", "-p", "count"], "expected NAME=VALUE"), (["own", "-p", "=3"], "expected NAME=VALUE"), (["own", "-p", "count=[1"], "YAML"),
     (["own", "-o", "nbs/07_own.ipynb/out.ipynb"], "cannot write"), (["own", "-o", "/proc/x/out.ipynb"], "cannot write"),
     (["broken.ipynb"], "cannot read broken.ipynb"), (["empty.ipynb"], "cannot read empty.ipynb"),
 ])
 def test_run_mistakes(home, capsys, monkeypatch, arguments, message):
-
     monkeypatch.chdir(home)
     notebook(home / "nbs" / "07_own.ipynb", "count = 1")
     Path("broken.ipynb").write_text("{")
@@ -353,5 +373,6 @@ def test_interrupted_and_a_reader_that_left(capsys, monkeypatch):
     monkeypatch.setattr("archrepair.cli.app.choices", raising(ZeroDivisionError("our own mistake")))
     with pytest.raises(ZeroDivisionError):  # keeps its traceback
         command("list", "models")
-    done = subprocess.run(f"{sys.executable} -m archrepair list corruptions | true", shell=True, capture_output=True, text=True, timeout=100)
+    line = f"{sys.executable} -m archrepair list corruptions | true"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=100)
     assert done.stderr == ""
