@@ -109,8 +109,8 @@ class Corruption(Entry):
     in_paper: bool = True
 
 
-def _corruption(kind: str, label: str, description: str, **more: bool) -> Corruption:
-    return Corruption(kind=kind, label=label, description=description, **more)
+def _corruption(kind: str, label: str, description: str, *, deterministic: bool = False, in_paper: bool = True) -> Corruption:
+    return Corruption(kind=kind, label=label, description=description, deterministic=deterministic, in_paper=in_paper)
 
 
 CORRUPTIONS = Registry("corruption", {
