@@ -17,7 +17,7 @@ import archrepair.experiments.originals as originals
 from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
-from archrepair.networks.models import create_model, load_weights
+from archrepair.networks.models import create_model, load_weights, save_weights
 from support import ROOT
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
@@ -181,7 +181,7 @@ OTHER = [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--pres
 def test_other_settings_do_not_pass_for_the_same(done, idle, capsys, tmp_path, change):
     if change[0] == "--weights":
         change = ("--weights", tmp_path / "other.safetensors")
-        experiments.save_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(change[1]))
+        save_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(change[1]))
     assert "holds another repair" in fails(capsys, *REPAIR, *change)
 
 
