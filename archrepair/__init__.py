@@ -14,7 +14,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "nas.genotype": ("Genotype",),
     "nas.reading": ("CannotRelax",),
     "nas.strategies": ("STRATEGIES", "SearchStrategy", "make_strategy"),
-    "data.images": ("ImageSet", "Normalize"),
+    "data.images": ("ImageSet", "Normalize", "holdout"),
     "data.datasets": ("load_dataset", "parse_version"),
     "data.failures": ("load_failures",),
     "data.scenario": ("RepairData", "Scenario", "build_scenario"),
@@ -23,7 +23,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "training.cost": ("CostMeter",),
     "training.evaluation": ("Evaluation", "compare", "evaluate", "is_correct", "predict", "robust_accuracy"),
     "training.fit": ("Recipe", "train_original"),
-    "training.statistics": ("Summary", "mcnemar", "spearman", "wilcoxon"),
+    "training.statistics": ("Summary", "mcnemar", "spearman", "wilcoxon", "wilson"),
     "deploy.export": ("export_network",),
     "deploy.report": ("write_report",),
     "repair.archrepair": ("ArchRepair",),
@@ -32,11 +32,11 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "repair.localization": ("Localization", "localize"),
     "repair.result": ("RepairResult", "load"),
     "repair.search": ("SearchResult", "search"),
-    "experiments.cells": ("Cell", "Record", "run", "scenario_of"),
+    "experiments.cells": ("Cell", "Record", "repair_into", "run", "scenario_of"),
     "experiments.comparison": ("compare_blocks", "compare_methods"),
     "experiments.methods": ("METHODS",),
     "experiments.originals": ("original", "outputs_of"),
-    "experiments.runs": ("Runs",),
+    "experiments.runs": ("Runs", "method_cell"),
 }
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -28,7 +28,8 @@ from PIL import Image  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from archrepair.core.errors import ArchrepairError, write_atomic  # noqa: E402
-from archrepair.corruptions.catalogue import CORRUPTIONS, PAPER_CORRUPTIONS, PARAMETERS, corrupt  # noqa: E402
+from archrepair.core.registry import CORRUPTIONS
+from archrepair.corruptions.catalogue import PAPER_CORRUPTIONS, PARAMETERS, corrupt  # noqa: E402
 from archrepair.corruptions.randomness import image_keys, random_integers, random_normal, random_uniform  # noqa: E402
 from archrepair.corruptions.textures import frost_textures  # noqa: E402
 from archrepair.data.datasets import load_dataset  # noqa: E402

@@ -5,93 +5,76 @@
 # %% ../../nbs/cli/02_listing.ipynb #7393f874
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 # %% auto #0
-__all__ = ['KINDS', 'listed', 'names', 'complete']
+__all__ = ['REGISTRIES', 'KINDS', 'OTHER_MODELS', 'choices', 'names', 'completion_of']
 
 # %% ../../nbs/cli/02_listing.ipynb #30bd2192
 from ..core.errors import unknown
+from ..core.registry import CORRUPTIONS, DATASETS, METHODS, MODELS, STRATEGIES
+from ..core.tiers import TIERS
 
 # %% ../../nbs/cli/02_listing.ipynb #217522a1
-KINDS = ("models", "datasets", "corruptions", "methods", "strategies", "tiers", "blocks")
-
-
-def listed(what: str, model: str = "resnet18", pattern: str = "*") -> list[tuple[str, str]]:
-    """Names and descriptions of one of `KINDS`: blocks are those of `model`, models of a library those like `pattern`, as in `timm:*vit*`.
-
-    Raises `ArchrepairError` for another kind.
-    """
-    if what == "models":
-        from archrepair.networks.models import list_models
-
-        if ":" in pattern:
-            return [(name, "") for name in list_models(pattern)]
-        return [*((name, "") for name in list_models()), ("torchvision:NAME", "any of torchvision: archrepair list models 'torchvision:*'"),
-                ("timm:NAME", "any of timm, if it is installed: archrepair list models 'timm:*'"),
-                ("package.module:factory", "your own: a callable that takes num_classes, n_classes or nothing, and returns the network")]
-    if what == "datasets":
-        from archrepair.data.datasets import DATASETS
-
-        return list(DATASETS.items())
-    if what == "corruptions":
-        from archrepair.corruptions.catalogue import CORRUPTIONS
-
-        return [(name, f"{c.kind}: {c.description}") for name, c in CORRUPTIONS.items()]
-    if what == "methods":
-        from archrepair.experiments.methods import METHODS, method_class
-
-        return [(name, _first_line(method_class(name))) for name in METHODS]
-    if what == "strategies":
-        from archrepair.nas.strategies import STRATEGIES
-
-        return [(name, _first_line(kind)) for name, kind in STRATEGIES.items()]
-    if what == "tiers":
-        from archrepair.core.tiers import TIERS
-
-        return [(t.name, f"{t.dataset}, width {t.width}, {t.train_epochs} epochs, {t.failures} failures") for t in TIERS.values()]
-    if what == "blocks":
-        from archrepair.networks.blocks import block_names
-        from archrepair.networks.models import outline
-
-        network = outline(model)
-        return [(name, type(network.get_submodule(name)).__name__) for name in block_names(network)]
-    raise unknown("list", what, KINDS)
-
-
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0].strip('"')
-
-# %% ../../nbs/cli/02_listing.ipynb #d56d5503
-_WRITTEN = {
-    "models": (("networks/models",), r'^    "(\w+)": _'),
-    "datasets": (("data/datasets",), r'^    "([\w-]+:?)(?:PATH)?": "'),
-    "corruptions": (("corruptions/catalogue",), r'^@_register\("(\w+)"'),
-    "methods": (("experiments/methods",), r'^    "(\w+)": "archrepair\.'),
-    "strategies": (("nas/darts", "nas/snas", "nas/bayesnas"), r'^    name = "([\w-]+)"'),
-    "tiers": (("core/tiers",), r'^        Tier\("(\w+)"'),
+REGISTRIES: dict[str, Mapping] = {"models": MODELS, "datasets": DATASETS, "corruptions": CORRUPTIONS, "methods": METHODS,
+                                  "strategies": STRATEGIES, "tiers": TIERS}
+KINDS = (*REGISTRIES, "blocks")
+OTHER_MODELS = {
+    "torchvision:NAME": "any of torchvision: archrepair list models 'torchvision:*'",
+    "timm:NAME": "any of timm, if it is installed: archrepair list models 'timm:*'",
+    "package.module:factory": "your own: a callable that takes num_classes, n_classes or nothing, and returns the network",
 }
 
 
-def names(what: str) -> list[str]:
-    "The names of a kind, without importing anything."
-    if what == "lists":
+def choices(kind: str, model: str = "resnet18", pattern: str = "*") -> list[tuple[str, str]]:
+    """Names and descriptions of one of `KINDS`.
+
+    Blocks are those of `model`. A `pattern` with a colon, such as `timm:*vit*`, selects models of that library; others are left to the
+    caller. Raises `ArchrepairError` for another kind.
+    """
+    if kind == "blocks":
+        return _blocks_of(model)
+    if kind == "models" and ":" in pattern:
+        from archrepair.networks.models import list_models
+
+        return [(name, "") for name in list_models(pattern)]
+    if kind == "models":
+        return [*((name, entry.description) for name, entry in MODELS.items()), *OTHER_MODELS.items()]
+    if kind == "corruptions":
+        return [(name, f"{entry.kind}: {entry.description}") for name, entry in CORRUPTIONS.items()]
+    if kind == "methods":  # ours, the default, before those it is compared with
+        return [(name, METHODS[name].description) for name in sorted(METHODS, key=lambda name: METHODS[name].role != "ours")]
+    if kind == "tiers":
+        return [(t.name, f"{t.dataset}, width {t.width}, {t.train_epochs} epochs, {t.failures} failures") for t in TIERS.values()]
+    if kind in REGISTRIES:
+        return [(name, entry.description) for name, entry in REGISTRIES[kind].items()]
+    raise unknown("list", kind, KINDS)
+
+
+def _blocks_of(model: str) -> list[tuple[str, str]]:
+    "The blocks of a network and what they are made of."
+    from archrepair.networks.blocks import block_names
+    from archrepair.networks.models import outline
+
+    network = outline(model)
+    return [(name, type(network.get_submodule(name)).__name__) for name in block_names(network)]
+
+# %% ../../nbs/cli/02_listing.ipynb #d56d5503
+def names(kind: str) -> list[str]:
+    "The names of a registry, or of all `lists`, without importing torch."
+    if kind == "lists":
         return list(KINDS)
-    modules, pattern = _WRITTEN[what]
-    here = Path(__file__).parents[1]
-    return [name for module in modules for name in re.findall(pattern, (here / f"{module}.py").read_text(encoding="utf-8"), flags=re.M)]
+    return [name.removesuffix("PATH") for name in REGISTRIES[kind]]
 
 
-def complete(what: str, more: tuple[str, ...] = (), separated: bool = False) -> Callable[[str], list[str]]:
-    """A completion for typer: the names of a kind, and `more`, that begin as the word does.
+def completion_of(kind: str, more: tuple[str, ...] = (), separated: bool = False) -> Callable[[str], list[str]]:
+    """A shell completion for typer: the names of a kind, and `more`, that begin with the word typed so far.
 
     Where names are `separated` by commas, the last one is completed.
     """
 
-    def begin(incomplete: str) -> list[str]:
-        done, comma, last = incomplete.rpartition(",") if separated else ("", "", incomplete)
-        return [f"{done}{comma}{name}" for name in (*names(what), *more) if name.startswith(last)]
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",") if separated else ("", "", incomplete)
+        return [f"{before}{comma}{name}" for name in (*names(kind), *more) if name.startswith(last)]
 
-    return begin
+    return complete

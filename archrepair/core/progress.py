@@ -20,8 +20,7 @@ def track(what: str, total: int) -> Iterator[Callable[..., None]]:
 
     It is drawn when standard error is a terminal, or always with `ARCHREPAIR_PROGRESS=1` and never with `=0`.
     """
-    wanted = os.environ.get("ARCHREPAIR_PROGRESS", "1" if sys.stderr.isatty() else "0")
-    if wanted == "0":
+    if os.environ.get("ARCHREPAIR_PROGRESS", "1" if sys.stderr.isatty() else "0") == "0":
         yield lambda n=1, **metrics: None
         return
     from rich.console import Console

@@ -1,1 +1,1 @@
-"""Sixteen kinds of damage at five severities, for a batch of images, from a seed."""
+"""Kinds of damage at five severities, for a batch of images, from a seed."""

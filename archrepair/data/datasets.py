@@ -15,6 +15,7 @@ import torch
 __all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset']
 
 # %% ../../nbs/data/05_datasets.ipynb #f6b7beac
+from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 from ..core.paths import home
 from ..corruptions.catalogue import corrupt
@@ -23,15 +24,7 @@ from .files import FolderImages, load_arrays, load_folder, read_arrays, read_fol
 from .images import ImageSet
 
 # %% ../../nbs/data/05_datasets.ipynb #508fef6a
-DATASETS: dict[str, str] = {
-    "cifar10": "60,000 images 32×32 in 10 classes",
-    "cifar100": "60,000 images 32×32 in 100 classes",
-    "tiny-imagenet": "110,000 images 64×64 in 200 classes",
-    "imagenet": "1.3 million images, 1,000 classes, read from ImageFolder layout at 224×224",
-    "digits": "1,797 handwritten digits of scikit-learn, enlarged to 32×32×3; embedded, needs no download",
-    "folder:PATH": "your images: PATH/train/<class>/*, PATH/test/<class>/*, or PATH/<class>/* (split 80/20)",
-    "npz:PATH": "your arrays `images` (uint8 N×H×W×3) and `labels`, optionally `classes`",
-}
+DATASETS: dict[str, str] = {name: entry.description for name, entry in registry.DATASETS.items()}
 
 
 def parse_version(name: str) -> tuple[str, str | None, int]:

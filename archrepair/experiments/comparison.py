@@ -14,9 +14,10 @@ __all__ = ['FIGURES', 'scores_of', 'MethodTable', 'compare_methods', 'one_origin
 
 # %% ../../nbs/experiments/05_comparison.ipynb #44230213
 from ..core.errors import ArchrepairError, unknown
+from ..core.registry import METHODS
 from ..core.tiers import resolve_tier
 from .cells import Cell, Record
-from .methods import METHODS, method_class
+from .methods import method_class
 from .runs import Runs, method_cell, versions_of
 from ..training.evaluation import robust_accuracy
 from ..training.statistics import Paired, Summary, spearman, wilcoxon

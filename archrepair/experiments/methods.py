@@ -5,33 +5,18 @@
 # %% ../../nbs/experiments/02_methods.ipynb #6c522ddc
 from __future__ import annotations
 
-from pkgutil import resolve_name
 from typing import Any
 
 # %% auto #0
-__all__ = ['METHODS', 'method_class']
+__all__ = ['method_class', 'METHODS']
 
 # %% ../../nbs/experiments/02_methods.ipynb #37b8ecbe
-from ..core.errors import unknown
+from ..core.registry import METHODS
 
 # %% ../../nbs/experiments/02_methods.ipynb #2514a8a9
-METHODS: dict[str, str] = {
-    "archrepair": "archrepair.repair.archrepair:ArchRepair",
-    "retrain": "archrepair.baselines.retrain:Retrain",
-    "finetune": "archrepair.baselines.levels:Levels",
-    "surgical": "archrepair.baselines.surgical:Surgical",
-    "sensei": "archrepair.baselines.sensei:Sensei",
-    "fewshot": "archrepair.baselines.fewshot:FewShot",
-    "deeprepair": "archrepair.baselines.deeprepair:DeepRepair",
-    "apricot": "archrepair.baselines.apricot:Apricot",
-    "arachne": "archrepair.baselines.arachne:Arachne",
-    "mode": "archrepair.baselines.mode:MODE",
-    "birdnn": "archrepair.baselines.birdnn:BIRDNN",
-}
+_all_ = ["METHODS"]
 
 
 def method_class(name: str) -> Any:
     "The class of a method, imported now. Raises `ArchrepairError` for an unknown name."
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return resolve_name(METHODS[name])
+    return METHODS[name].load()

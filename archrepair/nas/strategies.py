@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ['STRATEGIES', 'make_strategy', 'ArchContext', 'SearchStrategy', 'DARTS', 'PCDARTS', 'SNAS', 'BayesNAS']
 
 # %% ../../nbs/nas/10_strategies.ipynb #c22f548d
+from ..core import registry
 from ..core.errors import ArchrepairError, unknown
 from .bayesnas import BayesNAS
 from .darts import DARTS, PCDARTS
@@ -18,7 +19,7 @@ from .strategy import ArchContext, SearchStrategy
 # %% ../../nbs/nas/10_strategies.ipynb #e10d8f6d
 _all_ = ["ArchContext", "SearchStrategy", "DARTS", "PCDARTS", "SNAS", "BayesNAS"]
 
-STRATEGIES: dict[str, type[SearchStrategy]] = {s.name: s for s in (PCDARTS, DARTS, SNAS, BayesNAS)}
+STRATEGIES: dict[str, type[SearchStrategy]] = {name: entry.load() for name, entry in registry.STRATEGIES.items()}
 
 
 def make_strategy(name: str, **options) -> SearchStrategy:

@@ -58,7 +58,7 @@ LIBRARIES: dict[str, Callable[[str, int, int], nn.Module]] = {"torchvision": _to
 
 
 def list_networks(pattern: str) -> list[str]:
-    """Names of a library's networks that match a shell pattern, as in `torchvision:mobile*` or `timm:*vit_tiny*`.
+    """Names of a library's networks that match a shell pattern, e.g. `torchvision:mobile*` or `timm:*vit_tiny*`.
 
     Raises `ArchrepairError` for another library, and for timm's where it is not installed.
     """
@@ -81,23 +81,23 @@ def unknown_network(name: str, known: Iterable[str]) -> ArchrepairError:
     return ArchrepairError(f"unknown model {name!r}: {hint}expected {shown}")
 
 # %% ../../nbs/networks/02_external.ipynb #b8d834e2
-def _own(spec: str, n_classes: int, seed: int) -> nn.Module:
+def _from_factory(spec: str, n_classes: int, seed: int) -> nn.Module:
     "What the callable `package.module:factory` returns for so many classes."
     try:
         with _importing_from_here():
-            found = _find(spec)
-            if isinstance(found, nn.Module):  # to call it would be to run it
-                return copy.deepcopy(found)
+            factory = _find(spec)
+            if isinstance(factory, nn.Module):  # a network already: to call it would be to run it
+                return copy.deepcopy(factory)
             torch.default_generator.manual_seed(seed)  # now, since to import a module may draw numbers, and happens once
-            made = found(**_asked_for(found, n_classes))
+            network = factory(**_class_argument(factory, n_classes))
     except ArchrepairError:
         raise
     except Exception as error:  # it is the user's code: anything can go wrong in it
-        raise ArchrepairError(f"{spec} made no network ({type(error).__name__}: {first_line(error)[:120]}); expected a callable that takes "
-                              "num_classes, n_classes or nothing") from error
-    if not isinstance(made, nn.Module):
-        raise ArchrepairError(f"{spec} returned {type(made).__name__}; expected a torch.nn.Module")
-    return made
+        raise ArchrepairError(f"{spec} did not build a network ({type(error).__name__}: {first_line(error)[:120]}); expected a callable "
+                              "that takes num_classes, n_classes or nothing") from error
+    if not isinstance(network, nn.Module):
+        raise ArchrepairError(f"{spec} returned {type(network).__name__}; expected a torch.nn.Module")
+    return network
 
 
 @contextlib.contextmanager
@@ -119,32 +119,33 @@ def _find(spec: str) -> Callable:
         raise unknown_network(spec, [])
     if module.endswith(".py") or "/" in module:
         name = module.removesuffix(".py").strip("./").replace("/", ".")
-        raise ArchrepairError(f"{module} is a file; expected a module, as in {name}:{attribute}")
+        raise ArchrepairError(f"{module} is a file; expected a module, e.g. {name}:{attribute}")
     try:
-        found = importlib.import_module(module)
+        namespace = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and what it needs is not
         raise unknown_network(spec, [f"{n}:{attribute}" for n in difflib.get_close_matches(module, LIBRARIES, n=1, cutoff=0.75)]) from None
     try:
-        factory = operator.attrgetter(attribute)(found)
+        factory = operator.attrgetter(attribute)(namespace)
     except AttributeError:
-        own = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_") and getattr(v, "__module__", module) == module]
-        raise unknown(f"factory in {module}", attribute, own) from None
+        factories = [name for name, value in vars(namespace).items() if callable(value) and not name.startswith("_")
+                     and getattr(value, "__module__", module) == module]
+        raise unknown(f"factory in {module}", attribute, factories) from None
     if not callable(factory):
         raise ArchrepairError(f"{spec} is a {type(factory).__name__}; expected a callable that returns a network")
     return factory
 
 
-def _asked_for(factory: Callable, n_classes: int) -> dict[str, int]:
+def _class_argument(factory: Callable, n_classes: int) -> dict[str, int]:
     "The number of classes under the name by which a factory takes it; nothing for one that takes none."
     try:
-        taken = inspect.signature(factory).parameters
+        parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return {}
-    name = next((n for n in ("num_classes", "n_classes") if n in taken), None)
-    if name is None and any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        name = "num_classes"  # as in torchvision's own builders
+    name = next((n for n in ("num_classes", "n_classes") if n in parameters), None)
+    if name is None and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        name = "num_classes"  # the name that torchvision's own builders pass on
     return {name: n_classes} if name else {}
 
 # %% ../../nbs/networks/02_external.ipynb #39ba3af6
@@ -163,8 +164,8 @@ def build(name: str, n_classes: int, image_size: int, seed: int = 0) -> nn.Modul
     except Exception as error:  # whatever it is, the network does not take such images
         raise _wrong_size(name, image_size, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
-        given = f"outputs of shape {tuple(logits.shape[1:])}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ArchrepairError(f"{name} gives {given} for an image; expected {n_classes} logits, one a class of the dataset")
+        outputs = f"outputs of shape {tuple(logits.shape[1:])}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ArchrepairError(f"{name} gives {outputs} for an image; expected {n_classes} logits, one per class of the dataset")
     return model
 
 
@@ -175,7 +176,7 @@ def _make(name: str, n_classes: int, image_size: int, seed: int) -> nn.Module:
         raise unknown_network(name, known)
     with torch.random.fork_rng(devices=[]):
         if library not in LIBRARIES:
-            return _own(name, n_classes, seed)
+            return _from_factory(name, n_classes, seed)
         torch.default_generator.manual_seed(seed)
         try:
             return LIBRARIES[library](rest, n_classes, image_size)
@@ -192,8 +193,8 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> ArchrepairError
     elif library == "timm" and (config := _import_timm().get_pretrained_cfg(rest)) is not None:
         size = config.input_size[-1]
     made_for = f"; it was made for {size} px or more" if size and size > image_size else ""
-    return ArchrepairError(f"{name} cannot take {image_size} px images ({first_line(error)[:140]}){made_for}; give larger images or another "
-                           "network")
+    return ArchrepairError(f"{name} cannot take {image_size} px images ({first_line(error)[:140]}){made_for}; "
+                           "give larger images or another network")
 
 # %% ../../nbs/networks/02_external.ipynb #331024a9
 def brings_weights(name: str, n_classes: int) -> bool:

@@ -189,7 +189,7 @@ def group_units(model: nn.Module, size: int = 2) -> nn.Module:
 
 # %% ../../nbs/networks/01_models.ipynb #c9e4a80a
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the networks that match a shell pattern, as in `resnet*`, `torchvision:mobile*` or `timm:*vit_tiny*`.
+    """Names of the networks that match a shell pattern, e.g. `resnet*`, `torchvision:mobile*` or `timm:*vit_tiny*`.
 
     Raises `ArchrepairError` for another library, and for timm's where it is not installed.
     """
@@ -212,8 +212,11 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
                               "2, at least two classes")
     if ":" not in name and name not in MODELS:
         raise unknown_network(name, [*MODELS, *list_networks("torchvision:*")])
-    made = build(name, n_classes, image_size, seed) if ":" in name else _six(name, n_classes, image_size, width, stem_stride, seed)
-    return made.to(device=device, dtype=dtype)
+    if ":" in name:
+        network = build(name, n_classes, image_size, seed)
+    else:
+        network = _six(name, n_classes, image_size, width, stem_stride, seed)
+    return network.to(device=device, dtype=dtype)
 
 
 def outline(name: str, n_classes: int = 10) -> nn.Module:
@@ -256,13 +259,16 @@ def load_weights(model: nn.Module, path: str) -> nn.Module:
 
 def check_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     "Raise `ArchrepairError` unless `state` has exactly the names and shapes of `model`'s own."
-    own = model.state_dict()
-    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
-    wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    expected = model.state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
     if missing or extra or wrong:
-        what = (f"lacks {sorted(missing)[0]}" if missing else f"has the unknown {sorted(extra)[0]}" if extra else
-                f"has {sorted(wrong)[0]} of shape {tuple(state[sorted(wrong)[0]].shape)} where {tuple(own[sorted(wrong)[0]].shape)} is "
-                "expected")
+        if missing:
+            what = f"lacks {missing[0]}"
+        elif extra:
+            what = f"has the unknown {extra[0]}"
+        else:
+            what = f"has {wrong[0]} of shape {tuple(state[wrong[0]].shape)} where {tuple(expected[wrong[0]].shape)} is expected"
         raise ArchrepairError(f"{source} is a checkpoint of another architecture: it {what} ({len(missing)} missing, {len(extra)} unknown, "
                               f"{len(wrong)} of another shape); give the model, width and stem it was trained with")
 

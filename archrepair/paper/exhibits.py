@@ -14,6 +14,7 @@ __all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'STAND_INS', 'EXHIBITS', 'Setting
 
 # %% ../../nbs/paper/02_exhibits.ipynb #94f1203b
 from ..core.errors import ArchrepairError, unknown
+from ..core.registry import METHODS
 from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import PAPER_CORRUPTIONS
 from ..data.datasets import parse_version
@@ -25,7 +26,7 @@ from ..networks.models import outline
 from ..repair.finetuning import LEVELS
 
 # %% ../../nbs/paper/02_exhibits.ipynb #25d792b7
-PAPER_METHODS = ("mode", "apricot", "arachne", "sensei", "fewshot", "deeprepair", "archrepair")  # the order of Table 5
+PAPER_METHODS = tuple(name for name, method in METHODS.items() if method.role in ("paper", "ours"))  # the order of Table 5
 FEW_CORRUPTIONS = {"smoke": ("frost", "contrast", "fog"), "lite": ("gaussian_noise", "motion_blur", "fog")}  # digits do not mind noise
 STAND_INS = ("digits:fog:3", "digits:contrast:3")  # at the smoke tier, for CIFAR-10 and Tiny-ImageNet: on clean digits too little fails
 

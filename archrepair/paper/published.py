@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import registry
 from ..core.errors import ArchrepairError, unknown
 
 # %% auto #0
@@ -83,16 +84,11 @@ def published_table(table: int, part: str | None = None, path: str | os.PathLike
 
 # %% ../../nbs/paper/01_published.ipynb #b6796154
 PRINTED: dict[str, dict[str, str]] = {
-    "model": {"vgg16": "VGG-16", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101",
-              "densenet121": "DenseNet-121", "efficientnet_b0": "EfficientNet-B0"},
-    "dataset": {"cifar10": "CIFAR-10", "tiny-imagenet": "Tiny-ImageNet", "cifar100": "CIFAR-100", "imagenet": "ImageNet"},
-    "method": {"original": "Original", "mode": "MODE", "apricot": "Apricot", "arachne": "Arachne", "sensei": "SENSEI",
-               "fewshot": "Few-Shot", "deeprepair": "DeepRepair", "archrepair": "ArchRepair", "retrain": "Retraining",
-               "surgical": "Surgical", "birdnn": "BIRDNN"},
+    "model": registry.MODELS.labels(),
+    "dataset": registry.DATASETS.labels(),
+    "method": {"original": "Original", **registry.METHODS.labels()},
     "level": {"original": "Original", "neuron": "Neuron-level", "layer": "Layer-level", "block": "Block-level", "network": "Network-level"},
-    "corruption": {"clean": "Clean", "gaussian_noise": "GN", "shot_noise": "SN", "impulse_noise": "IN", "defocus_blur": "DB",
-                   "gaussian_blur": "GB", "motion_blur": "MB", "zoom_blur": "ZB", "snow": "SNW", "frost": "FRO", "fog": "FOG",
-                   "brightness": "BR", "contrast": "CTR", "elastic_transform": "ET", "pixelate": "PIX", "jpeg_compression": "JPEG"},
+    "corruption": {"clean": "Clean", **{name: c.label for name, c in registry.CORRUPTIONS.items() if c.in_paper}},
 }
 
 

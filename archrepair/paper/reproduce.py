@@ -27,6 +27,7 @@ __all__ = ['PASSES', 'Page', 'source_of', 'parameter_names', 'plan', 'seconds_a_
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic, write_text
 from ..core.paths import home
 from ..core.progress import track
+from ..core.registry import DATASETS, METHODS
 from ..core.tiers import resolve_tier
 from ..data.datasets import parse_version
 from ..experiments.cells import Cell, digest
@@ -98,10 +99,8 @@ def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] 
     return pages
 
 # %% ../../nbs/paper/06_reproduce.ipynb #af14c2de
-PASSES: dict[str, float] = {"archrepair": 4.6, "retrain": 3.3, "finetune": 2.9, "surgical": 1.0, "sensei": 12.6, "fewshot": 16.5, "deeprepair": 8.8,
-                            "apricot": 2.4, "arachne": 0.1, "mode": 3.7, "birdnn": 3.0}  # archrepair with its control
-_IMAGES = {"digits": (1_257, 360, 32), "cifar10": (45_000, 10_000, 32), "cifar100": (45_000, 10_000, 32), "tiny-imagenet": (90_000, 10_000, 64),
-           "imagenet": (1_150_000, 50_000, 224)}  # training images, test images, pixels
+PASSES: dict[str, float] = {name: method.passes for name, method in METHODS.items()}
+_IMAGES = {name: (d.train * 9 // 10, d.test, d.pixels) for name, d in DATASETS.items() if d.train}  # a tenth of the training images validates
 
 
 def _passes(cost: dict) -> float:

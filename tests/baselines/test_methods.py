@@ -13,10 +13,11 @@ from torch import nn
 from archrepair.baselines.parts import common
 from archrepair.baselines.parts.common import Baseline, Problem, judge, require
 from archrepair.core.errors import ArchrepairError
+from archrepair.core.registry import METHODS
 from archrepair.core.tiers import TIERS
 from archrepair.data.scenario import RepairData
 from archrepair.experiments.cells import Cell, method_of
-from archrepair.experiments.methods import METHODS, method_class
+from archrepair.experiments.methods import method_class
 from archrepair.networks.blocks import block_names
 from archrepair.networks.models import create_model
 from archrepair.repair.result import changes, load

@@ -10,13 +10,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from typer.main import get_command
 
 import archrepair.experiments.cells as experiments
 import archrepair.experiments.originals as originals
-from archrepair.cli.app import find_notebook
+from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
-from archrepair.networks.models import create_model, load_weights
+from archrepair.networks.models import create_model, load_weights, save_weights
 from support import ROOT
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 
@@ -73,16 +74,33 @@ def test_help_names_every_command_and_usage_errors_are_2(capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_every_command_speaks_json():
+    commands = get_command(app).commands
+    assert set(COMMANDS) <= commands.keys()
+    assert not [name for name, one in commands.items() if not any("--json" in parameter.opts for parameter in one.params)]
+
+
 def test_help_needs_no_torch():
-    code = "import sys, archrepair.cli.app as c\ntry: c.main(['repair', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    program = """
+import sys
+from archrepair.cli.app import main
+try:
+    main(["repair", "--help"])
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
 
 
 def test_the_package_is_the_command(done):
     "In a process of its own: JSON alone on standard output, status 0; a mistake is one line and status 1."
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ARCHREPAIR_PROGRESS": "1"}
-    call = lambda *arguments: subprocess.run([sys.executable, "-m", "archrepair", *arguments], capture_output=True, text=True, env=environment,
-                                             cwd=done, timeout=200)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "archrepair", *arguments], capture_output=True, text=True, env=environment, cwd=done,
+                              timeout=200)
+
     good = call("localize", *SMOKE, "--dataset", DATASET, "--json")
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["block"].startswith("layer")
@@ -123,7 +141,7 @@ def test_train_writes_weights_and_nothing_else(home, capsys, monkeypatch):
 def test_localize(done, idle, capsys):
     got = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET)
     out, _ = said(capsys, "localize", *SMOKE, "--dataset", DATASET)
-    assert f"(top 50); to blame: {got['block']}" in out and all(name in out for name in ("layer1", "layer2", "layer3", "layer4"))
+    assert f"(top 50); most suspicious: {got['block']}" in out and all(name in out for name in ("layer1", "layer2", "layer3", "layer4"))
     few = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET, "--blocks", "layer1,layer2", "-k", "5", "--measure", "ochiai")
     assert few["block"] in ("layer1", "layer2") and few != got
     record = json.loads((done / "outputs" / "repair" / "record.json").read_text())
@@ -147,7 +165,7 @@ def test_a_second_call_shows_the_first_result(done, idle, capsys):
     assert f"archrepair on resnet18, {DATASET}, block {record['repair']['block']}" in out
     for name, words in (("held_out", "held out"), ("full", "full test")):
         line = next(line for line in out.splitlines() if words in line)
-        assert f"{record['metrics']['before'][name]['accuracy']:.2f}" in line and f"{record['metrics']['after'][name]['accuracy']:.2f}" in line
+        assert all(f"{record['metrics'][when][name]['accuracy']:.2f}" in line for when in ("before", "after"))
         assert str(record["metrics"]["change"][name]["fixed"]) in line
     got = parsed(capsys, *REPAIR)
     assert got["cell"] == record["cell"] and got["out"] == str(done / "outputs" / "repair")
@@ -155,12 +173,15 @@ def test_a_second_call_shows_the_first_result(done, idle, capsys):
     assert got["metrics"]["change"]["seen"]["negative_flips"] is None  # of failures none was right: no rate
 
 
-@pytest.mark.parametrize("change", [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--preset", "paper"), ("--protocol", "paper"),
-                                    ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other")], ids=lambda c: c[0])
+OTHER = [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--preset", "paper"), ("--protocol", "paper"),
+         ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other")]
+
+
+@pytest.mark.parametrize("change", OTHER, ids=lambda change: change[0])
 def test_other_settings_do_not_pass_for_the_same(done, idle, capsys, tmp_path, change):
     if change[0] == "--weights":
         change = ("--weights", tmp_path / "other.safetensors")
-        experiments.save_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(change[1]))
+        save_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(change[1]))
     assert "holds another repair" in fails(capsys, *REPAIR, *change)
 
 
@@ -195,7 +216,8 @@ def test_report_of_one(done, idle, capsys):
     folder = done / "outputs" / "repair"
     assert said(capsys, "report", folder) == (f"{folder / 'report.html'}\n", "")
     got, record = parsed(capsys, "report", folder), json.loads((folder / "record.json").read_text())
-    assert got["report"] == str(folder / "report.html") and not got["rebuilt"] and got["after"] == record["metrics"]["after"]["held_out"]["accuracy"]
+    assert got["report"] == str(folder / "report.html") and not got["rebuilt"]
+    assert got["after"] == record["metrics"]["after"]["held_out"]["accuracy"]
     assert "holds no repair" in fails(capsys, "report", done)
 
 
@@ -214,9 +236,12 @@ def test_report_of_several(home, idle, capsys, monkeypatch):
 
 # --- corrupt
 
+CORRUPT = ("corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20)
+
+
 @pytest.mark.parametrize("name", ["c.npz", "no-suffix", "c.other"])
 def test_corrupt_writes_arrays_in_test_order(tmp_path, capsys, name, digits_test):
-    out, err = said(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / name)
+    out, err = said(capsys, *CORRUPT, "--out", tmp_path / name)
     assert not out and "20 images 32×32" in err and [p.name for p in tmp_path.iterdir()] == [name]
     with np.load(tmp_path / name) as arrays:
         assert np.array_equal(arrays["labels"], digits_test.labels[:20]) and list(arrays["classes"]) == list(digits_test.classes)
@@ -224,7 +249,7 @@ def test_corrupt_writes_arrays_in_test_order(tmp_path, capsys, name, digits_test
 
 
 def test_corrupt_speaks_json(tmp_path, capsys):
-    got = parsed(capsys, "corrupt", "--dataset", "digits", "--corruption", "fog", "--severity", 2, "--limit", 20, "--out", tmp_path / "c.npz")
+    got = parsed(capsys, *CORRUPT, "--out", tmp_path / "c.npz")
     assert got == {"dataset": "digits", "corruption": "fog", "severity": 2, "n": 20, "size": 32, "out": str(tmp_path / "c.npz")}
 
 
@@ -240,7 +265,8 @@ def test_what_corrupt_writes_can_be_read_as_a_dataset(tmp_path, capsys, done):
 
 @pytest.mark.parametrize(("what", "some"), [
     ("models", "resnet18 resnet50 resnet101 vgg16 densenet121 efficientnet_b0"), ("datasets", "cifar10 digits npz:PATH"),
-    ("corruptions", "gaussian_noise fog jpeg_compression"), ("methods", "archrepair"), ("strategies", "pc-darts"), ("tiers", "smoke lite paper"),
+    ("corruptions", "gaussian_noise fog jpeg_compression"), ("methods", "archrepair"), ("strategies", "pc-darts"),
+    ("tiers", "smoke lite paper"),
     ("blocks", "layer1 layer4"),
 ])
 def test_list(capsys, what, some):
@@ -248,6 +274,11 @@ def test_list(capsys, what, some):
     out, err = said(capsys, "list", what)
     assert not err and [line.split()[0] for line in out.splitlines()] == list(rows) and set(some.split()) <= rows.keys()
     assert all(text in out for text in rows.values()) and not any("None" in text for text in rows.values())
+
+
+def test_a_list_is_narrowed_by_a_pattern(capsys):
+    assert list(parsed(capsys, "list", "models", "resnet*")) == ["resnet18", "resnet50", "resnet101"]
+    assert "no tiers match 'x'; `archrepair list tiers` shows them all" in fails(capsys, "list", "tiers", "x")
 
 
 def test_blocks_of_another_network(capsys):
@@ -291,7 +322,8 @@ def test_run_passes_typed_values_and_failures_are_kept_apart(home, capsys):
     said(capsys, "run", "own", "-p", "count=3", "-p", "name=a=b", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
     assert "3 'a=b' False" in str(nbformat.read(home / "deep" / "out.ipynb", 4).cells[2:])
     got = parsed(capsys, "run", "own", "-p", "count=3", "-p", "wide=false", "-o", home / "deep" / "out.ipynb")
-    assert got == {"notebook": str(home / "nbs" / "07_own.ipynb"), "out": str(home / "deep" / "out.ipynb"), "parameters": {"count": 3, "wide": False}}
+    assert got == {"notebook": str(home / "nbs" / "07_own.ipynb"), "out": str(home / "deep" / "out.ipynb"),
+                   "parameters": {"count": 3, "wide": False}}
     before = tree(home)
     capsys.readouterr()
     assert command("run", "07_own", "-p", "count=7", "-o", home / "deep" / "out.ipynb") == 1
@@ -305,13 +337,13 @@ def test_run_passes_typed_values_and_failures_are_kept_apart(home, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["rq9"], "unknown notebook 'rq9'.*own"), (["none.ipynb"], "no notebook at none.ipynb"), (["own", "-p", "cuont=3"], "did you mean 'count'"),
+    (["rq9"], "unknown notebook 'rq9'.*own"), (["none.ipynb"], "no notebook at none.ipynb"),
+    (["own", "-p", "cuont=3"], "did you mean 'count'"),
     (["own", "-p", "count"], "expected NAME=VALUE"), (["own", "-p", "=3"], "expected NAME=VALUE"), (["own", "-p", "count=[1"], "YAML"),
     (["own", "-o", "nbs/07_own.ipynb/out.ipynb"], "cannot write"), (["own", "-o", "/proc/x/out.ipynb"], "cannot write"),
     (["broken.ipynb"], "cannot read broken.ipynb"), (["empty.ipynb"], "cannot read empty.ipynb"),
 ])
 def test_run_mistakes(home, capsys, monkeypatch, arguments, message):
-
     monkeypatch.chdir(home)
     notebook(home / "nbs" / "07_own.ipynb", "count = 1")
     Path("broken.ipynb").write_text("{")
@@ -335,11 +367,12 @@ def test_interrupted_and_a_reader_that_left(capsys, monkeypatch):
             raise error
         return act
 
-    monkeypatch.setattr("archrepair.cli.app.listed", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("archrepair.cli.app.choices", raising(KeyboardInterrupt()))
     assert command("list", "models") == 130
     assert capsys.readouterr().err.strip() == "archrepair: interrupted; run the same command again to resume"
-    monkeypatch.setattr("archrepair.cli.app.listed", raising(ZeroDivisionError("our own mistake")))
+    monkeypatch.setattr("archrepair.cli.app.choices", raising(ZeroDivisionError("our own mistake")))
     with pytest.raises(ZeroDivisionError):  # keeps its traceback
         command("list", "models")
-    done = subprocess.run(f"{sys.executable} -m archrepair list corruptions | true", shell=True, capture_output=True, text=True, timeout=100)
+    line = f"{sys.executable} -m archrepair list corruptions | true"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=100)
     assert done.stderr == ""

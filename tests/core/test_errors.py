@@ -1,4 +1,4 @@
-"""Errors in one line, files whole or not at all, tiers by name, progress only where someone watches."""
+"""Errors in one line, and files whole or not at all."""
 import json
 import math
 import os
@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged, first_line, unknown, write_atomic, write_json, write_text
-from archrepair.core.progress import track
-from archrepair.core.tiers import TIERS, Tier, resolve_tier
 
 
 def test_one_family():
@@ -82,9 +80,6 @@ def test_writing_onto_a_folder_is_refused_and_the_folder_stays(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
-# --- tiers
-
-
 def test_text_and_json_are_written_whole_and_read_back(tmp_path):
     path = write_text(tmp_path / "deep" / "page.html", "ünïcode\n")
     assert path.read_text(encoding="utf-8") == "ünïcode\n"
@@ -97,45 +92,3 @@ def test_text_and_json_are_written_whole_and_read_back(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"network": object()})
     assert path.read_text(encoding="utf-8") == text and os.listdir(tmp_path / "deep") == ["page.html"]
-
-
-def test_auto_is_smoke_in_tests_and_depends_on_the_machine_otherwise(monkeypatch):
-    monkeypatch.setenv("IN_TEST", "1")
-    assert resolve_tier().name == "smoke"
-    monkeypatch.delenv("IN_TEST")
-    for gpu, name in ((True, "paper"), (False, "lite")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        assert resolve_tier("auto").name == name
-
-
-def test_tiers_by_name(monkeypatch):
-    monkeypatch.setenv("IN_TEST", "1")  # turns only `auto` into smoke
-    assert resolve_tier("paper") is TIERS["paper"] and resolve_tier(TIERS["lite"]) is TIERS["lite"]
-    assert all(isinstance(t, Tier) and t.name == name for name, t in TIERS.items())
-    assert TIERS["paper"].width == 1 and TIERS["paper"].stem_stride == 1 and TIERS["paper"].failures == 1000 and TIERS["paper"].seeds == 5
-    with pytest.raises(ArchrepairError, match="did you mean 'smoke'"):
-        resolve_tier("smoker")
-
-
-# --- progress
-
-
-def test_nothing_is_drawn_when_nobody_watches(capfd, monkeypatch):
-    monkeypatch.delenv("ARCHREPAIR_PROGRESS", raising=False)
-    with track("x", 2) as advance:
-        advance(loss=1.0)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_progress_goes_to_standard_error_alone(capfd, monkeypatch):
-    monkeypatch.setenv("ARCHREPAIR_PROGRESS", "1")
-    with track("counting", 2) as advance:
-        advance(loss=0.5)
-        advance()
-    out, err = capfd.readouterr()
-    assert out == "" and "counting" in err and "loss 0.5" in err and "2/2" in err
-
-
-def test_an_error_inside_is_passed_on():
-    with pytest.raises(ZeroDivisionError), track("x", 1):
-        raise ZeroDivisionError

@@ -10,7 +10,8 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.corruptions.catalogue import CORRUPTIONS, PAPER_CORRUPTIONS, PARAMETERS, SIZES, corrupt, list_corruptions
+from archrepair.core.registry import CORRUPTIONS
+from archrepair.corruptions.catalogue import PAPER_CORRUPTIONS, PARAMETERS, SIZES, corrupt, list_corruptions
 from archrepair.corruptions.displacement import shuffle_sources
 from archrepair.corruptions.randomness import image_keys, random_bits, random_integers, random_normal, random_uniform
 from archrepair.corruptions.resampling import motion_blur
@@ -487,7 +488,7 @@ def test_empty_and_read_only():
 
 def test_names():
     assert len(PAPER_CORRUPTIONS) == 15 and len(CORRUPTIONS) == 16 and list(CORRUPTIONS) == list_corruptions()
-    assert [CORRUPTIONS[n].short for n in PAPER_CORRUPTIONS] == [
+    assert [CORRUPTIONS[n].label for n in PAPER_CORRUPTIONS] == [
         "GN", "SN", "IN", "DB", "GB", "MB", "ZB", "SNW", "FRO", "FOG", "BR", "CTR", "ET", "PIX", "JPEG"]
     assert list_corruptions("*_noise") == ["gaussian_noise", "shot_noise", "impulse_noise"]
     assert {c.kind for c in CORRUPTIONS.values()} == {"noise", "blur", "weather", "digital"}

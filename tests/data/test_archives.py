@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.corruptions.catalogue import CORRUPTIONS, corrupt
+from archrepair.core.registry import CORRUPTIONS
+from archrepair.corruptions.catalogue import corrupt
 from archrepair.data import archives
 from archrepair.data.archives import ARCHIVES, archive_folder, download_archive, find_archive, published_order
 

@@ -209,7 +209,7 @@ def test_lists(capsys, arguments, rows):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["models", "torchvision:x*"], r"none of the models is like 'torchvision:x\*'"), (["tiers", "x"], "none of the tiers is like 'x'"),
+    (["models", "torchvision:x*"], r"no models match 'torchvision:x\*'"), (["tiers", "x"], "no tiers match 'x'"),
     (["models", "keras:*"], "unknown library of networks 'keras'.*known: torchvision, timm"), (["blocks", "--model", "othernets.net:Nte"], "did you mean 'Net'"),
     (["blocks", "--model", "torchvision:alexnot"], "did you mean 'torchvision:alexnet'"),
 ])

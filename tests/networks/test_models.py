@@ -168,7 +168,9 @@ def options(**more): return Net(**more)
 def needs(width, num_classes): return Net(num_classes)
 def fails(num_classes): raise ValueError("no\\nway")
 def answers(num_classes): return {"model": Net(num_classes)}
-def volumes(num_classes): return nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, (1, 3, 3)), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, num_classes))
+def volumes(num_classes):
+    return nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, (1, 3, 3)), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+                         nn.Linear(4, num_classes))
 def many(num_classes): return nn.Sequential(Net(num_classes), nn.Identity(), Twice())
 def training(num_classes): return Net(num_classes).train()
 def constant(num_classes):
@@ -256,13 +258,18 @@ def test_trained_weights_are_kept_and_told_from_fresh_ones(factories):
     ("mobilenet_v3_small", 32, "did you mean 'torchvision:mobilenet_v3_small'"), ("torchvision:", 32, "unknown model"),
     ("torchvision:fasterrcnn_resnet50_fpn", 32, "unknown model"),
     ("torchvision:inception_v3", 32, r"inception_v3 cannot take 32 px images \(.*made for 75 px or more; give larger images"),
-    ("torchvision:vit_b_16", 40, r"vit_b_16 cannot take 40 px images \("), ("timm:vit_tiny_patch16_224", 8, "cannot take 8 px images.*made for 224"),
-    ("nowhere.net:make", 32, "unknown model 'nowhere.net:make'.*current directory"), (":make", 32, "unknown model"), ("x:", 32, "unknown model"),
-    ("net.py:make", 32, "net.py is a file; expected a module, as in net:make"), ("a/b/net.py:make", 32, "as in a.b.net:make"),
+    ("torchvision:vit_b_16", 40, r"vit_b_16 cannot take 40 px images \("),
+    ("timm:vit_tiny_patch16_224", 8, "cannot take 8 px images.*made for 224"),
+    ("nowhere.net:make", 32, "unknown model 'nowhere.net:make'.*current directory"),
+    (":make", 32, "unknown model"), ("x:", 32, "unknown model"),
+    ("net.py:make", 32, "net.py is a file; expected a module, e.g. net:make"), ("a/b/net.py:make", 32, "e.g. a.b.net:make"),
     ("factories_of_test:ohter", 32, "unknown factory in factories_of_test 'ohter': did you mean 'other'"),
-    ("factories_of_test:number", 32, "is a int; expected a callable"), ("factories_of_test:needs", 32, "made no network.*TypeError.*'width'"),
-    ("factories_of_test:fails", 32, r"made no network \(ValueError: no\)"), ("factories_of_test:answers", 32, "returned dict; expected a torch.nn.Module"),
-    ("factories_of_test:nothing", 32, r"outputs of shape \(5,\) for an image; expected 6 logits"), ("factories_of_test:many", 32, "gives a tuple"),
+    ("factories_of_test:number", 32, "is a int; expected a callable"),
+    ("factories_of_test:needs", 32, "did not build a network.*TypeError.*'width'"),
+    ("factories_of_test:fails", 32, r"did not build a network \(ValueError: no\)"),
+    ("factories_of_test:answers", 32, "returned dict; expected a torch.nn.Module"),
+    ("factories_of_test:nothing", 32, r"outputs of shape \(5,\) for an image; expected 6 logits, one per class"),
+    ("factories_of_test:many", 32, "gives a tuple"),
     ("factories_of_test:Net", 2, "cannot take 2 px images"), ("broken_of_test:make", 32, "No module named 'nothing_like_this"),
 ])
 def test_networks_that_cannot_be_had(factories, quiet_stream, name, size, message):
@@ -303,7 +310,8 @@ def test_outlines_have_shapes_and_cost_nothing(factories):
 
 
 def test_build_is_for_names_with_a_colon(factories):
-    assert torch.equal(build("factories_of_test:Net", 4, 16, seed=2).conv.weight, create_model("factories_of_test:Net", 4, image_size=16, seed=2).conv.weight)
+    one, two = build("factories_of_test:Net", 4, 16, seed=2), create_model("factories_of_test:Net", 4, image_size=16, seed=2)
+    assert torch.equal(one.conv.weight, two.conv.weight)
 
 
 # --- weights
@@ -356,7 +364,8 @@ def _bad(path, kind, narrow):
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-@pytest.mark.parametrize("kind", ["missing", "text", "empty", "folder", "truncated", "list", "numbers", "pickle", "other", "width", "classes", "lacking"])
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "folder", "truncated", "list", "numbers", "pickle", "other", "width",
+                                  "classes", "lacking"])
 def test_bad_weights_give_one_line_and_leave_the_model_alone(narrow, tmp_path, untouched, kind, suffix):
     path = tmp_path / f"w.{suffix}"
     _bad(path, kind, narrow)
@@ -387,3 +396,11 @@ def test_a_copy_of_a_network_is_independent(narrow, untouched):
     with untouched(narrow):
         other = copy.deepcopy(narrow)
         other.conv1.weight.data.zero_()
+
+
+def test_models_are_listed_by_pattern():
+    assert list_models("resnet*") == ["resnet18", "resnet50", "resnet101"] and len(list_models()) == 6
+    names = list_models("torchvision:mobilenet_v3*")
+    assert names == ["torchvision:mobilenet_v3_large", "torchvision:mobilenet_v3_small"] and not list_models("nothing*")
+    with pytest.raises(ArchrepairError, match="library"):
+        list_models("torchvison:*")

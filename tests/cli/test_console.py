@@ -1,0 +1,24 @@
+"""Tables and JSON on standard output, words on standard error."""
+import json
+import math
+
+from archrepair.cli.console import print_json, say, show, without_nan
+
+
+def test_a_table_shows_two_digits_and_text_as_it_is(capsys):
+    show("accuracy on cifar10:fog:3", ["network", "accuracy %", "n"], [["[b]before[/b]", 66.4, 597], [":cloud:", 71.5, 3]])
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "accuracy on cifar10:fog:3" and not err
+    assert all(text in out for text in ("[b]before[/b]", ":cloud:", "66.40", "71.50", "597"))
+
+
+def test_words_leave_standard_output_alone(capsys):
+    say("report: a.html")
+    assert capsys.readouterr() == ("", "report: a.html\n")
+
+
+def test_json_has_no_number_that_is_not_finite(capsys):
+    content = {"rate": math.nan, 3: [math.inf, (1.5, -math.inf)], "text": "NaN"}
+    assert without_nan(content) == {"rate": None, "3": [None, [1.5, None]], "text": "NaN"}
+    print_json(content)
+    assert json.loads(capsys.readouterr().out) == without_nan(content)

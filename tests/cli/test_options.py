@@ -1,0 +1,31 @@
+"""Words of the command line as values."""
+import pytest
+
+from archrepair.cli.options import read_settings, split_names
+from archrepair.core.errors import ArchrepairError
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, None), ("layer1", ["layer1"]), ("layer1, layer2 ", ["layer1", "layer2"])])
+def test_names_are_separated_by_commas(text, expected):
+    assert split_names(text) == expected
+
+
+@pytest.mark.parametrize(("word", "expected"), [
+    ("a=3", {"a": 3}), ("a=false", {"a": False}), ("a=b=c", {"a": "b=c"}), ("a=", {"a": ""}), ("a=[1, x]", {"a": [1, "x"]}),
+])
+def test_values_are_read_as_yaml(word, expected):
+    assert read_settings([word], "setting", "-S a=3") == expected
+
+
+def test_no_words_are_no_settings():
+    assert read_settings(None, "setting", "-S a=3") == read_settings([], "setting", "-S a=3") == {}
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("a", "'a' is not a setting; expected NAME=VALUE, e.g. -S a=3"), ("=3", "'=3' is not a setting; expected NAME=VALUE"),
+    ("a=[1", "the value of setting a is not valid YAML: .*; quote it, e.g. -S a="),
+])
+def test_other_words_get_one_clear_line(word, message):
+    with pytest.raises(ArchrepairError, match=message) as error:
+        read_settings(["b=1", word], "setting", "-S a=3")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,24 @@
+"""Tiers by name, and by the machine."""
+import pytest
+import torch
+
+from archrepair.core.errors import ArchrepairError
+from archrepair.core.tiers import TIERS, Tier, resolve_tier
+
+
+def test_auto_is_smoke_in_tests_and_depends_on_the_machine_otherwise(monkeypatch):
+    monkeypatch.setenv("IN_TEST", "1")
+    assert resolve_tier().name == "smoke"
+    monkeypatch.delenv("IN_TEST")
+    for gpu, name in ((True, "paper"), (False, "lite")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert resolve_tier("auto").name == name
+
+
+def test_tiers_by_name(monkeypatch):
+    monkeypatch.setenv("IN_TEST", "1")  # turns only `auto` into smoke
+    assert resolve_tier("paper") is TIERS["paper"] and resolve_tier(TIERS["lite"]) is TIERS["lite"]
+    assert all(isinstance(t, Tier) and t.name == name for name, t in TIERS.items())
+    assert TIERS["paper"].width == 1 and TIERS["paper"].stem_stride == 1 and TIERS["paper"].failures == 1000 and TIERS["paper"].seeds == 5
+    with pytest.raises(ArchrepairError, match="did you mean 'smoke'"):
+        resolve_tier("smoker")
