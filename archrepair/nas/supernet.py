@@ -20,6 +20,7 @@ __all__ = ['Row', 'scaled_norm', 'depthwise', 'SuperNet', 'untracked', 'guard', 
 # %% ../../nbs/nas/05_supernet.ipynb #bc0b8cd1
 from .genotype import Genotype, RepairedBlock, Slice, is_widened
 from .graph import BlockGraph, build_chain
+from .layout import lay_out, layout_of
 from .operations import CANDIDATES, make_operation
 
 # %% ../../nbs/nas/05_supernet.ipynb #395a8d77
@@ -54,15 +55,15 @@ def _scaled(layers: nn.Sequential, x: Tensor, factor: Tensor) -> Tensor:
     return _times(layers(x), factor)
 
 # %% ../../nbs/nas/05_supernet.ipynb #8a03cbda
-def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1, layout: torch.memory_format = torch.channels_last) -> Tensor:
     """A 3×3 depthwise convolution of B×C×H×W with C×1×3×3 and a padding of `dilation`, arranged so that its gradient is fast on a CPU.
 
-    The same as `conv2d(x, weight, None, stride, dilation, dilation, C)` up to rounding; the result is channels last.
+    The same as `conv2d(x, weight, None, stride, dilation, dilation, C)` up to rounding; the result has the memory `layout`.
     """
     shared = math.gcd(stride, dilation)
     d = dilation // shared
     if x.device.type != "cpu" or stride > shared or dilation == 1 and x.shape[2] > 2:
-        return nn.functional.conv2d(x, weight, None, stride, dilation, dilation, len(weight))
+        return lay_out(nn.functional.conv2d(x, weight, None, stride, dilation, dilation, len(weight)), layout)
     x = x[:, :, ::shared, ::shared]  # the other positions reach no output
     (b, c, height, width), (h, w) = x.shape, (-(-x.shape[2] // d), -(-x.shape[3] // d))
     gap = int(h < 3)
@@ -70,13 +71,9 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
         x = nn.functional.pad(x, (0, w * d - width, 0, (h + gap) * d - height))
     grids = x.permute(0, 2, 3, 1).reshape(b, h + gap, d, -1).permute(2, 0, 1, 3)
     grids = grids.reshape(-1, b * (h + gap) if gap else h, w, d * c).permute(0, 3, 1, 2)
-    y = nn.functional.conv2d(_packed(grids), weight if d == 1 else torch.cat([weight] * d), None, 1, 1, 1, d * c)
+    y = nn.functional.conv2d(lay_out(grids, torch.channels_last), weight if d == 1 else torch.cat([weight] * d), None, 1, 1, 1, d * c)
     y = y.permute(0, 2, 3, 1).reshape(d, b, h + gap, -1)[:, :, :h].permute(1, 2, 0, 3).reshape(b, h * d, w * d, c)
-    return _packed(y[:, :height, :width].permute(0, 3, 1, 2))
-
-
-def _packed(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+    return lay_out(y[:, :height, :width].permute(0, 3, 1, 2), layout)
 
 # %% ../../nbs/nas/05_supernet.ipynb #3241e64e
 Row = tuple[nn.Module, ...]
@@ -117,8 +114,9 @@ class SuperNet(nn.Module):
         self.last = build_chain(block, [graph.wrapper]) if graph.wrapper not in (None, "concat") else nn.Identity()
         self.register_buffer("places", self._places(), persistent=False)
         first = next((p for p in block.parameters()), None)
+        self.layout = layout_of(block, self.added)
         if first is not None:
-            self.added.to(device=first.device, dtype=first.dtype)
+            self.added.to(device=first.device, dtype=first.dtype, memory_format=self.layout)
             self.places = self.places.to(first.device)
 
     def _rows(self) -> list[dict[str, list[Row]]]:
@@ -176,7 +174,8 @@ class SuperNet(nn.Module):
         "What the operations of a bundle make of the features of its source: for each of its edges the sum of all."
         cuts = [self.slices[index] for index in bundle]
         parts = x.split(cuts[0].source[1], 1)
-        x = _packed(x if [cut.part for cut in cuts] == list(range(len(parts))) else torch.cat([parts[cut.part] for cut in cuts], 1))
+        x = x if [cut.part for cut in cuts] == list(range(len(parts))) else torch.cat([parts[cut.part] for cut in cuts], 1)
+        x = lay_out(x, self.layout)
         total, positive = None, None
         for rows in operations.values():
             y = x
@@ -187,7 +186,7 @@ class SuperNet(nn.Module):
                 elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
                     y = nn.functional.conv2d(y, tensors[row], groups=len(row))
                 elif isinstance(layer, nn.Conv2d):
-                    y = depthwise(y, tensors[row], layer.stride[0], layer.dilation[0])
+                    y = depthwise(y, tensors[row], layer.stride[0], layer.dilation[0], self.layout)
                 elif isinstance(layer, nn.ReLU) and y is x:  # two operations begin with it
                     y = positive = layer(x) if positive is None else positive
                 else:

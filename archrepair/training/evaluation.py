@@ -20,6 +20,7 @@ __all__ = ['predict', 'is_correct', 'Score', 'Comparison', 'Evaluation', 'evalua
 from ..core.errors import ArchrepairError
 from ..data.datasets import ImageSet
 from ..data.scenario import Scenario
+from ..nas.layout import layout_of
 from .cost import CostMeter
 from .fit import autocast
 from .rows import Features, image_features
@@ -35,7 +36,9 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     device = next(model.parameters()).device
     if isinstance(images, ImageSet) and transform is None:
         raise ArchrepairError("images were given without a transform; expected one, as in Normalize.of(images)")
-    rows = image_features(images, transform, device) if isinstance(images, ImageSet) and transform is not None else images
+    rows = images
+    if isinstance(images, ImageSet):
+        rows = image_features(images, transform, device, layout=layout_of(model))
     modes = {m: m.training for m in model.modules()}
     model.eval()
     logits = []

@@ -24,6 +24,7 @@ from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
 from ..core.progress import track
 from ..core.tiers import Tier
 from ..data.datasets import ImageSet, Normalize
+from ..nas.layout import lay_out, layout_of, make_safe
 from .cost import CostMeter
 from .rows import Rows, image_features
 
@@ -127,7 +128,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
         before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None, extra: dict[str, object] | None = None,
         checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
-    """Train `model` in place on `rows` and return the history.
+    """Train `model` in place on `rows`, in the memory layout of `nas.layout.layout_of`, and return the history.
 
     `trainable`: modules in train mode (default: all); parameters that do not require gradients never move. `groups`: the optimizer's
     parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at `recipe.lr`). `validate()` gives a loss, lower is
@@ -136,7 +137,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     saved with the `checkpoint` file. `share` is the part of the network's work that a step does. Raises `TrainingDiverged` when
     the loss is no number; the checkpoint then still holds the last good epoch.
     """
-    device = next(model.parameters()).device
+    device, layout = next(model.parameters()).device, layout_of(make_safe(model))
     groups = groups or _decay_groups(trainable or [model], recipe.lr, recipe.weight_decay)
     optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -175,7 +176,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
                     if rows.teacher is not None and rows.imitate is not None:
                         teacher, imitate = rows.teacher[order].to(device), rows.imitate[order].to(device)
                     with autocast(device, recipe.precision):
-                        logits = model(x)
+                        logits = model(lay_out(x, layout))
                     loss = recipe.loss(logits.float(), rows.labels[order].to(device), teacher, imitate)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
@@ -262,5 +263,5 @@ def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: 
     model.to(device)
     recipe = Recipe(epochs=epochs or tier.train_epochs, lr=tier.train_lr, batch_size=tier.batch_size, schedule="onecycle",
                     precision=default_precision(model, device) if tier.name != "smoke" else "fp32", seed=seed)
-    rows = Rows([image_features(train, transform or Normalize.of(train), device)])
+    rows = Rows([image_features(train, transform or Normalize.of(train), device, layout=layout_of(model))])
     return fit(model, rows, recipe, keep="last", checkpoint=checkpoint, meter=meter, what=f"training on {train.name}")
