@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -81,19 +82,25 @@ def autocast(device: torch.device | str, precision: str) -> contextlib.AbstractC
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> str:
-    """bf16 on a GPU and on CPUs that multiply it in hardware, else fp32.
+PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
-    Depthwise convolutions are slower in bf16 on a CPU, so networks made of them stay in fp32 there.
+
+def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> str:
+    """What `auto` means: the environment's `ARCHREPAIR_PRECISION` (fp32 or bf16) where it is set, else what is fastest for `model`.
+
+    That is bf16 on a GPU and on CPUs that multiply it in hardware, else fp32. Depthwise convolutions are slower in bf16 on a CPU, so
+    networks made of them stay in fp32 there. Raises `ArchrepairError` for another value of the variable.
     """
+    wanted = os.environ.get("ARCHREPAIR_PRECISION", "")
+    if wanted not in ("", "auto", *PRECISIONS.values()):
+        raise ArchrepairError(f"ARCHREPAIR_PRECISION is {wanted!r}; expected fp32 or bf16, or nothing to choose by the processor")
+    if wanted in PRECISIONS.values():
+        return wanted
     if torch.device(device).type == "cuda":
         return "bf16"
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules())
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
-
-
-PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
