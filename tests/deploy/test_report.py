@@ -300,6 +300,9 @@ def test_a_saved_result_needs_no_record(parts, tmp_path):
 
 def test_several_repairs_on_one_page(folder, tmp_path):
     record, others = json.loads((folder / "record.json").read_text()), []
+    record["metrics"]["after"]["held_out"] |= {"accuracy": 80.0, "low": 75.0, "high": 84.0}  # made up: no outcome of a training counts here
+    record["metrics"]["change"]["held_out"]["negative_flips"] = 2.0
+    (folder / "record.json").write_text(json.dumps(record))
     for name, points, flips, dataset in (("<b>two</b>", 1.5, 0.5, DATASET), ("three", -2.0, 9.0, DATASET), ("four", 0.0, 1.0, "digits:fog:1")):
         other = copy.deepcopy(record)
         other["cell"]["dataset"] = dataset

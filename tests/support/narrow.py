@@ -1,6 +1,7 @@
 """A network that holds a strided 1×1 convolution with few channels, and what the package makes of it: run in a process of its own, which may die.
 
-`python -m support.narrow CHANNELS` prints as JSON the largest relative errors of gradients against plain sums in float64, and the layouts chosen.
+`python -m support.narrow CHANNELS …` prints as JSON, for each number of channels, the layout chosen and the largest relative errors of gradients
+against plain sums in float64.
 """
 import copy
 import json
@@ -82,7 +83,8 @@ def check(channels: int) -> dict[str, object]:
 
     trained = copy.deepcopy(model)
     one_step = Recipe(epochs=1, lr=1.0, batch_size=IMAGES, momentum=0.0, weight_decay=0.0, schedule="constant", clip=None)
-    fit(trained, Rows([features]), one_step, trainable=[trained.stem])  # BatchNorm stays as in eval mode
+    groups = [{"params": list(trained.parameters()), "lr": 1.0, "weight_decay": 0.0}]
+    fit(trained, Rows([features]), one_step, trainable=[trained.stem], groups=groups)  # BatchNorm stays in eval mode
     errors["fit"] = error((model.layer1.shortcut.weight - trained.layer1.shortcut.weight).detach().flatten(1), expected)
 
     wiring = wire(freeze(copy.deepcopy(model)), x[:1])
@@ -106,4 +108,4 @@ def check(channels: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(check(int(sys.argv[1]))))
+    print(json.dumps({channels: check(int(channels)) for channels in sys.argv[1:]}))

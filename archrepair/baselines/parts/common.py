@@ -54,6 +54,7 @@ class Problem:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        make_safe(self.original)
         self.started, self._logits = (time.perf_counter(), time.process_time()), {}
 
     @property
@@ -166,7 +167,7 @@ class Baseline(ABC):
         for what a user can mend.
         """
         precision = default_precision(model, next(model.parameters()).device) if self.precision == "auto" else self.precision
-        problem = Problem(make_safe(freeze(copy.deepcopy(model))), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
+        problem = Problem(freeze(copy.deepcopy(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
         with problem.meter.running():
             repaired = self.mend(problem)
