@@ -10,6 +10,7 @@ from torchvision.models.regnet import BlockParams
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import ImageSet, Normalize
+from archrepair.nas.layout import layout_of
 from archrepair.networks import blocks
 from archrepair.networks.blocks import Whole, block_names, freeze, get_block, replace_block, split
 from archrepair.networks.models import MODELS, create_model, list_models, outline
@@ -451,7 +452,7 @@ def test_every_store_gives_the_same_rows(cut, few, tmp_path):
             batch = kept.batch(rows, view)
             assert torch.allclose(batch, expected, atol=1e-6), store
             assert torch.equal(batch, stores["device"].batch(rows, view)) or store == "none"
-            assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
+            assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=layout_of(cut.model))
     assert stores["file"].where == "file" and stores["device"].bytes == 2 * 37 * cut.features(X[:1]).numel() * 4
     assert torch.equal(stores["device"].labels, few.labels) and len(stores["host"]) == 37
 
