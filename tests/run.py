@@ -1,7 +1,8 @@
 """All checks, in the order in which they fail fastest: `make test` runs this and nothing else.
 
 Exported code and cleaned notebooks up to date, README in step with its notebook, every notebook executed at the smoke tier, those of the
-paper through papermill into all tables and figures, and pytest. Every stage has a time limit and a crashed test ends the run, so it never hangs.
+paper through papermill into all tables and figures, and pytest. Every stage has a time limit and a crashed test ends the run, so it never
+hangs.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def main() -> None:
     check_exported()
     if readme() != (ROOT / "README.md").read_text():
         sys.exit("README.md is not what nbs/index.ipynb gives; run `make readme` and commit")
-    call("nbdev-test", "--n-workers", "2", "--timing", "--skip-file-re", r"^([_.]|0\d_)", minutes=60)  # the paper's notebooks are executed next
+    call("nbdev-test", "--n-workers", "2", "--timing", "--skip-file-re", r"^([_.]|0\d_)", minutes=60)  # the paper's come next
     call("archrepair", "paper", "--tier", "smoke", "--jobs", "2", minutes=60)  # all tables and figures, through papermill
     call("archrepair", "paper", "--tier", "smoke", "--recorded", "--only", "table9", "--datasets", "digits:fog:3")  # from records alone
     get_browser()

@@ -1,4 +1,4 @@
-"The main job on every kind of processor that this one can act, in processes of their own: an abort is a failure and not the end of the run."
+"""The main job as on other processors, each time in a process of its own: an abort is a failure and not the end of the run."""
 import json
 import os
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 
 from support.finished import FILES, ORIGINAL, check_failure
 
-REPAIR = ("repair", "--tier", "smoke", "--dataset", "digits:fog:3", "--search-epochs", "1", "--finetune-epochs", "1", "--out", "outputs/repair")
+REPAIR = ("repair", "--tier", "smoke", "--dataset", "digits:fog:3", "--search-epochs", "1", "--finetune-epochs", "1",
+          "--out", "outputs/repair")
 ORIGINALS: dict[tuple[str, int], bytes] = {}  # one training for each instruction set and number of threads
 
 

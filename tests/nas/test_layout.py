@@ -22,8 +22,8 @@ CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 
 
 @pytest.mark.parametrize(("layer", "narrow"), [
-    (nn.Conv2d(LANES - 1, 32, 1, 2), True), (nn.Conv2d(LANES, 32, 1, 2), False), (nn.Conv2d(3, 64, 1, (1, 2)), True), (nn.Conv2d(8, 16, 1), False),
-    (nn.Conv2d(8, 16, 3, 2, 1), False), (nn.Conv2d(8, 16, (1, 3), 2), False), (nn.Conv2d(32, 32, 1, 2, groups=4), True),
+    (nn.Conv2d(LANES - 1, 32, 1, 2), True), (nn.Conv2d(LANES, 32, 1, 2), False), (nn.Conv2d(3, 64, 1, (1, 2)), True),
+    (nn.Conv2d(8, 16, 1), False), (nn.Conv2d(8, 16, 3, 2, 1), False), (nn.Conv2d(8, 16, (1, 3), 2), False), (nn.Conv2d(32, 32, 1, 2, groups=4), True),
     (nn.Conv2d(64, 64, 1, 2, groups=4), False), (nn.Conv2d(64, 64, 1, 2, groups=64), True), (nn.ConvTranspose2d(32, 8, 1, 2), True),
     (nn.ConvTranspose2d(8, 32, 1, 2), False), (nn.Conv1d(8, 16, 1, 2), False), (nn.Linear(8, 16), False)], ids=str)
 def test_a_narrow_layer_is_a_strided_pixel_with_few_channels_per_group(layer, narrow):
@@ -39,7 +39,8 @@ def test_the_layout_is_that_of_all_parts_together_and_no_gpus_concern():
 
 
 @pytest.mark.parametrize(("name", "width", "layout"), [
-    ("resnet18", 1 / 8, CONTIGUOUS), ("resnet18", 1 / 4, CHANNELS_LAST), ("vgg16", 1 / 8, CHANNELS_LAST), ("torchvision:resnet18", 1, CHANNELS_LAST)])
+    ("resnet18", 1 / 8, CONTIGUOUS), ("resnet18", 1 / 4, CHANNELS_LAST), ("vgg16", 1 / 8, CHANNELS_LAST),
+    ("torchvision:resnet18", 1, CHANNELS_LAST)])
 def test_networks_are_built_in_their_layout(name, width, layout):
     network = create_model(name, 5, width=width)
     assert layout_of(network) == layout
@@ -93,7 +94,8 @@ def test_a_safe_network_stays_as_it_is():
 def test_gradients_of_narrow_layers_are_plain_sums(threads, isa):
     "For a user's channels-last network, by every way in which the package takes a weight gradient."
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "ONEDNN_MAX_CPU_ISA": isa, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run([sys.executable, "-m", "support.narrow", "3", "8", "15"], cwd=TESTS, env=env, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "support.narrow", "3", "8", "15"]
+    done = subprocess.run(command, cwd=TESTS, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     for channels, result in json.loads(done.stdout).items():
         assert result["finite"] and result["layout"] == str(CONTIGUOUS), channels

@@ -1,7 +1,7 @@
-"""A network that holds a strided 1×1 convolution with few channels, and what the package makes of it: run in a process of its own, which may die.
+"""A network with strided 1×1 convolutions of few channels, and its gradients: to be run in a process of its own, which may die.
 
-`python -m support.narrow CHANNELS …` prints as JSON, for each number of channels, the layout chosen and the largest relative errors of gradients
-against plain sums in float64.
+`python -m support.narrow CHANNELS …` prints as JSON, for each number of channels, the layout chosen and the largest relative errors of
+gradients against plain sums in float64.
 """
 import copy
 import json
@@ -95,7 +95,8 @@ def check(channels: int) -> dict[str, object]:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8))
     data = RepairData.of((images[:40], labels[:40]), (images[40:], labels[40:]))
     tuned = failure_gradient(Problem(freeze(copy.deepcopy(model)), data))["layer1.shortcut.weight"].flatten(1)
-    errors["surgical"] = error(tuned, plain_gradient(model, data.transform(data.failures.batch(torch.arange(len(data.failures)))), data.failures.labels))
+    failures = data.transform(data.failures.batch(torch.arange(len(data.failures))))
+    errors["surgical"] = error(tuned, plain_gradient(model, failures, data.failures.labels))
     below = downstream(model, ["layer1.shortcut"])
     entering = below.cut.features(x).detach().contiguous(memory_format=torch.channels_last)
     lost, _ = impacts(below, Features(labels, lambda positions, view: entering[positions]), batch_size=IMAGES)["layer1.shortcut"]
