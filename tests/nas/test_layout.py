@@ -23,8 +23,10 @@ CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 
 @pytest.mark.parametrize(("layer", "narrow"), [
     (nn.Conv2d(LANES - 1, 32, 1, 2), True), (nn.Conv2d(LANES, 32, 1, 2), False), (nn.Conv2d(3, 64, 1, (1, 2)), True),
-    (nn.Conv2d(8, 16, 1), False), (nn.Conv2d(8, 16, 3, 2, 1), False), (nn.Conv2d(8, 16, (1, 3), 2), False), (nn.Conv2d(32, 32, 1, 2, groups=4), True),
-    (nn.Conv2d(64, 64, 1, 2, groups=4), False), (nn.Conv2d(64, 64, 1, 2, groups=64), True), (nn.ConvTranspose2d(32, 8, 1, 2), True),
+    (nn.Conv2d(8, 16, 1), False), (nn.Conv2d(8, 16, 3, 2, 1), False), (nn.Conv2d(8, 16, (1, 3), 2), False),
+    (nn.Conv2d(32, 32, 1, 2, groups=4), True),
+    (nn.Conv2d(64, 64, 1, 2, groups=4), False), (nn.Conv2d(64, 64, 1, 2, groups=64), True),
+    (nn.ConvTranspose2d(32, 8, 1, 2), True),
     (nn.ConvTranspose2d(8, 32, 1, 2), False), (nn.Conv1d(8, 16, 1, 2), False), (nn.Linear(8, 16), False)], ids=str)
 def test_a_narrow_layer_is_a_strided_pixel_with_few_channels_per_group(layer, narrow):
     assert is_narrow(layer) == narrow
