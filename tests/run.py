@@ -1,15 +1,18 @@
 """All checks, in the order in which they fail fastest: `make test` runs this and nothing else.
 
 Exported code and cleaned notebooks up to date, README in step with its notebook, every notebook executed at the smoke tier, those of the
-paper through papermill into all tables and figures, and pytest.
+paper through papermill into all tables and figures, and pytest. Every stage has a time limit and a crashed test ends the run, so it never
+hangs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,15 +28,22 @@ ENVIRONMENT = {**os.environ, "IN_TEST": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND
                "PYTHONWARNINGS": "ignore::DeprecationWarning", "ARCHREPAIR_HOME": str(ROOT)}
 
 
-def call(*command: object, cwd: Path = ROOT, env: dict[str, str] = ENVIRONMENT, **options) -> None:
-    "Run a tool of this environment; stop the whole run if it fails."
+def call(*command: object, cwd: Path = ROOT, env: dict[str, str] = ENVIRONMENT, minutes: float = 10) -> None:
+    "Run a tool of this environment; stop the whole run if it fails or has not ended after so many minutes."
     name, *arguments = map(str, command)
-    started = time.time()
-    print(f"\n$ {name} {' '.join(arguments)}", flush=True)
-    done = subprocess.run([str(BIN / name), *arguments], cwd=cwd, env=env, stdin=subprocess.DEVNULL, **options)
+    line, started = " ".join([name, *arguments]), time.time()
+    print(f"\n$ {line}", flush=True)
+    process = subprocess.Popen([str(BIN / name), *arguments], cwd=cwd, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        status = process.wait(minutes * 60)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"stopped: no end after {minutes:g} minutes: {line}")
+    finally:  # whatever it started and left behind ends with it, as it does on Ctrl-C
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     print(f"  {time.time() - started:.0f} s", flush=True)
-    if done.returncode:
-        sys.exit(f"failed ({done.returncode}): {name} {' '.join(arguments)}")
+    if status:
+        sys.exit(f"failed ({status}): {line}")
 
 
 def check_exported() -> None:
@@ -91,12 +101,14 @@ def main() -> None:
     check_exported()
     if readme() != (ROOT / "README.md").read_text():
         sys.exit("README.md is not what nbs/index.ipynb gives; run `make readme` and commit")
-    call("nbdev-test", "--n-workers", "2", "--timing", "--skip-file-re", r"^([_.]|0\d_)")  # the paper's notebooks are executed next
-    call("archrepair", "paper", "--tier", "smoke", "--jobs", "2")  # all tables and figures, through papermill
+    call("nbdev-test", "--n-workers", "2", "--timing", "--skip-file-re", r"^([_.]|0\d_)", minutes=60)  # the paper's come next
+    call("archrepair", "paper", "--tier", "smoke", "--jobs", "2", minutes=60)  # all tables and figures, through papermill
     call("archrepair", "paper", "--tier", "smoke", "--recorded", "--only", "table9", "--datasets", "digits:fog:3")  # from records alone
     get_browser()
     # A file's tests share what they make (a built site, say), so one worker takes them all.
-    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "-rs", "-m", "not gpu and not slow", "--durations=8")
+    # One that crashes is not replaced: the run ends with the name of the test.
+    call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "--max-worker-restart=0", "-rs",
+         "-m", "not gpu and not slow", "--durations=8", minutes=90)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from .parts.patches import Downstream, Population, Site, downstream, hooked, pat
 from .parts.swarm import Found, constriction, differential_evolution, pso
 from ..core.errors import ArchrepairError, unknown
 from ..data.images import ImageSet
+from ..nas.layout import lay_out, layout_of
 from ..training.evaluation import is_correct, predict
 from ..training.fit import autocast
 from ..training.rows import Features, cache_features
@@ -57,7 +58,7 @@ def impacts(network: Downstream, rows: Features, *, normalized: bool = True, pre
 
     L is the cross-entropy, out the sum of the logits. One forward and two backwards an input.
     """
-    modules, device = network.modules, next(network.tail.parameters()).device
+    modules, device, layout = network.modules, next(network.tail.parameters()).device, layout_of(network.tail)
     for m in modules.values():
         m.weight.requires_grad_(True)
     weights = [m.weight for m in modules.values()]
@@ -71,7 +72,7 @@ def impacts(network: Downstream, rows: Features, *, normalized: bool = True, pre
             return output.clone()  # what follows may write into it
 
         with hooked(modules, see), torch.enable_grad(), autocast(device, precision):
-            logits = network.tail(rows.batch(positions)).float()
+            logits = network.tail(lay_out(rows.batch(positions), layout)).float()
         loss = nn.functional.cross_entropy(logits, rows.labels[positions].to(device), reduction="sum")
         for total, g in zip(losses, torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)):
             total += g

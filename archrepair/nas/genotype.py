@@ -23,6 +23,7 @@ __all__ = ['WIDEN', 'Slice', 'Genotype', 'Scale', 'fold', 'RepairedBlock', 'orig
 from ..core.errors import ArchrepairError
 from ..core.html import Html
 from .graph import BlockGraph, Edge, build_chain, draw_graph, graph_figure
+from .layout import layout_of
 from .operations import make_operation
 
 # %% ../../nbs/nas/04_genotype.ipynb #16134919
@@ -212,7 +213,7 @@ class RepairedBlock(nn.Module):
         live = genotype.live()
         if not live:
             raise ArchrepairError("the genotype leads nowhere: no edges that are not None connect the input with the output; give it some")
-        first = next((p for p in block.parameters()), torch.zeros(1))
+        first, layout = next((p for p in block.parameters()), torch.zeros(1)), layout_of(block)
         for j in range(1, len(graph.nodes)):
             steps: list[tuple[int, str, tuple[int, int, int, int] | None]] = []
             for index, edge in [pair for pair in graph.incoming(j) if pair[0] in live]:
@@ -222,7 +223,7 @@ class RepairedBlock(nn.Module):
                     steps.append((edge.source, f"inherited {edge.key}", None))
                 if genotype.choices[index] not in ("none", "original"):
                     self.added[edge.key], place = _make_added(genotype, index, edge, generator)
-                    self.added[edge.key].to(first)
+                    self.added[edge.key].to(first).to(memory_format=layout)
                     steps.append((edge.source, f"added {edge.key}", place))
             self.plan.append(steps)
         self.posts = nn.ModuleList([build_chain(block, [n.activation] if n.activation else []) for n in graph.nodes[1:]])

@@ -96,7 +96,7 @@ def make_operation(name: str, c_in: int, c_out: int, stride: int | None = 1, *, 
     last = layers[-1]
     assert isinstance(last, nn.BatchNorm2d)
     nn.init.zeros_(last.weight)
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    return nn.Sequential(*layers)
 
 # %% ../../nbs/nas/01_operations.ipynb #6a3273e0
 def stride_between(source: tuple[int, int], target: tuple[int, int]) -> int | None:

@@ -21,6 +21,7 @@ __all__ = ['Row', 'SliceSums', 'PlainSuperNet', 'scaled_norm', 'depthwise', 'Wid
 # %% ../../nbs/nas/05_supernet.ipynb #bc0b8cd1
 from .genotype import Slice
 from .graph import BlockGraph, build_chain
+from .layout import lay_out, layout_of
 from .operations import CANDIDATES, make_operation
 
 # %% ../../nbs/nas/05_supernet.ipynb #1dfc4dc0
@@ -44,9 +45,9 @@ class PlainSuperNet(nn.Module):
                 for name in edge.candidates if name not in ("none", "original")})
         self.node_activations = nn.ModuleList([build_chain(block, [n.activation] if n.activation else []) for n in graph.nodes[1:]])
         self.tail_op = build_chain(block, [graph.tail]) if graph.tail not in (None, "concat") else nn.Identity()
-        first = next((p for p in block.parameters()), None)
+        first, self.layout = next((p for p in block.parameters()), None), layout_of(block, self.added)
         if first is not None:
-            self.added.to(device=first.device, dtype=first.dtype)
+            self.added.to(device=first.device, dtype=first.dtype, memory_format=self.layout)
 
     @property
     def channel_parts(self) -> tuple[int, ...]:
@@ -116,15 +117,16 @@ def _scaled(layers: nn.Sequential, x: Tensor, factor: Tensor) -> Tensor:
     return _times(layers(x), factor)
 
 # %% ../../nbs/nas/05_supernet.ipynb #8a03cbda
-def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1,
+              layout: torch.memory_format = torch.channels_last) -> Tensor:
     """A 3×3 depthwise convolution of B×C×H×W with C×1×3×3, padded by `dilation`, arranged so that its gradient is fast on a CPU.
 
-    The same as `conv2d(x, weight, None, stride, dilation, dilation, C)` up to rounding; the result is channels last.
+    The same as `conv2d(x, weight, None, stride, dilation, dilation, C)` up to rounding; the result has the memory `layout`.
     """
     shared = math.gcd(stride, dilation)
     d = dilation // shared
     if x.device.type != "cpu" or stride > shared or dilation == 1 and x.shape[2] > 2:
-        return nn.functional.conv2d(x, weight, None, stride, dilation, dilation, len(weight))
+        return lay_out(nn.functional.conv2d(x, weight, None, stride, dilation, dilation, len(weight)), layout)
     x = x[:, :, ::shared, ::shared]  # the other positions reach no output
     (b, c, height, width), (h, w) = x.shape, (-(-x.shape[2] // d), -(-x.shape[3] // d))
     gap = int(h < 3)
@@ -132,13 +134,9 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
         x = nn.functional.pad(x, (0, w * d - width, 0, (h + gap) * d - height))
     grids = x.permute(0, 2, 3, 1).reshape(b, h + gap, d, -1).permute(2, 0, 1, 3)
     grids = grids.reshape(-1, b * (h + gap) if gap else h, w, d * c).permute(0, 3, 1, 2)
-    y = nn.functional.conv2d(_packed(grids), weight if d == 1 else torch.cat([weight] * d), None, 1, 1, 1, d * c)
+    y = nn.functional.conv2d(lay_out(grids, torch.channels_last), weight if d == 1 else torch.cat([weight] * d), None, 1, 1, 1, d * c)
     y = y.permute(0, 2, 3, 1).reshape(d, b, h + gap, -1)[:, :, :h].permute(1, 2, 0, 3).reshape(b, h * d, w * d, c)
-    return _packed(y[:, :height, :width].permute(0, 3, 1, 2))
-
-
-def _packed(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+    return lay_out(y[:, :height, :width].permute(0, 3, 1, 2), layout)
 
 # %% ../../nbs/nas/05_supernet.ipynb #3241e64e
 Row = tuple[nn.Module, ...]  # one layer for each edge of a bundle
@@ -238,7 +236,7 @@ class SuperNet(PlainSuperNet):
         slices = [self.slices[index] for index in bundle]
         parts = x.split(slices[0].source[1], 1)
         is_whole = [part.position for part in slices] == list(range(len(parts)))
-        x = _packed(x if is_whole else torch.cat([parts[part.position] for part in slices], 1))  # B × edges · C/parts × H × W
+        x = lay_out(x if is_whole else torch.cat([parts[part.position] for part in slices], 1), self.layout)  # B × edges · C/parts × H × W
         total, rectified = None, None
         for rows in operations.values():
             y = x
@@ -246,7 +244,7 @@ class SuperNet(PlainSuperNet):
                 if isinstance(row[0], nn.ReLU) and y is x:  # two operations begin with it
                     y = rectified = row[0](x) if rectified is None else rectified
                 else:
-                    y = _run_row(row, y, layers)
+                    y = _run_row(row, y, layers, self.layout)
             y = _times(y, layers.factors[rows[-1]]) if layers.factors else y
             total = y if total is None else total + y
         return total.split(slices[0].target[1], 1)
@@ -286,7 +284,7 @@ class SuperNet(PlainSuperNet):
         return torch.cat(entries)
 
 
-def _run_row(row: Row, x: Tensor, layers: WideLayers) -> Tensor:
+def _run_row(row: Row, x: Tensor, layers: WideLayers, layout: torch.memory_format) -> Tensor:
     "A row of layers on their features side by side, as one layer."
     layer = row[0]
     if isinstance(layer, nn.BatchNorm2d):
@@ -294,7 +292,7 @@ def _run_row(row: Row, x: Tensor, layers: WideLayers) -> Tensor:
     if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
         return nn.functional.conv2d(x, layers.weights[row], groups=len(row))
     if isinstance(layer, nn.Conv2d):
-        return depthwise(x, layers.weights[row], layer.stride[0], layer.dilation[0])
+        return depthwise(x, layers.weights[row], layer.stride[0], layer.dilation[0], layout)
     return layer(x)  # ReLU and pools treat every channel alike
 
 

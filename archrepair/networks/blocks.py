@@ -21,6 +21,7 @@ __all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole'
 
 # %% ../../nbs/networks/03_blocks.ipynb #2f8e7238
 from ..core.errors import ArchrepairError
+from ..nas.layout import make_safe
 from .models import DenseGroup, DenseUnit
 
 # %% ../../nbs/networks/03_blocks.ipynb #dec25e6f
@@ -304,7 +305,7 @@ def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
     one that is never called.
     """
     get_block(model, block, whole=True)
-    frozen = freeze(copy.deepcopy(model))
+    frozen = make_safe(freeze(copy.deepcopy(model)))
     parts = _cut(frozen, block)
     cut = Split(frozen, block, parts[0] if parts else None, frozen.get_submodule(block), parts[1] if parts else None)
     if example is not None:

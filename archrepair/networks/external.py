@@ -25,6 +25,7 @@ __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_wei
 
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
 from ..core.errors import ArchrepairError, first_line, unknown
+from ..nas.layout import layout_of
 
 # %% ../../nbs/networks/02_external.ipynb #b3640428
 def _torchvision(name: str, n_classes: int, image_size: int) -> nn.Module:
@@ -156,8 +157,7 @@ def build(name: str, n_classes: int, image_size: int, seed: int = 0) -> nn.Modul
     or does not answer with `n_classes` logits.
     """
     model = _make(name, n_classes, image_size, seed).cpu().eval()
-    if not any(p.ndim == 5 for p in model.parameters()):  # kernels over time have a layout of their own
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=layout_of(model))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = model(torch.zeros(2, 3, image_size, image_size))

@@ -22,6 +22,7 @@ __all__ = ['MODELS', 'DenseUnit', 'DenseGroup', 'group_units', 'list_models', 'c
 
 # %% ../../nbs/networks/01_models.ipynb #9ecca5b0
 from ..core.errors import ArchrepairError, first_line, write_atomic
+from ..nas.layout import layout_of
 from .external import build, list_networks, sketch, unknown_network
 
 # %% ../../nbs/networks/01_models.ipynb #c520fc4e
@@ -154,7 +155,7 @@ def _six(name: str, n_classes: int, image_size: int, width: float, stem_stride: 
             _scale_width(model, width)
     model.to_empty(device="cpu")
     _initialize(model, seed)
-    model = model.to(memory_format=torch.channels_last).eval()
+    model.eval()
     if image_size < 32 or width < 1 / 32 or not math.log2(width).is_integer():  # pools may run dry, concatenations may not fit
         try:
             with torch.no_grad():
@@ -216,7 +217,8 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
         network = build(name, n_classes, image_size, seed)
     else:
         network = _six(name, n_classes, image_size, width, stem_stride, seed)
-    return network.to(device=device, dtype=dtype)
+    network = network.to(device=device, dtype=dtype)
+    return network.to(memory_format=layout_of(network))
 
 
 def outline(name: str, n_classes: int = 10) -> nn.Module:

@@ -20,6 +20,7 @@ __all__ = ['same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer
 from ..core.errors import ArchrepairError
 from ..data.images import holdout
 from ..data.scenario import RepairData
+from ..nas.layout import layout_of, make_safe
 from ..nas.supernet import recalibrate
 from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split
 from ..networks.neurons import wire
@@ -159,7 +160,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     meter = meter if meter is not None else CostMeter()
     example = data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(device))
     cut = split(model, block, example) if block is not None else None
-    original = freeze(copy.deepcopy(model)) if cut is None else cut.model
+    original = make_safe(freeze(copy.deepcopy(model))) if cut is None else cut.model
     sets = {"train": data.train, "failures": spread_views(data.failures, failure_views), "val": data.val, "val_failures": data.val_failures}
     tail = cut.tail() if cut else original
     share = 1.0
@@ -174,7 +175,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
                                          dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
                                          on_batch=lambda n: meter.add(n, share=1 - share))
         else:
-            parts[name] = image_features(images, data.transform, device, n_views)
+            parts[name] = image_features(images, data.transform, device, n_views, layout_of(original))
         logits[name] = predict(tail, parts[name], precision=precision, meter=meter, share=share)
     return BlockData(model, data, cut, parts, logits, share, precision, meter, original, failure_views)
 

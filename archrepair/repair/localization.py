@@ -29,6 +29,7 @@ __all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'THRESHOLDS', '
 from ..core.errors import ArchrepairError, NoFailures, unknown
 from ..core.progress import track
 from ..data.scenario import RepairData
+from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.blocks import block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
 from ..training.cost import CostMeter
@@ -151,7 +152,9 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
     """
     if grad not in GRADIENTS:
         raise unknown("gradient", grad, GRADIENTS)
-    device = next(network.parameters()).device
+    device, layout = next(network.parameters()).device, layout_of(network)
+    if layout == torch.contiguous_format:
+        network = make_safe(copy.deepcopy(network))  # in another layout the gradient may be wrong
     leaves = _leaves(network, wiring) if grad == "weight" else {}
     sums = [torch.zeros_like(w) for w in leaves.values()]
     total = torch.zeros(wiring.size, dtype=torch.float64, device=device)
@@ -159,7 +162,7 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
     with track("gradients", len(failures)) as advance, torch.enable_grad():
         for positions in failures.split(batch_size):
             x, order = rows.inputs(positions)
-            x = x.detach().requires_grad_(not leaves)
+            x = lay_out(x.detach(), layout).requires_grad_(not leaves)
             found.clear()
             see = lambda layer, z, view: _catch(z, view, grad, found[layer])
             with autocast(device, precision), nullcontext() if leaves else watch(network, wiring, see):
@@ -348,9 +351,10 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     network = freeze(copy.deepcopy(model))
     if device is not None:
         network.to(device)
+    network = make_safe(network)
     device = next(network.parameters()).device
     data = RepairData.check(data).subset(n_train)
-    rows = Rows([image_features(part, data.transform, device) for part in (data.failures, data.train)])
+    rows = Rows([image_features(part, data.transform, device, layout=layout_of(network)) for part in (data.failures, data.train)])
     wiring = wire(network, rows.inputs(torch.arange(1))[0])
     if meter:
         meter.add(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
 from ..core.progress import track
 from ..core.tiers import Tier
 from ..data.images import ImageSet, Normalize
+from ..nas.layout import lay_out, layout_of, make_safe
 from .cost import CostMeter
 from .rows import Rows, image_features
 
@@ -83,19 +85,25 @@ def autocast(device: torch.device | str, precision: str) -> contextlib.AbstractC
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> str:
-    """bf16 on a GPU and on CPUs that multiply it in hardware, else fp32.
+PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
-    Depthwise convolutions are slower in bf16 on a CPU, so networks made of them stay in fp32 there.
+
+def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> str:
+    """What `auto` means: the environment's `ARCHREPAIR_PRECISION` (fp32 or bf16) where it is set, else what is fastest for `model`.
+
+    That is bf16 on a GPU and on CPUs that multiply it in hardware, else fp32. Depthwise convolutions are slower in bf16 on a CPU, so
+    networks made of them stay in fp32 there. Raises `ArchrepairError` for another value of the variable.
     """
+    wanted = os.environ.get("ARCHREPAIR_PRECISION", "")
+    if wanted not in ("", "auto", *PRECISIONS.values()):
+        raise ArchrepairError(f"ARCHREPAIR_PRECISION is {wanted!r}; expected fp32 or bf16, or nothing to choose by the processor")
+    if wanted in PRECISIONS.values():
+        return wanted
     if torch.device(device).type == "cuda":
         return "bf16"
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules())
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if fast and not depthwise else "fp32"
-
-
-PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
@@ -147,7 +155,7 @@ class _Run:
     def __init__(self, model: nn.Module, rows: Rows, recipe: Recipe, trainable: Sequence[nn.Module],
                  groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float):
         self.model, self.rows, self.recipe, self.trainable = model, rows, recipe, trainable
-        self.device = next(model.parameters()).device
+        self.device, self.layout = next(model.parameters()).device, layout_of(make_safe(model))
         groups = groups or _decay_groups(trainable, recipe.lr, recipe.weight_decay)
         self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -179,7 +187,7 @@ class _Run:
         if self.rows.teacher is not None and self.rows.imitate is not None:
             teacher, imitate = self.rows.teacher[order].to(self.device), self.rows.imitate[order].to(self.device)
         with autocast(self.device, self.recipe.precision):
-            logits = self.model(x)
+            logits = self.model(lay_out(x, self.layout))
         loss = self.recipe.loss(logits.float(), self.rows.labels[order].to(self.device), teacher, imitate)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -259,7 +267,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
         before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None, extra: dict[str, Any] | None = None,
         checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
-    """Train `model` in place on `rows` and return the history.
+    """Train `model` in place on `rows`, in the memory layout of `nas.layout.layout_of`, and return the history.
 
     What learns: `trainable` are the modules in train mode (default: all); parameters that do not require gradients never move. `groups`
     are the optimizer's parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at
@@ -312,5 +320,5 @@ def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: 
     model.to(device)
     recipe = Recipe(epochs=epochs or tier.train_epochs, lr=tier.train_lr, batch_size=tier.batch_size, schedule="onecycle",
                     precision=default_precision(model, device) if tier.name != "smoke" else "fp32", seed=seed)
-    rows = Rows([image_features(train, transform or Normalize.of(train), device)])
+    rows = Rows([image_features(train, transform or Normalize.of(train), device, layout=layout_of(model))])
     return fit(model, rows, recipe, select="last", checkpoint=checkpoint, meter=meter, what=f"training on {train.name}")

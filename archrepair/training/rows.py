@@ -20,6 +20,7 @@ __all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_fea
 
 # %% ../../nbs/training/01_rows.ipynb #1f46f5f5
 from ..data.images import ImageSet
+from ..nas.layout import lay_out, layout_of
 from ..networks.blocks import Split
 
 # %% ../../nbs/training/01_rows.ipynb #be49151a
@@ -66,10 +67,11 @@ class Features:
         return Features(self.labels[positions], lambda rows, view: read(positions[rows], view), self.views, self.where, self.bytes)
 
 
-def image_features(images: ImageSet, transform: Callable[[Tensor], Tensor], device: torch.device | str = "cpu", views: int = 1) -> Features:
-    "Inputs of a whole network: images that are transformed as they are needed."
+def image_features(images: ImageSet, transform: Callable[[Tensor], Tensor], device: torch.device | str = "cpu", views: int = 1,
+                   layout: torch.memory_format = torch.channels_last) -> Features:
+    "Inputs of a whole network: images that are transformed as they are needed, in the memory `layout` of that network."
     resident = images.to(device)
-    read = lambda positions, view: transform(draw_view(resident.batch(positions).to(device), view))
+    read = lambda positions, view: lay_out(transform(draw_view(resident.batch(positions).to(device), view)), layout)
     return Features(images.labels, read, views)
 
 # %% ../../nbs/training/01_rows.ipynb #90f1a734
@@ -82,9 +84,9 @@ def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], T
     `folder`), `none` (recomputed each time) or `auto`: the first of these with room, a file only where `folder` is given.
     `on_batch(n)` is called for every n images sent through the prefix.
     """
-    device = torch.device(device)
+    device, layout = torch.device(device), layout_of(cut.model)
     if cut.prefix is None:
-        return image_features(images, transform, device, views)
+        return image_features(images, transform, device, views, layout)
     prefix = cut.prefix.to(device)
     half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
@@ -92,7 +94,7 @@ def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], T
         with torch.no_grad(), half:
             if on_batch:
                 on_batch(len(positions))
-            return prefix(transform(draw_view(images.batch(positions).to(device), view)))
+            return prefix(lay_out(transform(draw_view(images.batch(positions).to(device), view)), layout))
 
     def fill(table: Tensor) -> None:
         for view in range(views):
@@ -114,8 +116,7 @@ def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], T
         fill(table)
 
     def read(positions: Tensor, view: int) -> Tensor:
-        rows = table[view][positions.to(table.device)].to(device, non_blocking=True).float()
-        return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+        return lay_out(table[view][positions.to(table.device)].to(device, non_blocking=True).float(), layout)
 
     return Features(images.labels, read, views, store, size)
 

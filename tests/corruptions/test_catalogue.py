@@ -432,17 +432,21 @@ def accuracies(network, test, name):
 
 
 @pytest.fixture(scope="module")
-def digits_network():
-    return small_network(load_dataset("digits", "train"), epochs=6)
+def nearest_mean():
+    "A classifier that nobody trains: the class whose mean image is nearest."
+    train = load_dataset("digits", "train")
+    gray = lambda images: images.double().mean(3).flatten(1)
+    means = torch.stack([gray(train.images[train.labels == label]).mean(0) for label in range(10)])
+    return lambda images: torch.cdist(gray(images), means).argmin(1)
 
 
 @pytest.mark.parametrize("name", [n for n in CORRUPTIONS if n != "elastic_transform"])
-def test_accuracy_on_digits_falls_with_severity(digits_network, name):
+def test_accuracy_on_digits_falls_with_severity(nearest_mean, name):
     # Not for the elastic transform: its affine part shrinks with severity, and thick strokes feel nothing else.
-    accuracy = accuracies(digits_network, load_dataset("digits", "test"), name)
+    accuracy = accuracies(nearest_mean, load_dataset("digits", "test"), name)
     standard_error = 0.5 / math.sqrt(597)
     assert sum(b > a + standard_error / 4 for a, b in zip(accuracy, accuracy[1:])) <= 1, accuracy
-    assert accuracy[0] >= accuracy[4], accuracy
+    assert accuracy[4] < accuracy[0] + standard_error / 4, accuracy
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,7 @@ def test_a_repair_is_claimed_by_its_cell_and_its_weights(start, tmp_path, monkey
 KILLER = """
 import os, signal, sys
 import matplotlib.pyplot, scipy.stats, sklearn.datasets  # once, before the forks
-from archrepair import experiments, report, training
+import archrepair.deploy.report, archrepair.experiments.cells, archrepair.training.fit as training
 from archrepair.cli.app import main
 
 save = training._save

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import densenet, get_model, resnet, vgg
 
 from archrepair.core.errors import ArchrepairError
+from archrepair.nas.layout import layout_of
 from archrepair.networks.external import brings_weights, build
 from archrepair.networks.models import MODELS, check_state, create_model, list_models, load_weights, outline, save_weights
 
@@ -28,7 +29,7 @@ def test_shapes_modes_and_finite_weights(name):
         assert logits.shape == (2, 7) and logits.isfinite().all() and not model.training
         assert all(v.isfinite().all() for v in model.state_dict().values()) and all(p.requires_grad for p in model.parameters())
         kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-        assert all(k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
+        assert all(k.is_contiguous(memory_format=layout_of(model)) for k in kernels)
 
 
 def test_at_224_px_the_stem_is_torchvisions():
@@ -77,7 +78,7 @@ def test_width_scales_all_but_image_and_classes():
 def run_both(ours: nn.Module, theirs: nn.Module) -> None:
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(ours(x), theirs.to(memory_format=torch.channels_last).eval()(x))
+        assert torch.equal(ours(x), theirs.to(memory_format=layout_of(theirs)).eval()(x))
 
 
 def scramble(model: nn.Module) -> nn.Module:
@@ -207,7 +208,7 @@ def test_foreign_networks_same_seed_same_weights_and_the_global_stream_is_left_a
     assert any(not torch.equal(one[k], three[k]) for k in one if one[k].ndim > 1)
     with torch.inference_mode():
         assert a(torch.zeros(3, 3, 32, 32)).shape == (3, 6)
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in a.parameters() if p.ndim == 4)
+    assert all(p.is_contiguous(memory_format=layout_of(a)) for p in a.parameters() if p.ndim == 4)
 
 
 def test_a_network_of_torchvision_is_torchvisions_own():

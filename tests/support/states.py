@@ -3,10 +3,13 @@ import copy
 
 import torch
 
+SAME = ("strides", "modes", "requires", "grads", "hooks")
+
 
 def state_of(model: torch.nn.Module) -> dict:
     "A copy of everything that must not change when a function only looks at a network."
-    return {"state": copy.deepcopy(model.state_dict()), "modes": [m.training for m in model.modules()],
+    return {"state": copy.deepcopy(model.state_dict()), "strides": {k: v.stride() for k, v in model.state_dict().items()},
+            "modes": [m.training for m in model.modules()],
             "requires": [p.requires_grad for p in model.parameters()], "grads": [p.grad is None for p in model.parameters()],
             "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]}
 
@@ -16,4 +19,4 @@ def assert_same_state(before: dict, model: torch.nn.Module) -> None:
     assert before["state"].keys() == after["state"].keys()
     changed = [k for k, v in before["state"].items() if not torch.equal(v, after["state"][k])]
     assert not changed, f"changed: {changed}"
-    assert [before[k] for k in ("modes", "requires", "grads", "hooks")] == [after[k] for k in ("modes", "requires", "grads", "hooks")]
+    assert [before[k] for k in SAME] == [after[k] for k in SAME]

@@ -17,7 +17,7 @@ from archrepair.data.images import Normalize
 from archrepair.networks.blocks import freeze, replace_block, split
 from archrepair.networks.models import create_model
 from archrepair.training.cost import CostMeter
-from archrepair.training.fit import History, Recipe, default_precision, fit, train_original
+from archrepair.training.fit import History, Recipe, default_precision, fit, precision_of, train_original
 from archrepair.training.rows import Features, Rows, cache_features, image_features
 from support.tables import C, small, table
 
@@ -63,12 +63,32 @@ def test_imitation_is_zero_for_the_teacher_itself_and_the_formula_otherwise():
 
 
 def test_bfloat16_only_where_it_helps(monkeypatch):
+    monkeypatch.delenv("ARCHREPAIR_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     with torch.device("meta"):
         dense, depthwise = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
     assert default_precision(dense) == "bf16" and default_precision(depthwise) == "fp32" and default_precision(depthwise, "cuda") == "bf16"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert default_precision(dense) == "fp32"
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_the_environment_says_what_auto_means(monkeypatch, wanted):
+    monkeypatch.setenv("ARCHREPAIR_PRECISION", wanted)
+    depthwise = nn.Conv2d(4, 4, 3, groups=4)
+    assert default_precision(depthwise) == default_precision(depthwise, "cuda") == precision_of(depthwise, "auto") == wanted
+    for explicit, name in (("fp32", "fp32"), ("bf16", "bf16"), (torch.bfloat16, "bf16")):
+        assert precision_of(depthwise, explicit) == name
+
+
+def test_another_word_for_auto_is_refused(monkeypatch):
+    monkeypatch.setenv("ARCHREPAIR_PRECISION", "fp16")
+    with pytest.raises(ArchrepairError, match="ARCHREPAIR_PRECISION is 'fp16'; expected fp32 or bf16") as caught:
+        default_precision(nn.Conv2d(4, 4, 3))
+    assert "\n" not in str(caught.value)
+    for nothing in ("", "auto"):
+        monkeypatch.setenv("ARCHREPAIR_PRECISION", nothing)
+        assert default_precision(nn.Conv2d(4, 4, 3)) in ("fp32", "bf16")
 
 
 # --- the loop
@@ -329,9 +349,11 @@ def test_an_unwritable_checkpoint_is_the_users_to_mend(tmp_path):
 
 def test_the_original_learns_digits_and_resumes(digits, digits_test, tmp_path, quiet_stream):
     few = digits.select(torch.arange(256))
-    straight, resumed = (create_model("resnet18", 10, width=0.0625, stem_stride=2) for _ in range(2))
+    fresh, straight, resumed = (create_model("resnet18", 10, width=0.0625, stem_stride=2) for _ in range(3))
     history = train_original(straight, few, TIERS["smoke"], epochs=2)
-    assert history.epochs[1]["loss"] < history.epochs[0]["loss"] and not straight.training
+    assert len(history.epochs) == 2 and all(math.isfinite(e["loss"]) for e in history.epochs) and not straight.training
+    before, after = (dict(network.named_parameters()) for network in (fresh, straight))
+    assert not any(torch.equal(before[name], after[name]) for name in before)
     meter = CostMeter()
     train_original(resumed, few, TIERS["smoke"], epochs=2, checkpoint=tmp_path / "c.pt", meter=meter)
     assert same(straight.state_dict(), resumed.state_dict()) and meter.backwards == 512

@@ -10,6 +10,7 @@ from torch import nn
 from archrepair.data import files
 from archrepair.data.datasets import load_dataset
 from archrepair.data.images import ImageSet, Normalize
+from archrepair.nas.layout import layout_of
 from archrepair.networks.blocks import split
 from archrepair.networks.models import create_model
 from archrepair.training.rows import Rows, _key, cache_features, draw_view, image_features, spread_views
@@ -83,7 +84,7 @@ def test_every_store_gives_the_same_rows(cut, few, tmp_path):
             batch = features.batch(rows, view)
             assert torch.allclose(batch, expected, atol=1e-6), store
             assert torch.equal(batch, stores["device"].batch(rows, view)) or store == "none"
-            assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
+            assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=layout_of(cut.model))
     assert stores["file"].where == "file" and stores["device"].bytes == 2 * 37 * cut.features(torch.zeros(1, 3, 32, 32)).numel() * 4
     assert torch.equal(stores["device"].labels, few.labels) and len(stores["host"]) == 37
 

@@ -23,6 +23,7 @@ __all__ = ['Problem', 'Baseline', 'judge', 'require']
 # %% ../../../nbs/baselines/parts/common.ipynb #c72a5bb4
 from ...core.errors import ArchrepairError, first_line, write_atomic
 from ...data.scenario import RepairData
+from ...nas.layout import layout_of, make_safe
 from ...networks.blocks import freeze
 from ...repair.result import RepairResult, changes
 from ...training.cost import CostMeter
@@ -53,6 +54,7 @@ class Problem:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        make_safe(self.original)
         self.started, self._logits = (time.perf_counter(), time.process_time()), {}
 
     @property
@@ -66,7 +68,7 @@ class Problem:
 
     def features(self, part: str, views: int = 1) -> Features:
         "Network inputs of a part of the data: `train`, `failures`, `val` or `val_failures`."
-        return image_features(getattr(self.data, part), self.data.transform, self.device, views)
+        return image_features(getattr(self.data, part), self.data.transform, self.device, views, layout_of(self.original))
 
     def logits(self, part: str) -> Tensor:
         "What the original answers to a part, float32 N×classes on the CPU; computed, and counted, once."
@@ -85,7 +87,7 @@ class Problem:
         `teacher` adds the original's answers, for recipes with imitation.
         """
         failures = spread_views(self.data.failures, failure_views)
-        parts = [self.features("train", views), image_features(failures, self.data.transform, self.device)]
+        parts = [self.features("train", views), image_features(failures, self.data.transform, self.device, layout=layout_of(self.original))]
         if not teacher:
             return Rows(parts, failures=len(failures))
         answers = torch.cat([self.logits("train"), self.logits("failures").repeat(failure_views, 1)])

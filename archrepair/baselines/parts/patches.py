@@ -18,6 +18,7 @@ __all__ = ['patchable', 'Site', 'patch', 'Downstream', 'downstream', 'tap', 'hoo
 
 # %% ../../../nbs/baselines/parts/patches.ipynb #8e04f0ea
 from ...core.errors import ArchrepairError, unknown
+from ...nas.layout import lay_out, layout_of, make_safe
 from ...networks.blocks import Split, Whole, freeze, split
 from ...training.cost import work
 from ...training.fit import autocast
@@ -96,7 +97,7 @@ def downstream(model: nn.Module, layers: Sequence[str], example: Tensor | None =
         if cut.prefix is not None and not inside & set(cut.prefix.modules()) and inside <= set(cut.tail().modules()):
             break
     else:
-        frozen = freeze(copy.deepcopy(model))
+        frozen = make_safe(freeze(copy.deepcopy(model)))
         block = frozen.get_submodule(layers[0])
         wanted = {name: frozen.get_submodule(name) for name in layers}
         return Downstream(Split(frozen, layers[0], None, block, None), Whole(frozen, block), wanted)
@@ -148,7 +149,7 @@ class Population:
 
     def __init__(self, network: Downstream, sites: Sequence[Site], precision: str = "fp32"):
         self.network, self.sites, self.precision = network, list(sites), precision
-        self.device = next(network.tail.parameters()).device
+        self.device, self.layout = next(network.tail.parameters()).device, layout_of(network.tail)
         self.before = torch.stack([network.modules[s.layer].weight.detach()[s.index] for s in sites]).float()
 
     def _patch(self, delta: Tensor, name: str, layer: nn.Module, x: Tensor, output: Tensor, copies: int) -> Tensor:
@@ -161,7 +162,7 @@ class Population:
                 unit = patched[..., site.index[0]] if isinstance(layer, nn.Linear) else patched[:, :, site.index[0]]
                 unit += delta[:, d].view(-1, *[1] * (met.ndim - 1)) * met
         patched = patched.flatten(0, 1)
-        return patched.contiguous(memory_format=torch.channels_last) if patched.ndim == 4 else patched
+        return lay_out(patched, self.layout)
 
     def logits(self, values: Tensor, x: Tensor) -> Tensor:
         "Float32 P×B×classes for features `x` of the network's cut."
