@@ -138,11 +138,11 @@ class Apricot(Baseline):
             self.retrain_epochs = round(self.epochs / 2 / max(1, self.sweeps))
         require(self, reduced_epochs=0, retrain_epochs=0)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Train the reduced networks, then adjust and retrain."
         weights, right = self._reduced(problem)
         divided = signs_of(right).any(1)
-        rate = problem.found["partition_rate"] = float(divided.double().mean())
+        rate = problem.findings["partition_rate"] = float(divided.double().mean())
         if rate < 0.05:
             problem.warnings.append(f"the reduced networks are divided over {100 * rate:.1f} % of the failures: there is next to nothing "
                                     "to learn from them; start them from scratch, train them for longer or on smaller subsets")
@@ -179,7 +179,7 @@ class Apricot(Baseline):
                 network.load_state_dict(state["best"])
             history.append(entry)
             state["step"] += 1
-            problem.keep("sweeps", **state)
+            problem.save_checkpoint("sweeps", **state)
             self._forget(problem, name)
         return network
 
@@ -203,7 +203,7 @@ class Apricot(Baseline):
                 hits = is_correct(predict(network, failures, precision=problem.precision, meter=problem.meter), failures.labels)
                 kept = {"weights": flat(network), "right": hits,
                         "training_loss": trained.epochs[-1]["loss"] if trained.epochs else None}
-                problem.keep(f"reduced-{r}", **kept)
+                problem.save_checkpoint(f"reduced-{r}", **kept)
             self._forget(problem, name)
             if weights is None:
                 weights = torch.empty(self.reduced, len(kept["weights"]), device=problem.device)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_front', 'Suspect', 'localize', 'spread_by_label',
-           'Arachne']
+__all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_front', 'Suspect', 'localize_weights',
+           'spread_by_label', 'Arachne']
 
 # %% ../../nbs/baselines/arachne.ipynb #09af4826
 from .parts.common import Baseline, Problem, require
 from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
-from .parts.swarm import Found, constriction, differential_evolution, pso
+from .parts.swarm import OptimizationResult, constriction, differential_evolution, pso
 from ..core.errors import ArchrepairError, unknown
 from ..data.datasets import ImageSet
 from ..training.evaluation import is_correct, predict
@@ -106,11 +106,11 @@ class Suspect(Site):
     forward_impact: float
 
 
-def localize(measures: dict[str, tuple[Tensor, Tensor]], contrast: dict[str, tuple[Tensor, Tensor]] | None = None,
-             keep: int | None = None) -> list[Suspect]:
+def localize_weights(measures: dict[str, tuple[Tensor, Tensor]], contrast: dict[str, tuple[Tensor, Tensor]] | None = None,
+             n_candidates: int | None = None) -> list[Suspect]:
     """The Pareto front of all weights of the layers by gradient loss and forward impact (`impacts` of the failures).
 
-    With `contrast` (impacts of correctly handled inputs) each measure is divided by 1 + that of the contrast. `keep` leaves only so many
+    With `contrast` (impacts of correctly handled inputs) each measure is divided by 1 + that of the contrast. `n_candidates` leaves only so many
     weights of largest gradient loss to choose from. Raises `ArchrepairError` where no weight matters or measures are no numbers.
     """
     names = list(measures)
@@ -126,8 +126,8 @@ def localize(measures: dict[str, tuple[Tensor, Tensor]], contrast: dict[str, tup
     candidates = ((loss > 0) | (impact > 0)).nonzero()[:, 0]
     if not len(candidates):
         raise ArchrepairError(f"no weight of {', '.join(names)} has any influence on the failures; choose other layers")
-    if keep is not None and keep < len(candidates):
-        candidates = candidates[loss[candidates].argsort(descending=True, stable=True)[:keep]].sort().values
+    if n_candidates is not None and n_candidates < len(candidates):
+        candidates = candidates[loss[candidates].argsort(descending=True, stable=True)[:n_candidates]].sort().values
     front = candidates[pareto_front(loss[candidates], impact[candidates])]
     starts = torch.tensor([0, *[measures[name][0].numel() for name in names]]).cumsum(0)
     sites = []
@@ -185,7 +185,7 @@ class Arachne(Baseline):
         require(self, **{what: 1 for what in ("patience", "positives") if getattr(self, what) is not None})
         constriction(self.phi)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Localize on the failures, search, and write the best member's values into a copy of the network."
         data, device = problem.data, problem.device
         layers = patchable(problem.original, self.layers)
@@ -199,12 +199,12 @@ class Arachne(Baseline):
         share = network.share
         measure = partial(impacts, network, normalized=version == "v2", precision=problem.precision)
         problem.meter.add(len(negative), 2 * len(negative), share)
-        contrast, keep = None, 20 * len(negative)
+        contrast, n_candidates = None, 20 * len(negative)
         if version == "v2":
-            contrast, keep = positive.select(torch.arange(min(len(negative), len(positive)))), None
+            contrast, n_candidates = positive.select(torch.arange(min(len(negative), len(positive)))), None
             problem.meter.add(len(contrast), 2 * len(contrast), share)
             contrast = measure(contrast)
-        sites = localize(measure(negative), contrast, keep)
+        sites = localize_weights(measure(negative), contrast, n_candidates)
         if wanted is not None:
             positive = positive.select(torch.arange(min(wanted, len(positive))))
 
@@ -221,7 +221,7 @@ class Arachne(Baseline):
         found = self._search(problem, network, sites, fitness)
         problem.history["search"] = found.history
         before, after = population.before.tolist(), found.best.tolist()
-        problem.found |= {"localization": version, "layers": layers, "positives": len(positive), "fitness": found.fitness, "front": [
+        problem.findings |= {"localization": version, "layers": layers, "positives": len(positive), "fitness": found.fitness, "front": [
             {"layer": s.layer, "index": list(s.index), "gradient_loss": s.gradient_loss, "forward_impact": s.forward_impact, "before": b,
              "after": a} for s, b, a in zip(sites, before, after)]}
         return patch(problem.network(), sites, after)
@@ -248,13 +248,13 @@ class Arachne(Baseline):
             problem.warnings.append(f"only {int(right.sum())} training images are handled well; {goal} were asked for to guard the search")
         return rows.select(right.nonzero()[:, 0][:goal])
 
-    def _search(self, problem: Problem, network: Downstream, sites: list[Suspect], fitness: Callable[[Tensor], Tensor]) -> Found:
+    def _search(self, problem: Problem, network: Downstream, sites: list[Suspect], fitness: Callable[[Tensor], Tensor]) -> OptimizationResult:
         "The population begins at random draws from N(mean, standard deviation) of each site's layer."
         stats = {name: torch.stack([w.mean(), w.std(correction=0), w.min(), w.max()]).cpu()
                  for name, w in ((name, m.weight.detach().float()) for name, m in network.modules.items())}
         mean, std, low, high = torch.stack([stats[s.layer] for s in sites], 1)
         start = mean + std * torch.randn(self.population, len(sites), generator=problem.generator("population"))
-        same = {"iterations": self.iterations, "resume": problem.resume("search"), "keep": partial(problem.keep, "search"),
+        same = {"iterations": self.iterations, "resume": problem.resume("search"), "save": partial(problem.save_checkpoint, "search"),
                 "what": f"arachne {self.search}"}
         if self.search == "de":
             patience = self.patience or max(10, self.iterations // 10)

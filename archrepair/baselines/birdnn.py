@@ -79,12 +79,12 @@ class Penultimate(nn.Module):
 # %% ../../nbs/baselines/birdnn.ipynb #a4fad4c4
 def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recipe: Imitation, measure: Callable[[], tuple[float, float]], *,
             rounds: int, tolerance: float = 0.1, decay: float = 0.8, enough: float = 0.99, patience: int = 10,
-            resume: dict | None = None, keep: Callable[..., object] | None = None) -> list[dict]:
+            resume: dict | None = None, save: Callable[..., object] | None = None) -> list[dict]:
     """Rounds of imitation, in place; returns what happened in each.
 
     `train(recipe, name)` trains `network` for one round, `measure()` gives accuracy and share of negatives mended (0 to 1). A round that loses
     more than `tolerance` of accuracy is undone and the rate multiplied by `decay`. Ends after `patience` rounds in a row with at least
-    `enough` of both. `keep(**state)` is called after every round; `resume` is such a state.
+    `enough` of both. `save(**state)` is called after every round; `resume` is such a state.
     """
     state = resume or {"rounds": [], "lr": recipe.lr, "network": copy.deepcopy(network.state_dict()), "measured": list(measure())}
     network.load_state_dict(state["network"])
@@ -102,8 +102,8 @@ def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recip
         else:
             state |= {"network": copy.deepcopy(network.state_dict()), "measured": [accuracy, mended]}
         state["rounds"].append(entry)
-        if keep:
-            keep(**state)
+        if save:
+            save(**state)
     return state["rounds"]
 
 # %% ../../nbs/baselines/birdnn.ipynb #a1b5de8b
@@ -149,7 +149,7 @@ class BIRDNN(Baseline):
         require(self, epochs=0, round_epochs=1, n_neurons=1, particles=1, iterations=0, samples=1, views=1, failure_views=1, alpha=0.0, beta=0.0,
                 lr=0.0)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "One of the two styles."
         if not problem.correct("train").any():
             raise ArchrepairError("the network is right on none of the training images, so there is nothing to imitate; give others, or a better network")
@@ -197,7 +197,7 @@ class BIRDNN(Baseline):
                            beta=self.beta, **shared)
         measure = lambda: tuple(float(mended(part).double().mean()) for part in ("val", "failures"))
         problem.history["rounds"] = imitate(network, train, recipe, measure, rounds=self.epochs // self.round_epochs, resume=problem.resume("rounds"),
-                                            keep=partial(problem.keep, "rounds"))
+                                            save=partial(problem.save_checkpoint, "rounds"))
         if lost:
             problem.warnings.append(f"{len(lost)} failures were left out: no training image of their label is handled")
         return network
@@ -236,9 +236,9 @@ class BIRDNN(Baseline):
         found = search_multipliers(behavior, layers, places, problem.generator, alpha=self.alpha, particles=self.particles,
                                    iterations=self.iterations, precision=problem.precision,
                                    on_pass=lambda n: problem.meter.add(n, share=behavior.share),
-                                   resume=problem.resume("search"), keep=partial(problem.keep, "search"))
+                                   resume=problem.resume("search"), save=partial(problem.save_checkpoint, "search"))
         problem.history["search"] = found.history
-        problem.found |= {"share": round(behavior.share, 4), "neurons": [
+        problem.findings |= {"share": round(behavior.share, 4), "neurons": [
             {"layer": layer, "channel": channel, "responsibility": float(f"{r[i]:.4g}"), "r": round(float(v), 4)}
             for (layer, channel), i, v in zip(places, sorted(top), found.best)]}
         return fold(problem.network(), layers, places, 1 + found.best)

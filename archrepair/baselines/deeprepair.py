@@ -79,14 +79,14 @@ class DeepRepair(Mixing):
         "AugMix with one operation more, `style`."
         return Mixer(self.width, self.depth, self.severity, tuple(OPERATIONS) + ("style",) * (self.stylizer != "none"))
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Cluster the failures, then fine-tune on images and mixes of them, some repainted."
         mixer, failures = self.mixer(), problem.data.failures
         if self.stylizer == "none":
             return self.tune(problem, mixer)
         chosen = references(failures, self.clusters, self.per_class, self.seed)
         styles = failures.batch(chosen).to(problem.device)
-        problem.found["styles"] = torch.bincount(failures.labels[chosen], minlength=len(failures.classes)).tolist()
+        problem.findings["styles"] = torch.bincount(failures.labels[chosen], minlength=len(failures.classes)).tolist()
 
         def mixes(x: Tensor, positions: Tensor, epoch: int) -> list[Tensor]:
             keys = self.keys(positions, epoch, x.device)

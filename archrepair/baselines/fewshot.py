@@ -89,7 +89,7 @@ class FewShot(Mixing):
         if self.lam_max > 1:
             raise ArchrepairError(f"lam_max is {self.lam_max}; expected the largest weight of a failure, 0 to 1")
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Fine-tune on images and guided mixes of them."
         mixer, guide = Mixer(self.width, self.depth, self.severity), Guide(problem)
         labels = torch.cat([problem.data.train.labels, problem.data.failures.labels.repeat(self.failure_views)]).to(problem.device)

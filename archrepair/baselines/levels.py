@@ -69,5 +69,5 @@ class Levels(Retrain):
         where = None
         if self.level != "network":
             where = largest_gradients(problem.original, problem.data, self.n_failures, seed=self.seed, meter=problem.meter)[self.level]
-        problem.found["where"], problem.block = where, where if self.level == "block" else None
+        problem.findings["where"], problem.block = where, where if self.level == "block" else None
         return self.level, where

@@ -207,7 +207,7 @@ class MODE(Baseline):
         if not (self.alpha < 1 and 0 < self.top_k <= 1):
             raise ArchrepairError(f"alpha is {self.alpha} and top_k {self.top_k}; expected shares, alpha from 0 to below 1 and top_k above 0 to 1")
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Rounds of looking, choosing and training."
         network, pool = problem.network(), problem.rows(self.views, self.failure_views)
         wiring = wire(problem.original, problem.features("train").batch(torch.arange(1)))
@@ -225,8 +225,8 @@ class MODE(Baseline):
             own = own_parameters(network, wiring, aim.layer) if self.scope == "neurons" else {}
             self._retrain(problem, network, rows, own, aim, name)
             done.append(aim.as_dict() if own else aim.as_dict() | {"channels": "all"})
-            problem.keep("rounds", done=done, history=problem.history, network=network.state_dict())
-        problem.found["rounds"] = done
+            problem.save_checkpoint("rounds", done=done, history=problem.history, network=network.state_dict())
+        problem.findings["rounds"] = done
         if any(aim["bug"] == LOWEST for aim in done):
             problem.warnings.append("no label under- or over-fits; the label with the lowest accuracy was repaired instead")
         return network

@@ -42,11 +42,11 @@ class Retrain(Baseline):
         "The level and the name of what is trained: here the network, all of it."
         return "network", None
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "See `finetuning.finetune`."
         level, where = self.place(problem)
         tuned = finetune(problem.original, problem.data, level=level, where=where, preset=self.preset, epochs=self.epochs, views=self.views,
                          failure_views=self.failure_views, precision=problem.precision, seed=self.seed, meter=problem.meter,
                          checkpoint=problem.at("finetune"))
-        problem.history["finetune"], problem.found["point"] = tuned.history.epochs, tuned.point
+        problem.history["finetune"], problem.findings["point"] = tuned.history.epochs, tuned.point
         return tuned.model

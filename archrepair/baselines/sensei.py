@@ -250,7 +250,7 @@ class Sensei(Augmented):
         if self.max_confusions is not None:
             require(self, max_confusions=1)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Search and train in turn, batch by batch."
         network, images, transform = problem.network(), Images(problem, failure_views=self.failure_views), problem.data.transform
         search = Search(network, images, transform, self, precision=problem.precision, meter=problem.meter)

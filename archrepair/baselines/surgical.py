@@ -103,13 +103,13 @@ class Surgical(Baseline):
             raise ArchrepairError(f"variant {self.variant} tunes every layer and takes no block ({self.block}); leave it out, or use variant block")
         require(self, epochs=0, views=1, failure_views=1)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Gradient norms on the failures, then `finetuning.finetune`."
         original, how = problem.original, {"level": "network"}
         problem.block = self.block
         if not self.block:
             parts = layers(original) if self.variant == "auto-rgn" else {name: get_block(original, name) for name in block_names(original)}
-            norms = problem.found["relative_norms"] = relative_norms(original, failure_gradient(problem), parts)
+            norms = problem.findings["relative_norms"] = relative_norms(original, failure_gradient(problem), parts)
             largest = max(norms, key=norms.get)
             problem.block = largest if self.variant == "block" else None
             if self.variant == "auto-rgn" and norms[largest] > 0:
@@ -120,5 +120,5 @@ class Surgical(Baseline):
         tuned = finetune(original, problem.data, **how, preset=self.preset, epochs=self.epochs, views=self.views,
                          failure_views=self.failure_views, precision=problem.precision, seed=self.seed, meter=problem.meter,
                          checkpoint=problem.at("finetune"))
-        problem.history["finetune"], problem.found["point"] = tuned.history.epochs, tuned.point
+        problem.history["finetune"], problem.findings["point"] = tuned.history.epochs, tuned.point
         return tuned.model

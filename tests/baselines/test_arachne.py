@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize, pareto_front, spread_by_label
+from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize_weights, pareto_front, spread_by_label
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.patches import Population, Site, downstream, patch, patchable, tap
 from archrepair.core.errors import ArchrepairError
@@ -64,7 +64,7 @@ def test_localization_names_the_weights_of_the_front():
         if keep:
             points = [p for p in points if p[2] >= sorted((q[2] for q in points), reverse=True)[keep - 1]]
         wanted = [points[i] for i in brute_force([p[2] for p in points], [p[3] for p in points])]
-        found = localize(measures, other, keep)
+        found = localize_weights(measures, other, keep)
         assert [(s.layer, s.index) for s in found] == [p[:2] for p in wanted]
         assert [v for s in found for v in (s.gradient_loss, s.forward_impact)] == pytest.approx([v for p in wanted for v in p[2:]])
 
@@ -72,12 +72,12 @@ def test_localization_names_the_weights_of_the_front():
 def test_localization_without_anything_to_find():
     nothing = torch.zeros(2, 3)
     with pytest.raises(ArchrepairError, match="no weight of fc has any influence"):
-        localize({"fc": (nothing, nothing)})
+        localize_weights({"fc": (nothing, nothing)})
     with pytest.raises(ArchrepairError, match="not finite"):
-        localize({"fc": (nothing, nothing + torch.nan)})
+        localize_weights({"fc": (nothing, nothing + torch.nan)})
     only = torch.zeros(2, 3)
     only[1, 2] = 1
-    assert [s.index for s in localize({"fc": (only, nothing)})] == [(1, 2)], "weights that do nothing at all are no candidates"
+    assert [s.index for s in localize_weights({"fc": (only, nothing)})] == [(1, 2)], "weights that do nothing at all are no candidates"
 
 
 # --- the measures
@@ -277,7 +277,7 @@ def test_layers_in_lists_and_on_tokens():
     network, x = Tokens().eval(), rand(6, 30, dtype=torch.float32)
     for layers in (["stages.0"], ["stages.1.2"], ["stages.1.0", "head"]):
         there = downstream(network, layers, x)
-        found = localize(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
+        found = localize_weights(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
         assert_equal_the_loop(network, layers, x, found)
     with pytest.raises(ArchrepairError, match="spare.*never called"):
         downstream(network, ["spare"], x)
@@ -404,7 +404,7 @@ def test_convolutions_of_every_family(name, layer, digits):
     network = settled(name, digits)
     x = digits.batch(torch.arange(6)).permute(0, 3, 1, 2).float() / 64
     there = downstream(network, [layer])
-    found = localize(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
+    found = localize_weights(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
     assert len(found) >= 1
     weight = network.get_submodule(layer).weight
     center = tuple(k // 2 for k in weight.shape[2:])

@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from archrepair.baselines.parts import augmented
-from archrepair.baselines.parts.augmented import PADDINGS, PRESETS, Augmented, Images, to_float, to_uint8, warp
+from archrepair.baselines.parts.augmented import AUGMENTATION_RECIPES, PADDINGS, Augmented, Images, to_float, to_uint8, warp
 from archrepair.baselines.parts.augmix import OPERATIONS, Consistency, Mixer, Mixing, augmix, jensen_shannon
 from archrepair.baselines.parts.common import Problem
 from archrepair.core.errors import ArchrepairError
@@ -44,7 +44,7 @@ class JustAugMix(Mixing):
     "AugMix, and nothing else."
     name: str = "augmix"
 
-    def mend(self, problem):
+    def run_method(self, problem):
         return self.tune(problem, Mixer(self.width, self.depth, self.severity))
 
 
@@ -304,7 +304,7 @@ def test_budgets(little):
     assert JustAugMix(epochs=0, budget="cost").recipe(little, 9).epochs == 0
     paper = JustAugMix(preset="paper", seed=4).recipe(little, 9)
     assert (paper.lr, paper.batch_size, paper.weight_decay, paper.patience, paper.failure_ratio, paper.seed) == (0.1, 128, 5e-4, 10, None, 4)
-    assert PRESETS["default"].imitation == 0
+    assert AUGMENTATION_RECIPES["default"].imitation == 0
     own = Recipe(epochs=77, lr=0.3)
     assert JustAugMix(preset=own, epochs=2).recipe(little, 9) == replace(own, epochs=2)
 
@@ -335,7 +335,7 @@ def test_last_keeps_the_last(little):
 def test_augmented_is_abstract():
     with pytest.raises(TypeError):
         Augmented()
-    assert augmented.PRESETS.keys() == {"default", "paper"}
+    assert augmented.AUGMENTATION_RECIPES.keys() == {"default", "paper"}
 
 
 # --- every network

@@ -109,7 +109,7 @@ def test_rounds_go_on_where_they_were():
     whole = imitate(network, train, Imitation(1, lr=1.0), measure, rounds=4)
     states = []
     other, train, measure, _ = counter(steps)
-    imitate(other, train, Imitation(1, lr=1.0), measure, rounds=2, keep=lambda **state: states.append(copy.deepcopy(state)))
+    imitate(other, train, Imitation(1, lr=1.0), measure, rounds=2, save=lambda **state: states.append(copy.deepcopy(state)))
     fresh, train, measure, rates = counter(steps[2:])
     again = imitate(fresh, train, Imitation(1, lr=1.0), measure, rounds=4, resume=states[-1])
     assert again == whole and torch.equal(fresh.weight, network.weight) and [lr for lr, *_ in rates] == [0.8, 0.8]

@@ -222,7 +222,7 @@ def test_the_list_of_operations_holds_the_style(little, monkeypatch):
 
 def test_without_styles_it_is_augmix(little):
     class JustAugMix(Mixing):
-        def mend(self, problem):
+        def run_method(self, problem):
             return self.tune(problem, Mixer())
 
     settings = {"epochs": 1, "keep": "last", "seed": 2}

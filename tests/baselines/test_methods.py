@@ -179,7 +179,7 @@ class Step(Baseline):
     die_at: int = -1
     name: str = "step"
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         network = problem.network()
         state = problem.resume("steps") or {"done": 0, "bias": network.fc.bias.detach().clone()}
         for i in range(state["done"], self.steps):
@@ -188,9 +188,9 @@ class Step(Baseline):
             problem.meter.add(10, 3, share=0.5)
             noise = torch.rand(len(state["bias"]), generator=problem.generator(f"step {i}"))
             state = {"done": i + 1, "bias": state["bias"] + self.size * noise}
-            problem.keep("steps", **state)
+            problem.save_checkpoint("steps", **state)
         network.fc.bias.data = state["bias"]
-        problem.found["steps"], problem.history["steps"] = state["done"], [{"step": state["done"]}]
+        problem.findings["steps"], problem.history["steps"] = state["done"], [{"step": state["done"]}]
         problem.warnings.append("a note")
         return network
 
@@ -234,7 +234,7 @@ def test_what_is_kept_goes_on_and_counts_once(_problem, tmp_path):
 
 def test_a_network_with_other_parameters_is_refused(_problem):
     class Wider(Step):
-        def mend(self, problem):
+        def run_method(self, problem):
             network = problem.network()
             network.extra = nn.Linear(2, 2)
             return network
@@ -275,7 +275,7 @@ def test_a_problem_answers_once_and_in_order(_problem):
     draw = lambda purpose, seed=0: torch.rand(4, generator=dataclasses.replace(problem, seed=seed).generator(purpose))
     assert torch.equal(draw("a"), draw("a")) and not torch.equal(draw("a"), draw("b")) and not torch.equal(draw("a"), draw("a", 1))
     assert all(p.requires_grad for p in problem.network().parameters()) and problem.network() is not problem.original
-    assert problem.at("x") is None and problem.resume("x") is None and problem.keep("x", a=1) is None
+    assert problem.at("x") is None and problem.resume("x") is None and problem.save_checkpoint("x", a=1) is None
 
 
 def test_a_problem_trains_with_the_one_loop(_problem, tmp_path):

@@ -121,7 +121,7 @@ def test_a_killed_search_goes_on_where_it_was(name):
     once = len(calls)
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        SEARCHES[name](objective, start(), stream, iterations=9, keep=dying)
+        SEARCHES[name](objective, start(), stream, iterations=9, save=dying)
     again = SEARCHES[name](objective, start(), stream, iterations=9, resume=kept[-1])
     assert len(calls) == once == 10
     assert torch.equal(again.elite, whole.elite) and again.history == whole.history and again.fitness == whole.fitness

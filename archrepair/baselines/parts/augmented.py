@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PADDINGS', 'PRESETS', 'BUDGETS', 'Images', 'to_float', 'to_uint8', 'warp', 'Augmented']
+__all__ = ['PADDINGS', 'AUGMENTATION_RECIPES', 'BUDGETS', 'Images', 'to_float', 'to_uint8', 'warp', 'Augmented']
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #c7ca0138
 from .common import Baseline, Problem, require
@@ -82,7 +82,7 @@ def warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     return views.view(b, 3, v, h, w).transpose(1, 2)
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #7e416443
-PRESETS: dict[str, Recipe] = {
+AUGMENTATION_RECIPES: dict[str, Recipe] = {
     "default": replace(FINETUNING["default"], imitation=0.0),
     "paper": FINETUNING["paper"],
 }
@@ -93,7 +93,7 @@ BUDGETS = ("epochs", "cost")
 class Augmented(Baseline):
     """What repair by augmentation has to be told, whatever the augmentation.
 
-    `preset` is the recipe (`PRESETS`, or a `Recipe`): `default` is that of the other methods here, without their imitation term; `paper`
+    `preset` is the recipe (`AUGMENTATION_RECIPES`, or a `Recipe`): `default` is that of the other methods here, without their imitation term; `paper`
     the comparison's in §4.1. It lasts `epochs` passes over the repair set, or, with `budget="cost"`, as many as cost what plain training
     for `epochs` does. A failure is seen in `failure_views` views. `keep`: the weights of the `best` epoch on validation (the ones that came in
     included) or of the `last`.
@@ -106,8 +106,8 @@ class Augmented(Baseline):
     budget: str = "epochs"
 
     def __post_init__(self):
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
+        if not isinstance(self.preset, Recipe) and self.preset not in AUGMENTATION_RECIPES:
+            raise unknown("preset", self.preset, AUGMENTATION_RECIPES)
         for what, known in (("keep", ("best", "last")), ("budget", BUDGETS)):
             if getattr(self, what) not in known:
                 raise unknown(what, getattr(self, what), known)
@@ -115,11 +115,11 @@ class Augmented(Baseline):
 
     def recipe(self, problem: Problem, cost: float) -> Recipe:
         "The recipe to train with, where a sample costs `cost` forward passes (a backward counts two): plain training costs 3."
-        recipe = self.preset if isinstance(self.preset, Recipe) else PRESETS[self.preset]
+        recipe = self.preset if isinstance(self.preset, Recipe) else AUGMENTATION_RECIPES[self.preset]
         epochs = self.epochs
         if self.budget == "cost" and epochs:
             epochs = max(1, math.floor(epochs * 3 / cost))
-        problem.found["passes"] = epochs
+        problem.findings["passes"] = epochs
         return replace(recipe, epochs=epochs, precision=problem.precision, seed=self.seed)
 
     def train(self, problem: Problem, network: nn.Module, images: Images, read: Callable[[Tensor, int], Tensor], recipe: Recipe,

@@ -37,7 +37,7 @@ class Problem:
 
     `original` is a frozen copy in eval mode. `data` is the repair set. `precision` is `fp32` or `bf16`. `meter` counts the cost.
     `checkpoints` is a folder for what a killed run goes on from (None: nothing is kept).
-    A method fills `block` (where it works in one part only), `history` (lists of dicts), `found` (JSON-able) and `warnings`.
+    A method fills `block` (where it works in one part only), `history` (lists of dicts), `findings` (JSON-able) and `warnings`.
     """
 
     original: nn.Module
@@ -49,7 +49,7 @@ class Problem:
     settings: str = ""
     block: str | None = None
     history: dict[str, list[dict]] = field(default_factory=dict)
-    found: dict[str, object] = field(default_factory=dict)
+    findings: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -114,7 +114,7 @@ class Problem:
         "The checkpoint file of that name, or None where none are kept."
         return self.checkpoints / f"{name}.pt" if self.checkpoints else None
 
-    def keep(self, name: str, **state: object) -> None:
+    def save_checkpoint(self, name: str, **state: object) -> None:
         "Write what a killed run needs to go on from here: tensors, numbers, strings, lists and dicts of them. The cost so far goes along."
         if path := self.at(name):
             seconds = [self.meter.seconds + time.perf_counter() - self.started[0], self.meter.cpu_seconds + time.process_time() - self.started[1]]
@@ -122,7 +122,7 @@ class Problem:
             write_atomic(path, lambda temporary: torch.save(content, temporary))
 
     def resume(self, name: str) -> dict | None:
-        """What `keep` wrote last, or None; from here on the cost is what it was then.
+        """What `save_checkpoint` wrote last, or None; from here on the cost is what it was then.
 
         Raises `ArchrepairError` for a damaged file and for one of other settings.
         """
@@ -145,7 +145,7 @@ class Problem:
 # %% ../../../nbs/baselines/parts/common.ipynb #92f7dc49
 @dataclass
 class Baseline(ABC):
-    """The settings all baselines have, and the frame around `mend`.
+    """The settings all baselines have, and the frame around `run_method`.
 
     `precision` is `fp32`, `bf16` or `auto` (`training.default_precision`).
     """
@@ -155,7 +155,7 @@ class Baseline(ABC):
     name: str = ""
 
     @abstractmethod
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "The method itself: a network with the parameters and buffers of the original, by name and shape."
 
     def repair(self, model: nn.Module, data: RepairData, *, checkpoints: str | Path | None = None) -> RepairResult:
@@ -168,7 +168,7 @@ class Baseline(ABC):
         problem = Problem(freeze(copy.deepcopy(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
         with problem.meter.running():
-            repaired = self.mend(problem)
+            repaired = self.run_method(problem)
             shapes = lambda network: {name: value.shape for name, value in network.state_dict().items()}
             if shapes(repaired) != shapes(model):
                 raise TypeError(f"{self.name} returned a network with other parameters than it was given: fold what was added into them")
@@ -181,7 +181,7 @@ class Baseline(ABC):
         if len(data.val_failures) < 10:
             warnings.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         winner = copy.deepcopy(model if chosen == "original" else repaired).eval()
-        config = {**asdict(self), "precision": precision, "block": problem.block, **problem.found}
+        config = {**asdict(self), "precision": precision, "block": problem.block, **problem.findings}
         return RepairResult(winner, self.name, problem.block, None, chosen, verdict, losses, changes(model.state_dict(), winner.state_dict()),
                             problem.history, problem.meter, CostMeter(), config, None, {"original": model, "repaired": repaired.eval()},
                             warnings=warnings)

@@ -19,7 +19,7 @@ __all__ = ['scalable', 'scaled', 'fold', 'responsibility', 'matched', 'Behavior'
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #5df0b74a
 from .channels import last_layer
-from .swarm import Found, pso
+from .swarm import OptimizationResult, pso
 from ...networks.blocks import split
 from ...networks.neurons import Wiring
 from ...training.cost import work
@@ -155,7 +155,7 @@ class Behavior:
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #b1009ce1
 def search_multipliers(behavior: Behavior, layers: dict[str, tuple[str, ...]], places: list[tuple[str, int]],
                        stream: Callable[[str], torch.Generator], *, alpha: float = 0.5, particles: int = 20, iterations: int = 100,
-                       speed: float = 0.1, precision: str = "fp32", on_pass: Callable[[int], object] | None = None, **more) -> Found:
+                       speed: float = 0.1, precision: str = "fp32", on_pass: Callable[[int], object] | None = None, **more) -> OptimizationResult:
     """Find multipliers 1 + r, r in [−1, 1], of the neurons `places` by a particle swarm that begins at r = 0.
 
     It minimizes (1 − alpha)·violation + alpha·(1 − accuracy), the shares of negatives not answered well and of positives answered well; the

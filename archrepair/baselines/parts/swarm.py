@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['constriction', 'Found', 'pso', 'differential_evolution']
+__all__ = ['constriction', 'OptimizationResult', 'pso', 'differential_evolution']
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #e1cde07b
 from ...core.errors import ArchrepairError
@@ -28,7 +28,7 @@ def constriction(phi: float = 4.1) -> float:
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #46d1f6c7
 @dataclass
-class Found:
+class OptimizationResult:
     """What a search found: `best` (D), the position with the highest `fitness` seen.
 
     `elite` (P×D) are the best positions of the members, `history` one entry an iteration: `best` fitness so far, `mean` fitness of the
@@ -66,7 +66,7 @@ def _begin(objective: Callable[[Tensor], Tensor], start: Tensor, resume: dict | 
 
 
 def _run(state: dict, move: Callable[[dict, int], Tensor], iterations: int, patience: int | None, tolerance: float,
-         keep: Callable[..., object] | None, what: str) -> Found:
+         save: Callable[..., object] | None, what: str) -> OptimizationResult:
     "Call `move(state, iteration)`, which returns the fitness of the new population, until there is no more to do or to gain."
     history = state["history"]
     with track(what, iterations) as advance:
@@ -77,25 +77,25 @@ def _run(state: dict, move: Callable[[dict, int], Tensor], iterations: int, pati
             history.append(_entry(len(history), fitness, state["elite_fitness"]))
             gained = history[-1]["best"] - before > tolerance * (1 + abs(before)) if math.isfinite(before) else history[-1]["best"] > before
             state["stale"] = 0 if gained else state["stale"] + 1
-            if keep:
-                keep(**state)
+            if save:
+                save(**state)
             advance(1, best=history[-1]["best"])
     winner = int(state["elite_fitness"].argmax())
-    return Found(state["elite"][winner].clone(), float(state["elite_fitness"][winner]), state["elite"], history)
+    return OptimizationResult(state["elite"][winner].clone(), float(state["elite_fitness"][winner]), state["elite"], history)
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #f5859b4e
 def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *, iterations: int = 100,
         inertia: float = constriction(), cognitive: float = 2.05 * constriction(), social: float = 2.05 * constriction(),
         velocity: Tensor | None = None, bounds: tuple[Tensor | float, Tensor | float] | None = None,
         min_step: Tensor | float | None = None, max_step: Tensor | float | None = None, patience: int | None = 10, tolerance: float = 0.0,
-        resume: dict | None = None, keep: Callable[..., object] | None = None, what: str = "particle swarm") -> Found:
+        resume: dict | None = None, save: Callable[..., object] | None = None, what: str = "particle swarm") -> OptimizationResult:
     """Maximize `objective`, which takes positions (P×D) and returns P fitnesses, with a swarm that begins at `start` (P×D).
 
     v ← inertia·v + U(0, cognitive)·(own best − x) + U(0, social)·(swarm's best − x) and x ← x + v, a draw for every particle and dimension;
     the defaults are the constricted swarm (`constriction`). `velocity` is the first v (default 0). Positions are kept within
     `bounds` (low, high), and the size of every component of v between `min_step` and `max_step` where given. Stops after
     `patience` iterations in a row that gain no more than `tolerance`·(1 + |best|) (None: never). `stream(purpose)` gives a seeded
-    generator on the CPU, as `Problem.generator` does. `keep(**state)` is called after every iteration; `resume` is such a state.
+    generator on the CPU, as `Problem.generator` does. `save(**state)` is called after every iteration; `resume` is such a state.
     """
     def move(state: dict, iteration: int) -> Tensor:
         draw = torch.rand((2, *start.shape), generator=stream(f"{what} {iteration}"), dtype=start.dtype).to(start.device)
@@ -114,7 +114,7 @@ def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[
         return fitness
 
     velocity = torch.zeros_like(start) if velocity is None else velocity.clone()
-    return _run(_begin(objective, start, resume, velocity=velocity), move, iterations, patience, tolerance, keep, what)
+    return _run(_begin(objective, start, resume, velocity=velocity), move, iterations, patience, tolerance, save, what)
 
 
 def _as(bound: Tensor | float | None, like: Tensor) -> Tensor | None:
@@ -124,8 +124,8 @@ def _as(bound: Tensor | float | None, like: Tensor) -> Tensor | None:
 def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *,
                            iterations: int = 100, scale: tuple[float, float] = (0.5, 1.0), crossover: float = 0.7,
                            bounds: tuple[Tensor | float, Tensor | float] | None = None, patience: int | None = 10, tolerance: float = 0.0,
-                           resume: dict | None = None, keep: Callable[..., object] | None = None,
-                           what: str = "differential evolution") -> Found:
+                           resume: dict | None = None, save: Callable[..., object] | None = None,
+                           what: str = "differential evolution") -> OptimizationResult:
     """Maximize `objective` (see `pso`) by differential evolution, rand/1/bin, of the population `start` (P×D, P ≥ 4).
 
     Each generation draws one F from `scale`; every member is challenged by a + F·(b − c) of three others, taken over in each dimension
@@ -153,4 +153,4 @@ def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor,
         state |= {"position": elite, "elite": elite, "elite_fitness": torch.where(better, fitness, state["elite_fitness"])}
         return state["elite_fitness"]
 
-    return _run(_begin(objective, start, resume), move, iterations, patience, tolerance, keep, what)
+    return _run(_begin(objective, start, resume), move, iterations, patience, tolerance, save, what)
