@@ -137,7 +137,7 @@ def violation_rate(network: nn.Module, goal: Property, box: Box, n: int, delta: 
 # %% ../../../nbs/baselines/parts/domains.ipynb #e054e072
 @dataclass
 class DomainProblem:
-    """A network (frozen, on the CPU) that violates the property `goal` somewhere in `boxes`, and points elsewhere on which it must stay right.
+    """A network (frozen, on the CPU) that violates the property `goal` in some of `boxes`, and points elsewhere on which it must stay right.
 
     Every sub-box is judged by `n` samples with confidence 1 − `delta`. `rest` (N×d) and its right answers `labels` (int64 N) are halved:
     even positions are trained on, odd ones measure accuracy. `meter` counts the cost.
@@ -159,7 +159,8 @@ class DomainProblem:
 
     def rates(self, network: nn.Module, purpose: str) -> list[Rate]:
         "How often `network` violates in each sub-box, from fresh samples."
-        return [violation_rate(network, self.goal, box, self.n, self.delta, self.stream(f"{purpose} {i}")) for i, box in enumerate(self.boxes)]
+        return [violation_rate(network, self.goal, box, self.n, self.delta, self.stream(f"{purpose} {i}"))
+                for i, box in enumerate(self.boxes)]
 
     def samples(self, network: nn.Module, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
         "Fresh samples of all sub-boxes (M×d), what `network` answers (M×K), and bool M: where that violates."
@@ -271,8 +272,8 @@ class DomainBIRDNN:
     """BIRDNN for a property (Liang et al., 2023): repair every sub-box in which it is violated.
 
     - `style`: `retraining`, in at most `rounds` rounds of `round_epochs` epochs, or `fine-tuning` (see `birdnn.BIRDNN` for both).
-    - `pieces`: number of sub-boxes, a power of two. Each is judged by as many samples as `epsilon` and `delta`, both between 0 and 1, ask
-      for (`sample_size`).
+    - `pieces`: number of sub-boxes, a power of two. Each is judged by as many samples as `epsilon` and `delta`, both between 0 and 1,
+      ask for (`sample_size`).
     - Retraining: `alpha` and `beta` weigh the errors on negatives and positives, `lr` and `batch_size` are those of the rounds.
     - Fine-tuning: multipliers of `n_neurons` by a swarm of `particles` for `iterations`; `alpha` weighs accuracy against violation;
       `normalize` divides activations by their spread.
