@@ -144,7 +144,8 @@ def _remove_checkpoint(problem: Problem, name: str) -> None:
 def adjust(problem: Problem, network: nn.Module, weights: Tensor, signs: Tensor, rows: Rows, eta: float) -> float:
     """Move the parameters of `network` in place, as all failures one after the other would; returns how far, relative to their size.
 
-    `weights` (float32 R×n) are those of the reduced networks, `signs` (F×R) their pulls. BatchNorm's statistics are gathered on 2,000 of `rows`.
+    `weights` (float32 R×n) are those of the reduced networks, `signs` (F×R) their pulls, `eta` ≥ 0 the rate. BatchNorm's statistics are
+    gathered anew on 2,000 of `rows`.
     """
     alpha, beta = combination(signs, eta)
     if alpha == 1 and not beta.any():
@@ -227,8 +228,8 @@ class Apricot(Baseline):
     Settings left out (None) are those of the `preset`: `paper`, the published ones, or `default`, where the `epochs` passes over the repair
     set are shared equally between reduced networks and retraining.
 
-    - Reduced networks: `reduced` of them are trained for `reduced_epochs` on a random `subset` (a share, above 0 to 1) of the training images
-      of the repair set, at the rate `reduced_lr`, from `start`: `scratch`, or `hot`, the original's weights.
+    - Reduced networks: `reduced` of them are trained for `reduced_epochs` on a random `subset` (a share, above 0 to 1) of the training
+      images of the repair set, at the rate `reduced_lr`, from `start`: `scratch`, or `hot`, the original's weights.
     - Adjustments: each of `sweeps` passes over the failures moves the weights at rate `eta` (≥ 0; `direction`: see `signs_of`) for `batch`
       failures at a time (0: all), and retrains for `retrain_epochs` on the repair set at `lr`. What validates better is kept. `patience`
       adjustments in a row without a gain end the repair.

@@ -245,10 +245,10 @@ class Arachne(Baseline):
     - `search`: `pso` (v1, particle swarm) or `de` (v2, differential evolution). `localization`: `v1`, `v2` (contrasted with well-handled
       inputs) or `auto`, that of the search.
     - `layers`: names of convolutions or linear layers, as a list or one string with commas (None: the last linear layer).
-    - `population` members move at most `iterations` times, and stop after `patience` moves without a gain (None: 10; for `de` a tenth of the
-      iterations if that is more).
-    - `positives` well-handled training images guard the search (None: 200 for `pso`, all for `de`); `alpha` (≥ 0) is the weight of a failure
-      relative to one of them in `de`.
+    - `population` members move at most `iterations` times, and stop after `patience` moves without a gain (None: 10; for `de` a tenth of
+      the iterations if that is more).
+    - `positives` well-handled training images guard the search (None: 200 for `pso`, all for `de`); `alpha` (≥ 0) is the weight of a
+      failure relative to one of them in `de`.
     - The swarm: `phi` (above 4) sets constriction, `pull` the pull to either best (None: phi / 2), and `min_step` is the least size of a
       step as a share of the layer's range of weights (0: no bound).
     """
@@ -294,5 +294,6 @@ class Arachne(Baseline):
         before, after = population.before.tolist(), result.best.tolist()
         front = [{"layer": s.layer, "index": list(s.index), "gradient_loss": s.gradient_loss, "forward_impact": s.forward_impact,
                   "before": b, "after": a} for s, b, a in zip(sites, before, after)]
-        problem.findings |= {"localization": version, "layers": layers, "positives": len(positive), "fitness": result.fitness, "front": front}
+        problem.findings |= {"localization": version, "layers": layers, "positives": len(positive), "fitness": result.fitness,
+                             "front": front}
         return patch(problem.network(), sites, after)

@@ -94,8 +94,8 @@ def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recip
     """Rounds of imitation, in place; returns what happened in each.
 
     `train(recipe, name)` trains `network` for one round, `measure()` gives accuracy and share of negatives repaired (0 to 1). A round that
-    loses more than `tolerance` of accuracy is undone and the rate multiplied by `decay`. Ends after `patience` rounds in a row with at least
-    `enough` of both. `save(**state)` is called after every round; `resume` is such a state.
+    loses more than `tolerance` of accuracy is undone and the rate multiplied by `decay`. Ends after `patience` rounds in a row in which at
+    least `enough` of the negatives are repaired. `save(**state)` is called after every round; `resume` is such a state.
     """
     state = resume or {"rounds": [], "lr": recipe.lr, "network": copy.deepcopy(network.state_dict()), "measured": list(measure())}
     network.load_state_dict(state["network"])

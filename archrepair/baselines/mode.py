@@ -86,8 +86,8 @@ def bhattacharyya(p: Tensor, q: Tensor) -> float:
 def target_layer(answers: dict[str, Tensor], of_label: Tensor, bug: str, n_classes: int, distance: float = 0.01) -> tuple[str, list[float]]:
     """The layer to repair for a label that is `under-fit` or `over-fit`, and the distances between the feature models of layers in a row.
 
-    `answers` of the feature models by layer in order, `of_label` (bool N): the images of the label. Where all layers in a row differ by more
-    than `distance`, it is the last layer for an under-fit and the first for an over-fit label.
+    `answers` of the feature models by layer in order, `of_label` (bool N): the images of the label. If all layers in a row differ by
+    more than `distance`, it is the last layer for an under-fit and the first for an over-fit label.
     """
     layers = list(answers)
     count = max(1, int(of_label.sum()))
@@ -215,7 +215,7 @@ def _deployed(problem: Problem, network: nn.Module, n_classes: int) -> Tensor:
 
 # %% ../../nbs/baselines/mode.ipynb #d0501101
 def worst_label(bugs: Iterable[int], test: Tensor, treated: Sequence[int]) -> int:
-    "The buggy label to repair next: one treated least often; of these the one of lowest accuracy (unknown counts as 0), the first of equals."
+    "The buggy label to repair next: of those treated least often the one of lowest accuracy (unknown counts as 0), the first of equals."
     def priority(label: int) -> tuple[int, float, int]:
         return treated.count(label), float(test[label].nan_to_num(0.0)), label
 

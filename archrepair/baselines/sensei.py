@@ -139,8 +139,8 @@ class Confusions:
 class Search:
     """A queue of bad variants of every image, the worst first, and the generations that improve it.
 
-    `network` is run in eval mode. `queue` int8 N×K×7 holds the chromosomes, `loss` float32 N×K their losses when they were scored (NaN: never
-    searched), `visits` int64 N how often an image has come; `epochs` has one entry per epoch. All this can be saved and restored.
+    `network` is run in eval mode. `queue` int8 N×K×7 holds the chromosomes, `loss` float32 N×K their losses when they were scored (NaN:
+    never searched), `visits` int64 N how often an image has come; `epochs` has one entry per epoch. All this can be saved and restored.
     """
 
     def __init__(self, network: nn.Module, images: Images, transform: Callable[[Tensor], Tensor], settings: Sensei, *,

@@ -137,7 +137,7 @@ def violation_rate(network: nn.Module, goal: Property, box: Box, n: int, delta: 
 # %% ../../../nbs/baselines/parts/domains.ipynb #e054e072
 @dataclass
 class DomainProblem:
-    """A network (frozen, on the CPU) that violates the property `goal` in some of `boxes`, and points elsewhere on which it must stay right.
+    """A network (frozen, on the CPU) that violates the property `goal` in some of `boxes`, and points elsewhere where it must stay right.
 
     Every sub-box is judged by `n` samples with confidence 1 − `delta`. `rest` (N×d) and its right answers `labels` (int64 N) are halved:
     even positions are trained on, odd ones measure accuracy. `meter` counts the cost.
@@ -241,8 +241,8 @@ def _finetune(problem: DomainProblem, method: DomainBIRDNN) -> tuple[nn.Module, 
 class DomainRepair:
     """What became of a network that violated the property `goal`.
 
-    `before` and `after` are the violation rates in the whole box, `pieces` those of every sub-box (box, before, after), all from samples that
-    the repair did not see. `accuracy` elsewhere (0 to 1) is before and after, from points it did not see either. `history` has one entry
+    `before` and `after` are the violation rates in the whole box, `pieces` those of every sub-box (box, before, after), all from samples
+    that the repair did not see. `accuracy` elsewhere (0 to 1) is before and after, from points it did not see either. `history` has one entry
     per round of retraining or iteration of the search.
     """
 
