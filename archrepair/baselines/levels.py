@@ -55,7 +55,7 @@ def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 10
 class Levels(Retrain):
     """Fine-tuning at one level (§2.2): the neuron, layer or block with the largest failure gradient, or the whole network.
 
-    `level` is one of `finetuning.LEVELS`; `n_failures` choose the place. The rest is as in `Retrain`.
+    `level` is one of `finetuning.LEVELS`; `n_failures` (≥ 1) failures, drawn at random, choose the place. The rest is as in `Retrain`.
     """
 
     level: str = "block"
@@ -72,6 +72,8 @@ class Levels(Retrain):
         "The level, and the part with the largest gradient; see `largest_gradients`."
         where = None
         if self.level != "network":
-            where = largest_gradients(problem.original, problem.data, self.n_failures, seed=self.seed, meter=problem.meter)[self.level]
-        problem.findings["where"], problem.block = where, where if self.level == "block" else None
+            places = largest_gradients(problem.original, problem.data, self.n_failures, seed=self.seed, meter=problem.meter)
+            where = places[self.level]
+        problem.findings["where"] = where
+        problem.block = where if self.level == "block" else None
         return self.level, where

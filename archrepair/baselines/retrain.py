@@ -23,8 +23,8 @@ from ..training.fit import Recipe
 class Retrain(Baseline):
     """Fine-tune the whole network on the repair set: the control every method must beat.
 
-    `preset` is the recipe (`finetuning.PRESETS`), lasting `epochs` passes over the repair set; `views` and `failure_views` are the
-    numbers of augmented views of each training image and failure.
+    `preset` is the recipe (`finetuning.PRESETS`, or a `Recipe`), lasting `epochs` (≥ 0) passes over the repair set; `views` and
+    `failure_views` (≥ 1) are the numbers of augmented views of each training image and failure.
     """
 
     preset: str | Recipe = "default"

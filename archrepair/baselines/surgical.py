@@ -85,7 +85,8 @@ VARIANTS = ("block", "auto-rgn")
 class Surgical(Baseline):
     """Surgical fine-tuning (Lee et al., 2023): tune the block, or mostly the layers, with the largest relative gradient norm.
 
-    - `variant`: `block` (one block, at the recipe's rate) or `auto-rgn` (every layer, at a rate in proportion to its relative gradient norm).
+    - `variant`: `block` (one block, at the recipe's rate) or `auto-rgn` (every layer, at a rate in proportion to its relative gradient
+      norm).
     - `block`: the name of the block, if it is not to be chosen.
     - `preset` is the recipe (`finetuning.PRESETS`, or a `Recipe`), lasting `epochs` passes over the repair set; `views` and
       `failure_views` are the numbers of augmented views of each training image and failure.

@@ -93,8 +93,8 @@ BUDGETS = ("epochs", "cost")
 class Augmented(Baseline):
     """The settings of repair by augmentation, whatever the augmentation.
 
-    - `preset`: the recipe (`AUGMENTATION_RECIPES`, or a `Recipe`). `default` is that of the other methods here, without their imitation term;
-      `paper` is that of the comparison in §4.1.
+    - `preset`: the recipe (`AUGMENTATION_RECIPES`, or a `Recipe`). `default` is that of the other methods here, without their imitation
+      term; `paper` is that of the comparison in §4.1.
     - `epochs`: passes over the repair set; with `budget="cost"`, as many as cost what plain training for `epochs` passes does.
     - `failure_views`: in how many augmented views a failure is seen in each pass.
     - `keep`: the weights of the `best` epoch on validation (those that came in included) or of the `last`.

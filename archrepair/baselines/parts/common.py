@@ -177,7 +177,7 @@ class Problem:
 class Baseline(ABC):
     """The settings all baselines have, and the frame around `run_method`.
 
-    `precision` is `fp32`, `bf16` or `auto` (`fit.default_precision`); `seed` seeds everything that is drawn; `name` stands in records.
+    `precision` is `fp32`, `bf16` or `auto` (`fit.default_precision`); `seed` seeds everything that is drawn; records hold `name`.
     """
 
     precision: str = "auto"

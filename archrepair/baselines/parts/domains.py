@@ -242,8 +242,8 @@ class DomainRepair:
     """What became of a network that violated the property `goal`.
 
     `before` and `after` are the violation rates in the whole box, `pieces` those of every sub-box (box, before, after), all from samples
-    that the repair did not see. `accuracy` elsewhere (0 to 1) is before and after, from points it did not see either. `history` has one entry
-    per round of retraining or iteration of the search.
+    that the repair did not see. `accuracy` elsewhere (0 to 1) is before and after, from points it did not see either. `history` has one
+    entry per round of retraining or iteration of the search.
     """
 
     network: nn.Module
