@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize_weights, pareto_front, spread_by_label
+from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize_weights, pareto_front, spread_by_label, well_handled
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.patches import Population, Site, downstream, patch, patchable, tap
 from archrepair.core.errors import ArchrepairError
@@ -63,10 +63,10 @@ def test_localization_names_the_weights_of_the_front():
                   for name, both in measures.items() for index in torch.cartesian_prod(*map(torch.arange, both[0].shape)).tolist()]
         if keep:
             points = [p for p in points if p[2] >= sorted((q[2] for q in points), reverse=True)[keep - 1]]
-        wanted = [points[i] for i in brute_force([p[2] for p in points], [p[3] for p in points])]
-        found = localize_weights(measures, other, keep)
-        assert [(s.layer, s.index) for s in found] == [p[:2] for p in wanted]
-        assert [v for s in found for v in (s.gradient_loss, s.forward_impact)] == pytest.approx([v for p in wanted for v in p[2:]])
+        expected = [points[i] for i in brute_force([p[2] for p in points], [p[3] for p in points])]
+        front = localize_weights(measures, other, keep)
+        assert [(s.layer, s.index) for s in front] == [p[:2] for p in expected]
+        assert [v for s in front for v in (s.gradient_loss, s.forward_impact)] == pytest.approx([v for p in expected for v in p[2:]])
 
 
 def test_localization_without_anything_to_find():
@@ -277,8 +277,8 @@ def test_layers_in_lists_and_on_tokens():
     network, x = Tokens().eval(), rand(6, 30, dtype=torch.float32)
     for layers in (["stages.0"], ["stages.1.2"], ["stages.1.0", "head"]):
         there = downstream(network, layers, x)
-        found = localize_weights(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
-        assert_equal_the_loop(network, layers, x, found)
+        front = localize_weights(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
+        assert_equal_the_loop(network, layers, x, front)
     with pytest.raises(ArchrepairError, match="spare.*never called"):
         downstream(network, ["spare"], x)
 
@@ -297,15 +297,15 @@ def test_a_tally_of_no_inputs():
                                      {"min_step": 0.2, "pull": 4.1}])
 def test_only_the_weights_of_the_front_change(problem, options):
     result = Arachne(**QUICK | options).repair(problem.network, problem.scenario.data)
-    front, mended = result.config["front"], result.candidates["repaired"]
+    front, repaired = result.config["front"], result.candidates["repaired"]
     state = copy.deepcopy(problem.network.state_dict())
-    assert 1 <= len(front) < 60
+    assert front and len({(entry["layer"], *entry["index"]) for entry in front}) == len(front)
     for entry in front:
         weight = state[f"{entry['layer']}.weight"]
         assert float(weight[tuple(entry["index"])]) == entry["before"]
         weight[tuple(entry["index"])] = entry["after"]
-    assert all(torch.equal(v, mended.state_dict()[k]) for k, v in state.items()), "the front is the whole difference"
-    assert set(changes(problem.network.state_dict(), mended.state_dict())) <= {f"{entry['layer']}.weight" for entry in front}
+    assert all(torch.equal(v, repaired.state_dict()[k]) for k, v in state.items()), "the front is the whole difference"
+    assert set(changes(problem.network.state_dict(), repaired.state_dict())) <= {f"{entry['layer']}.weight" for entry in front}
     best = [entry["best"] for entry in result.history["search"]]
     assert best == sorted(best) and result.config["fitness"] == best[-1]
     assert result.block == ("fc" if "layers" not in options else None)
@@ -314,11 +314,11 @@ def test_only_the_weights_of_the_front_change(problem, options):
         assert all(2 * float(weight.min()) - 1e-6 <= entry["after"] <= 2 * float(weight.max()) + 1e-6 for entry in front)
 
 
-def test_fitness_is_what_the_mended_network_does(problem):
+def test_fitness_is_what_the_repaired_network_does(problem):
     data = problem.scenario.data
     result = Arachne(population=10, iterations=3, positives=40, precision="fp32").repair(problem.network, data)
-    mended, n = result.candidates["repaired"], 40
-    logits = predict(mended, data.failures, problem.transform)
+    repaired, n = result.candidates["repaired"], 40
+    logits = predict(repaired, data.failures, problem.transform)
     loss = float(nn.functional.cross_entropy(logits, data.failures.labels))
     bad = (int((logits.argmax(1) == data.failures.labels).sum()) + 1) / (loss + 1)
     assert bad <= result.config["fitness"] <= bad + n + 1
@@ -339,18 +339,21 @@ def test_what_it_costs(problem):
     assert cost[10].backwards == cost[20].backwards == pytest.approx(2 * len(data.failures) * share)
 
 
-def test_guards_are_inputs_that_the_network_gets_right(problem, digits):
+def test_guards_are_inputs_that_the_network_gets_right(problem):
+    "The first of an order that holds the classes in their proportions."
     data = problem.scenario.data
-    kept = Problem(freeze(copy.deepcopy(problem.network)), data, meter=CostMeter())
+    here = Problem(freeze(copy.deepcopy(problem.network)), data, meter=CostMeter())
     there = downstream(problem.network, ["fc"])
-    method = Arachne()
-    rows = method._positives(kept, there, 50, 0)
+    order = spread_by_label(data.train.labels, here.generator("positives"))
+    right = predict(problem.network, data.train, problem.transform).argmax(1) == data.train.labels
+    expected = data.train.labels[order[right[order]]]
+    rows = well_handled(here, there, 50, 0)
     assert len(rows) == 50 and (predict(there.tail, rows).argmax(1) == rows.labels).all()
-    assert rows.labels.bincount().min() >= 2, "classes in their proportions"
-    assert not kept.warnings
-    everything = method._positives(kept, there, 100_000, 0)
-    assert len(everything) == int((predict(problem.network, data.train, problem.transform).argmax(1) == data.train.labels).sum())
-    assert len(kept.warnings) == 1 and "100000 were asked for" in kept.warnings[0]
+    assert torch.equal(rows.labels, expected[:50]) and not here.warnings
+    assert torch.equal(well_handled(here, there, 10, 30).labels, expected[:30]) and not here.warnings
+    assert torch.equal(well_handled(here, there, 100_000, 0).labels, expected)
+    assert len(here.warnings) == 1 and "100000 were asked for" in here.warnings[0]
+    assert torch.equal(well_handled(here, there, None, 0).labels, expected) and len(here.warnings) == 1
 
 
 def test_a_network_that_is_right_about_nothing(problem):
@@ -360,8 +363,8 @@ def test_a_network_that_is_right_about_nothing(problem):
     wrong = (predict(problem.network, train, problem.transform).argmax(1) + 1) % 10
     turned = ImageSet(train.images, wrong, train.classes, train.name)
     for options in ({}, {"search": "de"}):
-        result = Arachne(population=4, iterations=1, **options).repair(
-            problem.network, RepairData(data.failures, turned, data.val, data.transform, data.val_failures, 0.5))
+        repair_set = RepairData(data.failures, turned, data.val, data.transform, data.val_failures, 0.5)
+        result = Arachne(population=4, iterations=1, precision="fp32", **options).repair(problem.network, repair_set)
         assert result.config["positives"] == 0 and (options or any("only 0 training images" in w for w in result.warnings))
 
 
@@ -404,11 +407,11 @@ def test_convolutions_of_every_family(name, layer, digits):
     network = settled(name, digits)
     x = digits.batch(torch.arange(6)).permute(0, 3, 1, 2).float() / 64
     there = downstream(network, [layer])
-    found = localize_weights(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
-    assert len(found) >= 1
+    front = localize_weights(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
+    assert front
     weight = network.get_submodule(layer).weight
     center = tuple(k // 2 for k in weight.shape[2:])
-    sites = [*found, Site(layer, (1, 0, *center))]
+    sites = [*front, Site(layer, (1, 0, *center))]
     assert_equal_the_loop(network, [layer], x, list({s.index: s for s in sites}.values()))
 
 

@@ -36,7 +36,8 @@ def pictures(n: int, size: int = 32, seed: int = 0, width: int | None = None) ->
 
 def small_data(data: RepairData, n: int = 48) -> RepairData:
     few = lambda part, k: part.select(torch.arange(min(k, len(part))))
-    return RepairData(few(data.failures, 16), few(data.train, n), few(data.val, 32), data.transform, few(data.val_failures, 4), data.failure_rate)
+    parts = few(data.failures, 16), few(data.train, n), few(data.val, 32), data.transform, few(data.val_failures, 4), data.failure_rate
+    return RepairData(*parts)
 
 
 @dataclass
@@ -90,11 +91,11 @@ def test_images_that_are_decoded_on_demand_are_read_as_they_are_needed(little):
             Lazy.asked += len(positions)
             return self.images[positions]
 
-    train = little.data.train
-    lazy = RepairData(little.data.failures, ImageSet(Lazy(train.images), train.labels, train.classes), little.data.val, little.data.transform,
-                      little.data.val_failures)
-    images = Images(Problem(little.original, lazy))
-    assert Lazy.asked == 0 and images.batch(torch.tensor([2, 60, 4])).equal(Images(little).batch(torch.tensor([2, 60, 4]))) and Lazy.asked == 2
+    data, positions = little.data, torch.tensor([2, 60, 4])
+    train = ImageSet(Lazy(data.train.images), data.train.labels, data.train.classes)
+    images = Images(Problem(little.original, RepairData(data.failures, train, data.val, data.transform, data.val_failures)))
+    assert Lazy.asked == 0
+    assert images.batch(positions).equal(Images(little).batch(positions)) and Lazy.asked == 2
 
 
 # --- moving
@@ -120,7 +121,8 @@ def test_a_moved_image_is_read_where_its_matrix_says():
                 sx, sy = a * x + b * y + tx + 6.5, c * x + d * y + ty + 4.5
                 x0, y0 = math.floor(sx), math.floor(sy)
                 u, v = sx - x0, sy - y0
-                expected = (1 - v) * ((1 - u) * at(y0, x0) + u * at(y0, x0 + 1)) + v * ((1 - u) * at(y0 + 1, x0) + u * at(y0 + 1, x0 + 1))
+                upper, lower = ((1 - u) * at(row, x0) + u * at(row, x0 + 1) for row in (y0, y0 + 1))
+                expected = (1 - v) * upper + v * lower
                 assert torch.allclose(found[:, i, j], expected, atol=2e-2)
 
 
@@ -158,11 +160,12 @@ def test_moving_operations_are_torchvisions(size, sign):
     shift, plain = int(level * size / 30), {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
     slant = math.degrees(math.atan(0.03 * level))
     theirs = {"rotate": {"angle": -sign * int(3 * level)}, "translate_x": {"translate": [-sign * shift, 0]},
-              "translate_y": {"translate": [0, -sign * shift]}, "shear_x": {"shear": [sign * slant, 0.0]}, "shear_y": {"shear": [0.0, sign * slant]}}
+              "translate_y": {"translate": [0, -sign * shift]}, "shear_x": {"shear": [sign * slant, 0.0]},
+              "shear_y": {"shear": [0.0, sign * slant]}}
     for name, change in theirs.items():
         found = OPERATIONS[name](x, torch.tensor([level]), torch.tensor([sign]))
         expected = affine(x, **{**plain, **change}, interpolation=InterpolationMode.BILINEAR)
-        if name == "shear_y":  # theirs also shortens the columns; a slant is a pixel a column
+        if name == "shear_y":  # theirs also shortens the columns; a slant is so many pixels per column
             expected = OPERATIONS["shear_x"](x.mT, torch.tensor([level]), torch.tensor([sign])).mT
         assert float((found - expected).abs().max()) <= 0.51, name
         assert torch.equal(found, found.round())
@@ -317,17 +320,16 @@ def test_no_epochs_leave_the_network(little):
 @pytest.mark.parametrize(("settings", "message"), [
     ({"preset": "papr"}, "unknown preset 'papr': did you mean 'paper'"), ({"keep": "first"}, "unknown keep 'first'"),
     ({"budget": "time"}, "unknown budget 'time'"), ({"epochs": -1}, "epochs is -1"), ({"failure_views": 0}, "failure_views is 0"),
-    ({"width": 0}, "width is 0"), ({"depth": 0}, "depth is 0"), ({"severity": 11.0}, "severity is 11.0"), ({"severity": 0.0}, "severity is 0.0"),
+    ({"width": 0}, "width is 0"), ({"depth": 0}, "depth is 0"), ({"severity": 11.0}, "severity is 11.0"),
+    ({"severity": 0.0}, "severity is 0.0"),
     ({"jsd": -1.0}, "jsd is -1.0"), ({"views": 0}, "views is 0"), ({"width": 2.5}, "width is 2.5; expected a whole number")])
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ArchrepairError, match=message):
         JustAugMix(**settings)
 
 
-def test_last_keeps_the_last(little):
-    "A rate that spoils everything: the best weights are those that came in, the last are not."
-    wild = Recipe(epochs=1, lr=3.0, clip=None)
-    best, last = (JustAugMix(preset=wild, epochs=1, keep=keep).tune(little, Mixer()) for keep in ("best", "last"))
+def test_last_keeps_the_last_and_best_what_validates_best(little, worsening):
+    best, last = (JustAugMix(epochs=1, keep=keep).tune(little, Mixer()) for keep in ("best", "last"))
     same = lambda network: all(torch.equal(v, little.original.state_dict()[k]) for k, v in network.state_dict().items())
     assert same(best) and not same(last)
 

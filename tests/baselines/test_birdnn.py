@@ -1,5 +1,6 @@
-"BIRDNN: whom it imitates, when it takes a round back, which neurons it turns and that this is exact; multipliers."
+"BIRDNN: whom it imitates, when it undoes a round, and which neurons it scales."
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from archrepair.baselines.parts.channels import last_layer
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.domains import as_features
 from archrepair.baselines.parts.multipliers import Behavior, fold, matched, responsibility, scalable, scaled, search_multipliers
+from archrepair.baselines.parts.swarm import OptimizationResult
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import ImageSet
 from archrepair.data.scenario import RepairData
@@ -96,7 +98,7 @@ def test_a_round_that_breaks_is_undone_and_the_next_is_gentler():
     assert network.weight.item() == 5.0
 
 
-def test_rounds_end_when_enough_has_been_mended_for_long_enough():
+def test_rounds_end_when_enough_has_been_repaired_for_long_enough():
     network, train, measure, rates = counter([1.0, 0, 0, 0, 0, 0])
     assert len(imitate(network, train, Imitation(1), measure, rounds=6, patience=3)) == 3
     network, train, measure, rates = counter([0.5] + 5 * [0])
@@ -217,7 +219,8 @@ def test_no_cut_no_matter(problem):
         places = places[:9]
         behavior = Behavior.of(problem.network, first, x, allowed, negative)
         shares.append(behavior.share)
-        expected = torch.stack([is_correct(predict(fold(copy.deepcopy(problem.network), layers, places, f), as_features(x)), torch.arange(12) % 10) for f in factors])
+        networks = [fold(copy.deepcopy(problem.network), layers, places, row) for row in factors]
+        expected = torch.stack([is_correct(predict(network, as_features(x)), torch.arange(12) % 10) for network in networks])
         assert torch.equal(behavior.good(layers, places, factors), expected)
         assert torch.equal(behavior.good(layers, places, factors, rows=10), expected)
     assert shares == sorted(shares, reverse=True) and shares[-1] < 0.01 and shares[0] == 1
@@ -256,19 +259,30 @@ def test_the_swarm_finds_multipliers_and_never_does_worse_than_none():
 
 def rows_changed(before: nn.Module, after: nn.Module) -> dict[str, int]:
     after = after.state_dict()
-    return {k: int((after[k] != v).reshape(len(v), -1).any(1).sum()) for k, v in before.state_dict().items() if v.ndim and not torch.equal(v, after[k])}
+    different = {k: after[k] != v for k, v in before.state_dict().items() if v.ndim and not torch.equal(v, after[k])}
+    return {k: int(where.reshape(len(where), -1).any(1).sum()) for k, where in different.items()}
 
 
 @pytest.mark.parametrize("n, normalize", [(20, False), (4, True)])
-def test_finetuning_changes_few_channels_and_no_statistics(problem, n, normalize):
-    result = BIRDNN(style="fine-tuning", n_neurons=n, normalize=normalize, iterations=3).repair(problem.network, problem.scenario.data)
-    repaired, neurons = result.candidates["repaired"], result.config["neurons"]
-    changed = rows_changed(problem.network, repaired)
-    assert 0 < len(neurons) <= n and all(-1 <= neuron["r"] <= 1 and neuron["responsibility"] > 0 for neuron in neurons)
+def test_finetuning_changes_the_channels_it_names_and_no_statistics(problem, monkeypatch, n, normalize):
+    "With a search that halves every neuron it is asked about."
+    halve = lambda behavior, layers, places, stream, **more: OptimizationResult(torch.full((len(places),), -0.5), 0.0, torch.zeros(1), [])
+    monkeypatch.setattr(birdnn, "search_multipliers", halve)
+    result = BIRDNN(style="fine-tuning", n_neurons=n, normalize=normalize).repair(problem.network, problem.scenario.data)
+    neurons = result.config["neurons"]
+    assert 0 < len(neurons) <= n and all(neuron["r"] == -0.5 and neuron["responsibility"] > 0 for neuron in neurons)
+    changed = rows_changed(problem.network, result.candidates["repaired"])
     assert changed and not any("running" in name or "num_batches" in name for name in changed)
-    own = {layer: sum(neuron["layer"] == layer for neuron in neurons) for layer in {neuron["layer"] for neuron in neurons}}
-    assert max(changed.values()) <= max(own.values()) and sum(v for k, v in changed.items() if k.endswith("weight")) <= n
-    assert result.history["search"][-1]["best"] >= result.history["search"][0]["best"]
+    in_layer = Counter(neuron["layer"] for neuron in neurons)
+    assert max(changed.values()) <= max(in_layer.values())
+    wiring = wire(problem.network, torch.zeros(1, 3, 32, 32))
+    layers = scalable(problem.network, wiring, torch.zeros(1, 3, 32, 32))
+    assert {name.rpartition(".")[0] for name in changed} <= {module for layer in in_layer for module in layers[layer]}
+
+
+def test_finetuning_is_never_worse_than_nothing_on_what_it_scores(problem):
+    history = BIRDNN(style="fine-tuning", iterations=3).repair(problem.network, problem.scenario.data).history["search"]
+    assert len(history) == 4 and history[-1]["best"] >= history[0]["best"]
 
 
 def test_finetuning_without_iterations_is_the_identity(problem):
@@ -279,46 +293,66 @@ def test_finetuning_without_iterations_is_the_identity(problem):
 def test_finetuning_where_no_neuron_differs_changes_nothing_and_says_so(problem, monkeypatch):
     monkeypatch.setattr(birdnn, "responsibility", lambda positive, negative, **k: torch.zeros(positive.shape[1]))
     result = BIRDNN(style="fine-tuning").repair(problem.network, problem.scenario.data)
-    assert not rows_changed(problem.network, result.candidates["repaired"]) and any("no neuron behaves differently" in w for w in result.warnings)
+    assert not rows_changed(problem.network, result.candidates["repaired"])
+    assert any("no neuron behaves differently" in w for w in result.warnings)
 
 
 @pytest.mark.parametrize("target", ["logits", "features"])
 def test_what_is_imitated(problem, monkeypatch, target):
     "Targets of negatives are outputs of positives of their label; positives keep what the original answers; all views have the same target."
-    data, taken = problem.scenario.data, []
+    data, trained_on = problem.scenario.data, []
 
     def spy(self, network, rows, recipe, name="train", **more):
-        taken.append(rows)
+        trained_on.append(rows)
         return true(self, network, rows, recipe, name, **more)
 
     true = Problem.train
     monkeypatch.setattr(Problem, "train", spy)
     result = BIRDNN(epochs=2, failure_views=2, target=target, precision="fp32").repair(problem.network, data)
     look = copy.deepcopy(problem.network) if target == "logits" else Penultimate(copy.deepcopy(problem.network), "fc")
-    own = predict(look, data.train, data.transform)
+    outputs = predict(look, data.train, data.transform)
     right = torch.where(is_correct(predict(problem.network, data.train, data.transform), data.train.labels))[0]
-    assert len(taken) == 2
-    for rows in taken:
+    assert len(trained_on) == 2
+    for rows in trained_on:
         n = len(rows) - rows.failures
         assert n == len(right) and not rows.imitate[:n].any()
-        torch.testing.assert_close(rows.teacher[:n], own[right], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rows.teacher[:n], outputs[right], rtol=1e-4, atol=1e-4)
         assert rows.failures == 2 * len(data.failures)
         one, two = rows.teacher[n:].chunk(2)
         assert torch.equal(one, two)
         for target_row, label, negative in zip(one, data.failures.labels, rows.imitate[n:]):
             of_label = rows.teacher[:n][data.train.labels[right] == label]
             assert not negative or (of_label == target_row).all(1).any()
-    assert taken[0].imitate[-taken[0].failures:].all()  # in the first round all failures are wrong
+    assert trained_on[0].imitate[-trained_on[0].failures:].all()  # in the first round all failures are wrong
     assert result.history["rounds"][0]["round"] == 1 and len(result.history["rounds"]) == 2
 
 
-def test_retraining_mends_failures(problem):
+def test_imitation_brings_outputs_nearer_to_their_targets():
+    "One linear layer, whole batches, a low rate: the loss is convex, so every step lowers it."
+    network, x, targets = nn.Linear(4, 3), draw(20, 4), draw(20, 3, seed=1)
+    negative, recipe = (torch.arange(20) < 5).float(), Imitation(1, alpha=0.5, beta=0.5)
+    with torch.no_grad():
+        network.weight.copy_(draw(3, 4, seed=2))
+        network.bias.zero_()
+    optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.01), []
+    for _ in range(20):
+        loss = recipe.loss(network(x), None, targets, negative)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_rounds_say_what_the_network_does(problem):
     data = problem.scenario.data
-    result = BIRDNN(epochs=3, lr=0.005).repair(problem.network, data)
-    repaired = predict(result.candidates["repaired"], data.failures, data.transform)
-    mended = float(is_correct(repaired, data.failures.labels).float().mean())
-    assert not is_correct(predict(problem.network, data.failures, data.transform), data.failures.labels).any()
-    assert mended > 0.2 and result.history["rounds"][-1]["mended"] == pytest.approx(mended, abs=0.05)
+    result = BIRDNN(epochs=3, lr=0.005, precision="fp32").repair(problem.network, data)
+    share = lambda network, part: float(is_correct(predict(network, part, data.transform), part.labels).float().mean())
+    repaired, rounds = result.candidates["repaired"], [entry for entry in result.history["rounds"] if not entry["undone"]]
+    last = rounds[-1] if rounds else {"mended": 0.0, "accuracy": share(problem.network, data.val)}
+    assert share(problem.network, data.failures) == 0.0
+    assert share(repaired, data.failures) == pytest.approx(last["mended"], abs=0.02)
+    assert share(repaired, data.val) == pytest.approx(last["accuracy"], abs=0.02)
 
 
 def without(images: ImageSet, label: int) -> ImageSet:
@@ -342,7 +376,10 @@ def test_failures_of_a_label_that_is_never_right_are_left_out(problem):
             BIRDNN(style=style, epochs=1).repair(problem.network, nothing)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("resnet101", "densenet121"))) for n in MODELS if n != "resnet18"])
+LARGE = ("resnet101", "densenet121")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in MODELS if n != "resnet18"])
 def test_both_styles_run_on_every_network(name, problem):
     "With an untrained network, whose last bias is set so that its answers vary, and labels that fit them."
     network = create_model(name, 10, width=0.125, stem_stride=2, seed=1)
@@ -353,16 +390,17 @@ def test_both_styles_run_on_every_network(name, problem):
     with torch.no_grad():
         head.bias -= logits.mean(0)
     answers = (logits - logits.mean(0)).argmax(1)
-    given = lambda images, labels: ImageSet(images.images, labels, images.classes, images.name)
+    relabel = lambda images, labels: ImageSet(images.images, labels, images.classes, images.name)
     failures = data.train.select(torch.arange(64, 76))
     wrong = answers[(predict(network, failures, data.transform).argmax(1)[:, None] != answers).float().argmax(1)]
-    data = RepairData(given(failures, wrong), given(train, answers), data.val, data.transform, data.val_failures, data.failure_rate)
-    for settings in ({"style": "fine-tuning", "iterations": 1, "samples": 8, "particles": 4, "normalize": True}, {"epochs": 1, "target": "features"}):
+    data = RepairData(relabel(failures, wrong), relabel(train, answers), data.val, data.transform, data.val_failures, data.failure_rate)
+    tuning = {"style": "fine-tuning", "iterations": 1, "samples": 8, "particles": 4, "normalize": True}
+    for settings in (tuning, {"epochs": 1, "target": "features"}):
         result = BIRDNN(precision="fp32", **settings).repair(network, data)
         repaired = result.candidates["repaired"].state_dict()
         assert {k: v.shape for k, v in repaired.items()} == {k: v.shape for k, v in network.state_dict().items()}
         assert all(v.isfinite().all() for v in repaired.values()) and not result.warnings[1:]
-    assert rows_changed(network, result.candidates["repaired"])
+    assert rows_changed(network, result.candidates["repaired"]) or result.history["rounds"][-1]["undone"]
 
 
 @pytest.mark.parametrize("settings, words", [

@@ -64,7 +64,8 @@ def repaired(_problem):
             network.layer3[0].conv1.weight.grad = torch.full_like(network.layer3[0].conv1.weight, 0.5)
             before, stream = state_of(network), torch.random.get_rng_state()
             result = make(name).repair(network, _problem.scenario.data)
-            done[name] = SimpleNamespace(result=result, network=network, before=before, quiet=torch.equal(stream, torch.random.get_rng_state()))
+            quiet = torch.equal(stream, torch.random.get_rng_state())
+            done[name] = SimpleNamespace(result=result, network=network, before=before, quiet=quiet)
         return done[name]
 
     return get
@@ -79,9 +80,9 @@ def test_the_network_that_comes_in_stays(name, repaired):
     assert_same_state(got.before, got.network)
     assert torch.equal(got.network.layer3[0].conv1.weight.grad, torch.full_like(got.network.layer3[0].conv1.weight, 0.5))
     assert got.quiet, "the global random stream moved"
-    own = {p.untyped_storage().data_ptr() for p in got.network.state_dict().values()}
+    storage = {p.untyped_storage().data_ptr() for p in got.network.state_dict().values()}
     for network in (got.result.model, got.result.candidates["repaired"]):
-        assert not own & {p.untyped_storage().data_ptr() for p in network.state_dict().values()}
+        assert not storage & {p.untyped_storage().data_ptr() for p in network.state_dict().values()}
         assert not any(m.training for m in network.modules())
         assert all(p.grad is None for p in network.parameters())
 
@@ -99,18 +100,21 @@ def test_the_same_seed_gives_the_same_network(name, repaired, _problem):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_is_true(name, repaired, _problem):
     result, data = repaired(name).result, _problem.scenario.data
-    assert result.method == name and set(result.validation) >= {"original", "repaired"} and result.candidates.keys() == result.validation.keys()
-    assert result.accepted == (result.chosen == "repaired") and result.verdict.startswith("accepted" if result.accepted else "not accepted")
+    assert result.method == name and set(result.validation) >= {"original", "repaired"}
+    assert result.candidates.keys() == result.validation.keys()
+    assert result.accepted == (result.chosen == "repaired")
+    assert result.verdict.startswith("accepted" if result.accepted else "not accepted")
     assert same(result.model, result.candidates[result.chosen])
     assert result.changed == changes(_problem.network.state_dict(), result.model.state_dict())
     assert result.cost.forwards > 0 and result.cost.backwards >= 0 and result.cost.seconds > 0
-    bf16 = result.config["precision"] == "bf16"
+    precision = result.config["precision"]
     for who in ("original", "repaired"):
-        parts = []
+        losses = []
         for part in (data.val, data.val_failures):
-            parts.append(float(nn.functional.cross_entropy(predict(result.candidates[who], part, data.transform), part.labels)))
-        expected = (1 - data.failure_rate) * parts[0] + data.failure_rate * parts[1]
-        assert result.validation[who] == pytest.approx(expected, rel=0.05 if bf16 else 1e-4)
+            logits = predict(result.candidates[who], part, data.transform, precision=precision)
+            losses.append(float(nn.functional.cross_entropy(logits, part.labels)))
+        expected = (1 - data.failure_rate) * losses[0] + data.failure_rate * losses[1]
+        assert result.validation[who] == pytest.approx(expected, rel=0.02 if precision == "bf16" else 1e-4)
     if result.block is not None:
         outside = [k for k in changes(_problem.network.state_dict(), result.candidates["repaired"].state_dict())
                    if not k.startswith(f"{result.block}.")]
@@ -120,11 +124,11 @@ def test_the_result_is_true(name, repaired, _problem):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_says_is_json_and_what_it_saves_comes_back(name, repaired, tmp_path, _problem):
     result = repaired(name).result
-    said = json.loads(json.dumps(result.to_dict()))
-    assert said["method"] == name and {"seed", "precision", "name"} <= said["config"].keys()
-    assert all(isinstance(entry, dict) for entries in said["history"].values() for entry in entries)
-    own = dataclasses.replace(result, model=result.candidates["repaired"], chosen="repaired")
-    for folder, one in ((tmp_path / "returned", result), (tmp_path / "own", own)):
+    record = json.loads(json.dumps(result.to_dict()))
+    assert record["method"] == name and {"seed", "precision", "name"} <= record["config"].keys()
+    assert all(isinstance(entry, dict) for entries in record["history"].values() for entry in entries)
+    of_method = dataclasses.replace(result, model=result.candidates["repaired"], chosen="repaired")
+    for folder, one in ((tmp_path / "returned", result), (tmp_path / "of-method", of_method)):
         assert same(load(one.save(folder), _problem.network), one.model)
 
 
@@ -156,8 +160,8 @@ def test_the_registry(name):
     kind = method_class(name)
     assert inspect.getdoc(kind) and dataclasses.is_dataclass(kind) and kind().name == name
     tier = TIERS["smoke"]
-    made = method_of(Cell(name, tier="smoke", seed=3), tier)
-    assert made.seed == 3 and getattr(made, "epochs", 5) == tier.search_epochs + tier.finetune_epochs
+    method = method_of(Cell(name, tier="smoke", seed=3), tier)
+    assert method.seed == 3 and getattr(method, "epochs", 5) == tier.search_epochs + tier.finetune_epochs
     with pytest.raises(ArchrepairError, match=f"unknown option of {name} 'epcohs'"):
         method_of(Cell(name, tier="smoke", options=(("epcohs", 3),)), tier)
     if "block" not in kind.__dataclass_fields__:
@@ -200,11 +204,12 @@ def test_a_network_that_did_not_change_is_accepted_and_costs_what_was_counted(_p
     data = _problem.scenario.data
     assert result.accepted and result.changed == {} and result.validation["original"] == result.validation["repaired"]
     assert result.cost.forwards == 4 * 5 + 2 * (len(data.val) + len(data.val_failures)) and result.cost.backwards == 4 * 1.5
-    assert result.config["steps"] == 4 and result.config["size"] == 0.0 and result.warnings[0] == "a note" and result.history == {"steps": [{"step": 4}]}
+    assert result.config["steps"] == 4 and result.config["size"] == 0.0
+    assert result.warnings[0] == "a note" and result.history == {"steps": [{"step": 4}]}
     assert (result.cost.as_dict()["seconds"] > 0) and result.control_cost.forwards == 0 and result.genotype is None
 
 
-def test_a_worse_network_is_kept_but_not_returned(_problem):
+def test_a_worse_network_is_a_candidate_but_not_returned(_problem):
     result = Step(size=50.0).repair(_problem.network, _problem.scenario.data)
     own = result.candidates["repaired"]
     assert not result.accepted and result.chosen == "original" and same(result.model, _problem.network) and result.changed == {}
@@ -213,7 +218,7 @@ def test_a_worse_network_is_kept_but_not_returned(_problem):
     assert nothing.chosen == "original" and "is no number" in nothing.verdict
 
 
-def test_what_is_kept_goes_on_and_counts_once(_problem, tmp_path):
+def test_a_checkpoint_goes_on_and_counts_once(_problem, tmp_path):
     data, one_go = _problem.scenario.data, Step(size=0.01).repair(_problem.network, _problem.scenario.data)
     with pytest.raises(KeyboardInterrupt):
         Step(size=0.01, die_at=3).repair(_problem.network, data, checkpoints=tmp_path)
@@ -243,21 +248,24 @@ def test_a_network_with_other_parameters_is_refused(_problem):
         Wider().repair(_problem.network, _problem.scenario.data)
 
 
-def test_few_kept_failures_are_a_warning(_problem):
+def test_few_validation_failures_are_a_warning(_problem):
     data = dataclasses.replace(_problem.scenario.data, val_failures=_problem.scenario.data.val_failures.select(torch.arange(2)))
     assert "only 2 failures are kept for validation" in Step().repair(_problem.network, data).warnings[-1]
 
 
-@pytest.mark.parametrize(("before", "after", "chosen"), [(1.0, 0.5, "repaired"), (0.5, 0.5, "repaired"), (0.5, 0.6, "original"), (0.5, math.nan, "original"),
-                                                         (math.nan, 0.5, "repaired"), (math.inf, 9.0, "repaired"), (math.nan, math.nan, "original")])
+@pytest.mark.parametrize(("before", "after", "chosen"), [
+    (1.0, 0.5, "repaired"), (0.5, 0.5, "repaired"), (0.5, 0.6, "original"), (0.5, math.nan, "original"),
+    (math.nan, 0.5, "repaired"), (math.inf, 9.0, "repaired"), (math.nan, math.nan, "original")])
 def test_who_is_returned(before, after, chosen):
-    found, verdict = judge({"original": before, "repaired": after}, "x")
-    assert found == chosen and verdict.startswith("accepted" if chosen == "repaired" else "not accepted") and "\n" not in verdict
+    winner, verdict = judge({"original": before, "repaired": after}, "x")
+    assert winner == chosen and verdict.startswith("accepted" if chosen == "repaired" else "not accepted") and "\n" not in verdict
 
 
 def test_settings_are_checked():
-    for name, value, bound in (("steps", -1, 0), ("steps", 1.5, 0), ("steps", "3", 0), ("steps", True, 0), ("size", -0.1, 0.0), ("size", math.nan, 0.0)):
-        with pytest.raises(ArchrepairError, match=f"{name} is .*; expected a {'number' if isinstance(bound, float) else 'whole number'} from {bound}"):
+    wrong = (("steps", -1, 0), ("steps", 1.5, 0), ("steps", "3", 0), ("steps", True, 0), ("size", -0.1, 0.0), ("size", math.nan, 0.0))
+    for name, value, bound in wrong:
+        kind = "number" if isinstance(bound, float) else "whole number"
+        with pytest.raises(ArchrepairError, match=f"{name} is .*; expected a {kind} from {bound}"):
             require(Step(**{name: value}), **{name: bound})
     require(Step(steps=0, size=1), steps=0, size=0.0)
 
@@ -270,8 +278,10 @@ def test_a_problem_answers_once_and_in_order(_problem):
     rows = problem.rows(failure_views=3, teacher=True)
     assert len(rows) == len(data.train) + 3 * len(data.failures) and rows.failures == 3 * len(data.failures)
     assert torch.equal(rows.labels, torch.cat([data.train.labels, data.failures.labels.repeat(3)]))
-    assert torch.equal(rows.teacher[-len(data.failures):], problem.logits("failures")) and rows.imitate.sum() == problem.correct("train").sum()
-    assert problem.rows().teacher is None and torch.equal(problem.rows().inputs(torch.tensor([0]))[0], data.transform(data.train.images[:1]))
+    assert torch.equal(rows.teacher[-len(data.failures):], problem.logits("failures"))
+    assert rows.imitate.sum() == problem.correct("train").sum()
+    assert problem.rows().teacher is None
+    assert torch.equal(problem.rows().inputs(torch.tensor([0]))[0], data.transform(data.train.images[:1]))
     draw = lambda purpose, seed=0: torch.rand(4, generator=dataclasses.replace(problem, seed=seed).generator(purpose))
     assert torch.equal(draw("a"), draw("a")) and not torch.equal(draw("a"), draw("b")) and not torch.equal(draw("a"), draw("a", 1))
     assert all(p.requires_grad for p in problem.network().parameters()) and problem.network() is not problem.original
@@ -312,17 +322,19 @@ def test_retrain_is_fine_tuning_of_everything(_problem, repaired):
 
     result = repaired("retrain").result
     plain = finetune(_problem.network, _problem.scenario.data, level="network", epochs=1, precision=result.config["precision"])
-    assert same(plain.model, result.candidates["repaired"]) and result.validation["repaired"] == plain.val and result.config["point"] == plain.point
+    assert same(plain.model, result.candidates["repaired"])
+    assert result.validation["repaired"] == plain.val and result.config["point"] == plain.point
     assert result.cost.backwards == plain.cost.backwards > 0 and result.block is None
     none = make("retrain", epochs=0).repair(_problem.network, _problem.scenario.data)
     assert same(none.candidates["repaired"], _problem.network) and none.cost.backwards == 0
     views = make("retrain", failure_views=2).repair(_problem.network, _problem.scenario.data)
-    assert not same(views.candidates["repaired"], result.candidates["repaired"])
+    assert views.cost.backwards > result.cost.backwards
 
 
 @pytest.mark.parametrize(("name", "settings", "message"), [
-    ("retrain", {"preset": "papre"}, "did you mean 'paper'"), ("retrain", {"epochs": -1}, "epochs is -1"), ("retrain", {"views": 0}, "views is 0"),
-    ("surgical", {"variant": "blok"}, "did you mean 'block'"), ("surgical", {"preset": "x"}, "unknown preset"), ("surgical", {"epochs": 1.0}, "epochs is 1.0"),
+    ("retrain", {"preset": "papre"}, "did you mean 'paper'"), ("retrain", {"epochs": -1}, "epochs is -1"),
+    ("retrain", {"views": 0}, "views is 0"), ("surgical", {"variant": "blok"}, "did you mean 'block'"),
+    ("surgical", {"preset": "x"}, "unknown preset"), ("surgical", {"epochs": 1.0}, "epochs is 1.0"),
     ("surgical", {"variant": "auto-rgn", "block": "layer1"}, "tunes every layer and takes no block")])
 def test_controls_check_their_settings(name, settings, message):
     with pytest.raises(ArchrepairError, match=message):
@@ -333,12 +345,12 @@ def test_gradients_of_the_failures_equal_a_plain_loop(_problem):
     from archrepair.baselines.surgical import failure_gradient
 
     problem = Problem(copy.deepcopy(_problem.network).eval(), _problem.scenario.data)
-    found, failures = failure_gradient(problem, batch_size=7), problem.data.failures
+    gradient, failures = failure_gradient(problem, batch_size=7), problem.data.failures
     network = copy.deepcopy(problem.original).requires_grad_(True)
     for image, label in zip(failures.images, failures.labels):  # one at a time
         nn.functional.cross_entropy(network(problem.data.transform(image[None])), label[None]).backward()
     for name, p in network.named_parameters():
-        assert torch.allclose(found[name], p.grad / len(failures), atol=1e-5, rtol=1e-3), name
+        assert torch.allclose(gradient[name], p.grad / len(failures), atol=1e-5, rtol=1e-3), name
     assert (problem.meter.forwards, problem.meter.backwards) == (len(failures), len(failures))
 
 
@@ -370,21 +382,36 @@ def test_surgery_is_on_the_block_with_the_largest_norm(_problem, repaired):
     result = repaired("surgical").result
     norms = result.config["relative_norms"]
     assert set(norms) == set(block_names(_problem.network)) and result.block == max(norms, key=norms.get)
-    given = make("surgical", block="layer4").repair(_problem.network, _problem.scenario.data)
-    assert given.block == "layer4" and "relative_norms" not in given.config
+    fixed = make("surgical", block="layer4").repair(_problem.network, _problem.scenario.data)
+    assert fixed.block == "layer4" and "relative_norms" not in fixed.config
 
 
-def test_auto_rgn_tunes_layers_by_their_norms(_problem):
+def test_auto_rgn_tunes_layers_by_their_norms(_problem, monkeypatch):
+    "Every layer has its rate, in proportion to its norm; what belongs to no layer is not trained."
+    from archrepair.baselines import surgical
+
+    calls = []
+
+    def spy(network, data, **settings):
+        calls.append(settings)
+        return finetune(network, data, **settings)
+
+    finetune = surgical.finetune
+    monkeypatch.setattr(surgical, "finetune", spy)
     result = make("surgical", variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
-    norms, own = result.config["relative_norms"], result.candidates["repaired"]
-    before, after = _problem.network.state_dict(), own.state_dict()
-    moved = {name: float((after[f"{name}.weight"] - before[f"{name}.weight"]).norm() / before[f"{name}.weight"].norm()) for name in norms}
-    assert result.block is None and min(moved.values()) > 0
-    order = sorted(norms, key=norms.get)
-    low, high = ([moved[name] for name in names] for names in (order[:5], order[-5:]))
-    assert sum(high) > sum(low)  # a larger rate moves a layer further
+    [settings], norms = calls, result.config["relative_norms"]
+    assert result.block is None and settings["level"] == "network"
+    network = copy.deepcopy(_problem.network)
+    rates = {id(p): group["lr"] for group in settings["groups"](network) for p in group["params"]}
+    layer_of = {f"{name}.{kind}": name for name in norms for kind in ("weight", "bias")}
+    rate = surgical.PRESETS["default"].lr / max(norms.values())
+    for name, p in network.named_parameters():
+        assert (id(p) in rates) == (name in layer_of), name
+        if name in layer_of:
+            assert rates[id(p)] == pytest.approx(rate * norms[layer_of[name]])
+    before, after = _problem.network.state_dict(), result.candidates["repaired"].state_dict()
     affine = [k for k in before if "bn" in k and k.endswith((".weight", ".bias"))]
-    assert affine and all(torch.equal(before[k], after[k]) for k in affine)  # what belongs to no layer is not trained
+    assert affine and all(torch.equal(before[k], after[k]) for k in affine)
 
 
 def test_without_gradients_everything_is_tuned_alike(_problem):
@@ -392,7 +419,8 @@ def test_without_gradients_everything_is_tuned_alike(_problem):
     from archrepair.baselines import surgical
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(surgical, "failure_gradient", lambda problem: {n: torch.zeros_like(p) for n, p in problem.original.named_parameters()})
+        zero = lambda problem: {name: torch.zeros_like(p) for name, p in problem.original.named_parameters()}
+        patch.setattr(surgical, "failure_gradient", zero)
         got = make("surgical", variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
     whole = make("retrain").repair(_problem.network, _problem.scenario.data)
     assert same(got.candidates["repaired"], whole.candidates["repaired"])
