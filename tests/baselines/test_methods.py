@@ -3,7 +3,6 @@ import copy
 import dataclasses
 import inspect
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -11,18 +10,14 @@ import torch
 from torch import nn
 
 from archrepair.baselines.parts import common
-from archrepair.baselines.parts.common import Baseline, Problem, judge, require
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.tiers import TIERS
 from archrepair.data.scenario import RepairData
 from archrepair.experiments.cells import Cell, method_of
 from archrepair.experiments.methods import METHODS, method_class
-from archrepair.networks.blocks import block_names
 from archrepair.networks.models import create_model
 from archrepair.repair.result import changes, load
-from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict
-from archrepair.training.fit import Recipe
 from support.states import assert_same_state, state_of
 
 # Settings that make a method quick on the digits network, where its own take more than a few seconds.
@@ -174,256 +169,7 @@ def test_the_registry(name):
 # --- the frame
 
 
-@dataclasses.dataclass
-class Step(Baseline):
-    "Adds to the classifier's bias, in steps that are kept; for tests of the frame."
-
-    steps: int = 4
-    size: float = 0.0
-    die_at: int = -1
-    name: str = "step"
-
-    def run_method(self, problem: Problem) -> nn.Module:
-        network = problem.network()
-        state = problem.resume("steps") or {"done": 0, "bias": network.fc.bias.detach().clone()}
-        for i in range(state["done"], self.steps):
-            if i == self.die_at:
-                raise KeyboardInterrupt
-            problem.meter.add(10, 3, share=0.5)
-            noise = torch.rand(len(state["bias"]), generator=problem.generator(f"step {i}"))
-            state = {"done": i + 1, "bias": state["bias"] + self.size * noise}
-            problem.save_checkpoint("steps", **state)
-        network.fc.bias.data = state["bias"]
-        problem.findings["steps"], problem.history["steps"] = state["done"], [{"step": state["done"]}]
-        problem.warnings.append("a note")
-        return network
-
-
-def test_a_network_that_did_not_change_is_accepted_and_costs_what_was_counted(_problem):
-    result = Step().repair(_problem.network, _problem.scenario.data)
-    data = _problem.scenario.data
-    assert result.accepted and result.changed == {} and result.validation["original"] == result.validation["repaired"]
-    assert result.cost.forwards == 4 * 5 + 2 * (len(data.val) + len(data.val_failures)) and result.cost.backwards == 4 * 1.5
-    assert result.config["steps"] == 4 and result.config["size"] == 0.0
-    assert result.warnings[0] == "a note" and result.history == {"steps": [{"step": 4}]}
-    assert (result.cost.as_dict()["seconds"] > 0) and result.control_cost.forwards == 0 and result.genotype is None
-
-
-def test_a_worse_network_is_a_candidate_but_not_returned(_problem):
-    result = Step(size=50.0).repair(_problem.network, _problem.scenario.data)
-    own = result.candidates["repaired"]
-    assert not result.accepted and result.chosen == "original" and same(result.model, _problem.network) and result.changed == {}
-    assert changes(_problem.network.state_dict(), own.state_dict()) == {"fc.bias": "10/10"} and result.model is not _problem.network
-    nothing = Step(size=math.nan).repair(_problem.network, _problem.scenario.data)
-    assert nothing.chosen == "original" and "is no number" in nothing.verdict
-
-
-def test_a_checkpoint_goes_on_and_counts_once(_problem, tmp_path):
-    data, one_go = _problem.scenario.data, Step(size=0.01).repair(_problem.network, _problem.scenario.data)
-    with pytest.raises(KeyboardInterrupt):
-        Step(size=0.01, die_at=3).repair(_problem.network, data, checkpoints=tmp_path)
-    with pytest.raises(ArchrepairError, match="run with other settings; remove it"):
-        Step(size=0.02).repair(_problem.network, data, checkpoints=tmp_path)
-    path = tmp_path / "steps.pt"
-    content = torch.load(path, weights_only=True)
-    content["settings"] = json.dumps(dataclasses.asdict(Step(size=0.01)), sort_keys=True)
-    content["cost"][2] += 1000
-    torch.save(content, path)
-    again = Step(size=0.01).repair(_problem.network, data, checkpoints=tmp_path)
-    assert same(again.candidates["repaired"], one_go.candidates["repaired"])
-    assert (again.cost.forwards, again.cost.backwards) == (one_go.cost.forwards, one_go.cost.backwards) and 1000 < again.cost.seconds < 1100
-    path.write_text("half")
-    with pytest.raises(ArchrepairError, match="cannot resume from .*steps.pt .*remove it to start afresh"):
-        Step(size=0.01).repair(_problem.network, data, checkpoints=tmp_path)
-
-
-def test_a_network_with_other_parameters_is_refused(_problem):
-    class Wider(Step):
-        def run_method(self, problem):
-            network = problem.network()
-            network.extra = nn.Linear(2, 2)
-            return network
-
-    with pytest.raises(TypeError, match="fold what was added"):
-        Wider().repair(_problem.network, _problem.scenario.data)
-
-
-def test_few_validation_failures_are_a_warning(_problem):
-    data = dataclasses.replace(_problem.scenario.data, val_failures=_problem.scenario.data.val_failures.select(torch.arange(2)))
-    assert "only 2 failures are kept for validation" in Step().repair(_problem.network, data).warnings[-1]
-
-
-@pytest.mark.parametrize(("before", "after", "chosen"), [
-    (1.0, 0.5, "repaired"), (0.5, 0.5, "repaired"), (0.5, 0.6, "original"), (0.5, math.nan, "original"),
-    (math.nan, 0.5, "repaired"), (math.inf, 9.0, "repaired"), (math.nan, math.nan, "original")])
-def test_who_is_returned(before, after, chosen):
-    winner, verdict = judge({"original": before, "repaired": after}, "x")
-    assert winner == chosen and verdict.startswith("accepted" if chosen == "repaired" else "not accepted") and "\n" not in verdict
-
-
-def test_settings_are_checked():
-    wrong = (("steps", -1, 0), ("steps", 1.5, 0), ("steps", "3", 0), ("steps", True, 0), ("size", -0.1, 0.0), ("size", math.nan, 0.0))
-    for name, value, bound in wrong:
-        kind = "number" if isinstance(bound, float) else "whole number"
-        with pytest.raises(ArchrepairError, match=f"{name} is .*; expected a {kind} from {bound}"):
-            require(Step(**{name: value}), **{name: bound})
-    require(Step(steps=0, size=1), steps=0, size=0.0)
-
-
-def test_a_problem_answers_once_and_in_order(_problem):
-    problem = Problem(copy.deepcopy(_problem.network), _problem.scenario.data)
-    data = problem.data
-    assert torch.equal(problem.logits("val"), problem.logits("val")) and problem.meter.forwards == len(data.val)
-    assert not problem.correct("failures").any()  # that is what failures are
-    rows = problem.rows(failure_views=3, teacher=True)
-    assert len(rows) == len(data.train) + 3 * len(data.failures) and rows.failures == 3 * len(data.failures)
-    assert torch.equal(rows.labels, torch.cat([data.train.labels, data.failures.labels.repeat(3)]))
-    assert torch.equal(rows.teacher[-len(data.failures):], problem.logits("failures"))
-    assert rows.imitate.sum() == problem.correct("train").sum()
-    assert problem.rows().teacher is None
-    assert torch.equal(problem.rows().inputs(torch.tensor([0]))[0], data.transform(data.train.images[:1]))
-    draw = lambda purpose, seed=0: torch.rand(4, generator=dataclasses.replace(problem, seed=seed).generator(purpose))
-    assert torch.equal(draw("a"), draw("a")) and not torch.equal(draw("a"), draw("b")) and not torch.equal(draw("a"), draw("a", 1))
-    assert all(p.requires_grad for p in problem.network().parameters()) and problem.network() is not problem.original
-    assert problem.at("x") is None and problem.resume("x") is None and problem.save_checkpoint("x", a=1) is None
-
-
-def test_a_problem_trains_with_the_one_loop(_problem, tmp_path):
-    from archrepair.training.fit import fit
-
-    problem = Problem(copy.deepcopy(_problem.network), _problem.scenario.data, checkpoints=tmp_path)
-    network, other, recipe = problem.network(), problem.network(), Recipe(epochs=1, lr=0.01)
-    history = problem.train(network, problem.rows(), recipe, "tuning")
-    fit(other, problem.rows(), recipe, validate=lambda: problem.validate(other))
-    assert same(network, other) and problem.history["tuning"] == history.epochs and (tmp_path / "tuning.pt").exists()
-    assert history.epochs[0]["val"] == pytest.approx(problem.validate(problem.original))
-
-
-def test_time_is_counted_once():
-    meter = CostMeter()
-    with meter.running():
-        with meter.running(), meter.running():
-            sum(range(100_000))
-        inside = meter.seconds
-    assert inside == 0 and meter.seconds > 0
-    spent = meter.seconds
-    with pytest.raises(ZeroDivisionError), meter.running():
-        1 / 0  # noqa: B018
-    with meter.running():
-        pass
-    assert meter.seconds > spent and "runs" not in str(meter.as_dict())
-
-
 # --- the controls
-
-
-def test_retrain_is_fine_tuning_of_everything(_problem, repaired):
-    from archrepair.repair.finetuning import finetune
-
-    result = repaired("retrain").result
-    plain = finetune(_problem.network, _problem.scenario.data, level="network", epochs=1, precision=result.config["precision"])
-    assert same(plain.model, result.candidates["repaired"])
-    assert result.validation["repaired"] == plain.val and result.config["point"] == plain.point
-    assert result.cost.backwards == plain.cost.backwards > 0 and result.block is None
-    none = make("retrain", epochs=0).repair(_problem.network, _problem.scenario.data)
-    assert same(none.candidates["repaired"], _problem.network) and none.cost.backwards == 0
-    views = make("retrain", failure_views=2).repair(_problem.network, _problem.scenario.data)
-    assert views.cost.backwards > result.cost.backwards
-
-
-@pytest.mark.parametrize(("name", "settings", "message"), [
-    ("retrain", {"preset": "papre"}, "did you mean 'paper'"), ("retrain", {"epochs": -1}, "epochs is -1"),
-    ("retrain", {"views": 0}, "views is 0"), ("surgical", {"variant": "blok"}, "did you mean 'block'"),
-    ("surgical", {"preset": "x"}, "unknown preset"), ("surgical", {"epochs": 1.0}, "epochs is 1.0"),
-    ("surgical", {"variant": "auto-rgn", "block": "layer1"}, "tunes every layer and takes no block")])
-def test_controls_check_their_settings(name, settings, message):
-    with pytest.raises(ArchrepairError, match=message):
-        method_class(name)(**settings)
-
-
-def test_gradients_of_the_failures_equal_a_plain_loop(_problem):
-    from archrepair.baselines.surgical import failure_gradient
-
-    problem = Problem(copy.deepcopy(_problem.network).eval(), _problem.scenario.data)
-    gradient, failures = failure_gradient(problem, batch_size=7), problem.data.failures
-    network = copy.deepcopy(problem.original).requires_grad_(True)
-    for image, label in zip(failures.images, failures.labels):  # one at a time
-        nn.functional.cross_entropy(network(problem.data.transform(image[None])), label[None]).backward()
-    for name, p in network.named_parameters():
-        assert torch.allclose(gradient[name], p.grad / len(failures), atol=1e-5, rtol=1e-3), name
-    assert (problem.meter.forwards, problem.meter.backwards) == (len(failures), len(failures))
-
-
-def test_relative_norms_by_hand():
-    from archrepair.baselines.surgical import layer_rates, layers, relative_norms
-
-    network = nn.Sequential(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2)), nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False))
-    with torch.no_grad():
-        network[0][0].weight.copy_(torch.tensor([[3.0, 0.0]]))
-        network[0][1].weight.copy_(torch.tensor([[4.0], [0.0]]))
-        network[2].weight.zero_()
-    gradient = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-    gradient["0.0.weight"], gradient["0.1.weight"] = torch.tensor([[6.0, 0.0]]), torch.tensor([[0.0], [8.0]])
-    gradient["0.0.bias"] += 100  # biases and BatchNorm do not count
-    gradient["1.weight"] += 100
-    assert relative_norms(network, gradient, {"all": network[0], "last": network[2]}) == {"all": 10 / 5, "last": 0.0}  # 0 of 0 weights
-    assert set(layers(network)) == {"0.0", "0.1", "2"}
-    assert relative_norms(network, gradient, layers(network)) == {"0.0": 2.0, "0.1": 2.0, "2": 0.0}
-    groups = layer_rates(network, {"0.0": 1.0, "2": 0.25}, Recipe(epochs=1, lr=0.1, weight_decay=0.01))
-    assert [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups] == [(1, 0.1, 0.01), (1, 0.1, 0.0), (1, 0.025, 0.01)]
-    with pytest.raises(ArchrepairError, match="no weights to tune"):
-        relative_norms(network, gradient, {"norm": network[1]})
-    gradient["0.0.weight"][0, 0] = math.nan
-    with pytest.raises(ArchrepairError, match="not finite"):
-        relative_norms(network, gradient, layers(network))
-
-
-def test_surgery_is_on_the_block_with_the_largest_norm(_problem, repaired):
-    result = repaired("surgical").result
-    norms = result.config["relative_norms"]
-    assert set(norms) == set(block_names(_problem.network)) and result.block == max(norms, key=norms.get)
-    fixed = make("surgical", block="layer4").repair(_problem.network, _problem.scenario.data)
-    assert fixed.block == "layer4" and "relative_norms" not in fixed.config
-
-
-def test_auto_rgn_tunes_layers_by_their_norms(_problem, monkeypatch):
-    "Every layer has its rate, in proportion to its norm; what belongs to no layer is not trained."
-    from archrepair.baselines import surgical
-
-    calls = []
-
-    def spy(network, data, **settings):
-        calls.append(settings)
-        return finetune(network, data, **settings)
-
-    finetune = surgical.finetune
-    monkeypatch.setattr(surgical, "finetune", spy)
-    result = make("surgical", variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
-    [settings], norms = calls, result.config["relative_norms"]
-    assert result.block is None and settings["level"] == "network"
-    network = copy.deepcopy(_problem.network)
-    rates = {id(p): group["lr"] for group in settings["groups"](network) for p in group["params"]}
-    layer_of = {f"{name}.{kind}": name for name in norms for kind in ("weight", "bias")}
-    rate = surgical.PRESETS["default"].lr / max(norms.values())
-    for name, p in network.named_parameters():
-        assert (id(p) in rates) == (name in layer_of), name
-        if name in layer_of:
-            assert rates[id(p)] == pytest.approx(rate * norms[layer_of[name]])
-    before, after = _problem.network.state_dict(), result.candidates["repaired"].state_dict()
-    affine = [k for k in before if "bn" in k and k.endswith((".weight", ".bias"))]
-    assert affine and all(torch.equal(before[k], after[k]) for k in affine)
-
-
-def test_without_gradients_everything_is_tuned_alike(_problem):
-    "A network that makes no loss on its failures has no relative norms; it is then fine-tuned as a whole."
-    from archrepair.baselines import surgical
-
-    with pytest.MonkeyPatch.context() as patch:
-        zero = lambda problem: {name: torch.zeros_like(p) for name, p in problem.original.named_parameters()}
-        patch.setattr(surgical, "failure_gradient", zero)
-        got = make("surgical", variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
-    whole = make("retrain").repair(_problem.network, _problem.scenario.data)
-    assert same(got.candidates["repaired"], whole.candidates["repaired"])
 
 
 # --- every family

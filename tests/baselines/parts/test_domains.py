@@ -13,7 +13,6 @@ from archrepair.baselines.parts.domains import (
     DomainProblem,
     Property,
     Rate,
-    as_features,
     halves,
     sample_size,
     sub_boxes,
