@@ -7,7 +7,7 @@ from torch import nn
 
 from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize_weights, pareto_front, spread_by_label, well_handled
 from archrepair.baselines.parts.common import Problem
-from archrepair.baselines.parts.patches import Population, Site, downstream, patch, patchable, tap
+from archrepair.baselines.parts.patches import Site, downstream, patchable, tap
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import ImageSet
 from archrepair.data.scenario import RepairData
@@ -17,17 +17,10 @@ from archrepair.networks.models import MODELS, create_model
 from archrepair.repair.result import changes
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict
-from archrepair.training.rows import Features, image_features
+from archrepair.training.rows import image_features
+from support.populations import assert_equal_the_loop, rand, rows_of, small_net
 
 QUICK = {"population": 6, "iterations": 2, "positives": 30}
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def rows_of(x: torch.Tensor, labels: torch.Tensor) -> Features:
-    return Features(labels, lambda positions, view: x[positions])
 
 
 # --- the front
@@ -130,11 +123,6 @@ def test_a_weight_without_activation_has_no_impact():
             assert not small[:, 2].any() and not large[:, 2].any() and torch.equal(small, large) and small[:, 0].all()
 
 
-def small_net(inplace: bool) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 5, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(80, 3)).eval()
-
-
 def test_impacts_are_means_over_the_inputs():
     "Gradient loss is the gradient of the mean loss; batches and in-place activations make no difference."
     x, labels = rand(11, 3, 8, 8, dtype=torch.float32), torch.arange(11) % 3
@@ -164,24 +152,6 @@ def test_impacts_of_no_inputs_are_zero():
 
 
 # --- the cut and the population
-
-
-def members(there, sites, count=5, seed=3):
-    before = torch.stack([there.modules[s.layer].weight.detach()[s.index] for s in sites])
-    return before + 0.5 * rand(count, len(sites), seed=seed, dtype=torch.float32)
-
-
-def assert_equal_the_loop(network, layers, x, sites):
-    there = downstream(network, layers)
-    population, values = Population(there, sites), members(there, sites)
-    got = population.logits(values, there.cut.features(x))
-    for member, logits in zip(values, got):
-        alone = patch(copy.deepcopy(network).eval(), sites, member.tolist())
-        with torch.no_grad():
-            assert torch.allclose(logits, alone(x), atol=2e-5 * max(1.0, float(logits.abs().max())))
-    with torch.no_grad():
-        assert not torch.allclose(got[0], network(x), atol=1e-4), "the patches do nothing"
-    return population, values
 
 
 class Tokens(nn.Module):

@@ -110,9 +110,6 @@ def test_rounds_go_on_where_they_were():
     assert again == whole and torch.equal(fresh.weight, network.weight) and [lr for lr, *_ in rates] == [0.8, 0.8]
 
 
-# --- which neurons
-
-
 # --- multipliers
 
 
@@ -161,7 +158,7 @@ def test_finetuning_where_no_neuron_differs_changes_nothing_and_says_so(problem,
 
 @pytest.mark.parametrize("target", ["logits", "features"])
 def test_what_is_imitated(problem, monkeypatch, target):
-    "Targets of negatives are outputs of positives of their label; positives keep what the original answers; all views have the same target."
+    "Targets of negatives are outputs of positives of their label; positives keep the original's; all views have the same target."
     data, trained_on = problem.scenario.data, []
 
     def spy(self, network, rows, recipe, name="train", **more):
@@ -266,7 +263,8 @@ def test_both_styles_run_on_every_network(name, problem):
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"style": "finetuning"}, "unknown style of BIRDNN 'finetuning': did you mean 'fine-tuning'"), ({"target": "logit"}, "did you mean 'logits'"),
+    ({"style": "finetuning"}, "unknown style of BIRDNN 'finetuning': did you mean 'fine-tuning'"),
+    ({"target": "logit"}, "did you mean 'logits'"),
     ({"preset": "papre"}, "unknown preset 'papre'"), ({"n_neurons": 0}, "n_neurons is 0"), ({"particles": 0}, "particles is 0"),
     ({"alpha": -1}, "alpha is -1"), ({"lr": "fast"}, "lr is 'fast'"), ({"round_epochs": 0}, "round_epochs is 0")])
 def test_settings(settings, words):

@@ -20,17 +20,9 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.training.fit import Recipe
+from support.pictures import textured_pictures
 
 SIZES = (8, 32, 64, 224)
-
-
-def pictures(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    "Color images with texture, float n×3×size×size in gray levels."
-    generator = torch.Generator().manual_seed(seed)
-    smooth = nn.functional.interpolate(torch.rand(n, 3, 4, 4, generator=generator), size, mode="bilinear")
-    mixing = torch.rand(n, 3, 3, generator=generator)
-    texture = (mixing @ torch.randn(n, 3, size * size, generator=generator)).view(n, 3, size, size)
-    return (smooth * 160 + 40 + 12 * texture).clamp(0, 255).round()
 
 
 @pytest.fixture
@@ -48,9 +40,6 @@ def same(one, two):
 def negative(content, style):
     "A stylizer of the user's own."
     return 255 - content
-
-
-# --- stylizers
 
 
 # --- references
@@ -142,7 +131,7 @@ def test_one_failure_is_a_style(little):
 def test_every_size(size):
     "A network of one layer, images of any size."
     generator = torch.Generator().manual_seed(0)
-    images = lambda n: ImageSet(to_uint8(pictures(n, size, n)), torch.arange(n) % 2, ("a", "b"))
+    images = lambda n: ImageSet(to_uint8(textured_pictures(n, size, n)), torch.arange(n) % 2, ("a", "b"))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     for p in network.parameters():
         p.data = torch.randn(p.shape, generator=generator) * 0.2

@@ -3,6 +3,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +13,14 @@ from torch import nn
 from archrepair.baselines.parts import common
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.tiers import TIERS
+from archrepair.data.datasets import Normalize
 from archrepair.data.scenario import RepairData
 from archrepair.experiments.cells import Cell, method_of
 from archrepair.experiments.methods import METHODS, method_class
-from archrepair.networks.models import create_model
+from archrepair.networks.models import create_model, list_models
 from archrepair.repair.result import changes, load
 from archrepair.training.evaluation import predict
+from archrepair.training.fit import Recipe
 from support.states import assert_same_state, state_of
 
 # Settings that make a method quick on the digits network, where its own take more than a few seconds.
@@ -166,9 +169,6 @@ def test_the_registry(name):
         assert method_of(Cell(name, tier="smoke", block="layer1"), tier).block == "layer1"
 
 
-# --- the frame
-
-
 # --- the controls
 
 
@@ -188,3 +188,19 @@ def test_every_method_on_every_network(name, model, _problem):
     assert result.candidates["repaired"].state_dict().keys() == network.state_dict().keys()
     with torch.no_grad():
         assert result.model(data.transform(data.val.images[:2])).shape == (2, 10)
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_augmentation_on_every_network(model, digits):
+    "The three methods on all six networks of the paper, small: what comes back differs from what came in, in what it should."
+    network = create_model(model, 10, image_size=32, width=0.125, stem_stride=2).eval()
+    part = lambda a, b: digits.select(torch.arange(a, b))
+    data = RepairData(part(0, 12), part(12, 36), part(36, 52), Normalize.of(digits), part(52, 56))
+    for name in ("sensei", "fewshot", "deeprepair"):
+        method = method_class(name)(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=18))
+        result = method.repair(network, data)
+        repaired = result.candidates["repaired"].state_dict()
+        changed = {k for k, v in network.state_dict().items() if not torch.equal(v, repaired[k])}
+        assert {k for k, p in network.named_parameters() if p.ndim > 1} <= changed, name
+        assert all(torch.isfinite(v).all() for v in repaired.values() if v.is_floating_point())
+        assert result.cost.backwards >= 36 and all(math.isfinite(v) for v in result.validation.values())

@@ -1,4 +1,5 @@
-"MODE: what is wrong with which label, where, on which images, and that nothing else moves; and the verbs for channels."
+"MODE: what is wrong with which label, where, on which images, and that nothing else moves."
+import copy
 import math
 
 import numpy as np
@@ -18,7 +19,9 @@ from archrepair.baselines.mode import (
     feature_models,
     label_accuracy,
     normalize,
+    round_rows,
     target_layer,
+    worst_label,
 )
 from archrepair.baselines.parts.channels import own_parameters
 from archrepair.baselines.parts.common import Problem
@@ -26,10 +29,6 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.data.scenario import build_scenario
 from archrepair.networks.neurons import wire
 from archrepair.training.evaluation import is_correct, predict
-
-
-# --- channels: look, train
-
 
 # --- which label
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from archrepair.baselines.parts.augmented import PADDINGS, Images, to_float, to_uint8
+from archrepair.baselines.parts.augmented import PADDINGS, Images, to_float
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.sensei import (
     GENES,
@@ -29,6 +29,7 @@ from archrepair.baselines.sensei import (
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.randomness import image_keys
 from archrepair.data.scenario import RepairData
+from support.pictures import smooth_pictures
 from support.states import assert_same_state, state_of
 
 EVERY = torch.ones(7, dtype=torch.bool)
@@ -39,11 +40,6 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     "Chromosomes, int8 shape×7."
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randint(-r, r + 1, shape, generator=generator) for r in REACH], -1).to(torch.int8)
-
-
-def pictures(n: int, size: int = 32) -> torch.Tensor:
-    small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(size))
-    return to_uint8(nn.functional.interpolate(small, (size, size), mode="bilinear", align_corners=True) * 255)
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ def losses_of(search: Search, position: int, chromosomes: torch.Tensor) -> torch
 @pytest.mark.parametrize("size", [8, 32, 64, 224])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_chromosome_0_gives_the_image_back(size, padding):
-    images = pictures(2, size)
+    images = smooth_pictures(2, size)
     found = variants(images, torch.zeros(2, 3, 7, dtype=torch.int8), padding)
     assert found.dtype == torch.uint8 and torch.equal(found, images[:, None].expand(2, 3, size, size, 3))
 
@@ -94,7 +90,7 @@ def test_the_matrix_undoes_the_moves_in_their_order(seed, size):
 def test_moves_are_torchvisions_one_at_a_time():
     from torchvision.transforms.functional import InterpolationMode, affine
 
-    image, plain = pictures(1), {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    image, plain = smooth_pictures(1), {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
     cases = {"rotation": (4, {"angle": 24.0}), "shift_x": (-2, {"translate": [-2, 0]}), "shift_y": (3, {"translate": [0, 3]}),
              "shear": (5, {"shear": [-math.degrees(math.atan(0.1)), 0.0]}), "zoom": (-4, {"scale": 0.92})}
     for gene, (steps, change) in cases.items():
@@ -111,7 +107,7 @@ def test_brightness_comes_before_contrast_and_both_are_clipped():
 
 
 def test_variants_do_not_depend_on_the_batch():
-    images, genes = pictures(5), drawn(5, 4)
+    images, genes = smooth_pictures(5), drawn(5, 4)
     for i in range(5):
         for j in range(4):
             assert torch.equal(variants(images, genes)[i, j], variants(images[i:i + 1], genes[i:i + 1, j:j + 1])[0, 0])

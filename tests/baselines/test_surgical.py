@@ -1,10 +1,15 @@
 "Surgical fine-tuning: gradients of the failures, relative norms, and what is tuned by them."
 import copy
 import math
+
 import pytest
 import torch
 from torch import nn
+
+from archrepair.baselines import surgical
 from archrepair.baselines.parts.common import Problem
+from archrepair.baselines.retrain import Retrain
+from archrepair.baselines.surgical import Surgical, failure_gradient, layer_rates, layers, relative_norms
 from archrepair.core.errors import ArchrepairError
 from archrepair.networks.blocks import block_names
 from archrepair.training.fit import Recipe
@@ -16,8 +21,6 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 
 def test_gradients_of_the_failures_equal_a_plain_loop(_problem):
-    from archrepair.baselines.surgical import failure_gradient
-
     problem = Problem(copy.deepcopy(_problem.network).eval(), _problem.scenario.data)
     gradient, failures = failure_gradient(problem, batch_size=7), problem.data.failures
     network = copy.deepcopy(problem.original).requires_grad_(True)
@@ -29,8 +32,6 @@ def test_gradients_of_the_failures_equal_a_plain_loop(_problem):
 
 
 def test_relative_norms_by_hand():
-    from archrepair.baselines.surgical import layer_rates, layers, relative_norms
-
     network = nn.Sequential(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2)), nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False))
     with torch.no_grad():
         network[0][0].weight.copy_(torch.tensor([[3.0, 0.0]]))
@@ -52,18 +53,16 @@ def test_relative_norms_by_hand():
         relative_norms(network, gradient, layers(network))
 
 
-def test_surgery_is_on_the_block_with_the_largest_norm(_problem, repaired):
-    result = repaired("surgical").result
+def test_surgery_is_on_the_block_with_the_largest_norm(_problem):
+    result = Surgical(epochs=1).repair(_problem.network, _problem.scenario.data)
     norms = result.config["relative_norms"]
     assert set(norms) == set(block_names(_problem.network)) and result.block == max(norms, key=norms.get)
-    fixed = make("surgical", block="layer4").repair(_problem.network, _problem.scenario.data)
+    fixed = Surgical(epochs=1, block="layer4").repair(_problem.network, _problem.scenario.data)
     assert fixed.block == "layer4" and "relative_norms" not in fixed.config
 
 
 def test_auto_rgn_tunes_layers_by_their_norms(_problem, monkeypatch):
     "Every layer has its rate, in proportion to its norm; what belongs to no layer is not trained."
-    from archrepair.baselines import surgical
-
     calls = []
 
     def spy(network, data, **settings):
@@ -72,7 +71,7 @@ def test_auto_rgn_tunes_layers_by_their_norms(_problem, monkeypatch):
 
     finetune = surgical.finetune
     monkeypatch.setattr(surgical, "finetune", spy)
-    result = make("surgical", variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
+    result = Surgical(epochs=1, variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
     [settings], norms = calls, result.config["relative_norms"]
     assert result.block is None and settings["level"] == "network"
     network = copy.deepcopy(_problem.network)
@@ -88,13 +87,18 @@ def test_auto_rgn_tunes_layers_by_their_norms(_problem, monkeypatch):
     assert affine and all(torch.equal(before[k], after[k]) for k in affine)
 
 
-def test_without_gradients_everything_is_tuned_alike(_problem):
+def test_without_gradients_everything_is_tuned_alike(_problem, monkeypatch):
     "A network that makes no loss on its failures has no relative norms; it is then fine-tuned as a whole."
-    from archrepair.baselines import surgical
-
-    with pytest.MonkeyPatch.context() as patch:
-        zero = lambda problem: {name: torch.zeros_like(p) for name, p in problem.original.named_parameters()}
-        patch.setattr(surgical, "failure_gradient", zero)
-        got = make("surgical", variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
-    whole = make("retrain").repair(_problem.network, _problem.scenario.data)
+    zero = lambda problem: {name: torch.zeros_like(p) for name, p in problem.original.named_parameters()}
+    monkeypatch.setattr(surgical, "failure_gradient", zero)
+    got = Surgical(epochs=1, variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
+    whole = Retrain(epochs=1).repair(_problem.network, _problem.scenario.data)
     assert same(got.candidates["repaired"], whole.candidates["repaired"])
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"variant": "blok"}, "did you mean 'block'"), ({"preset": "x"}, "unknown preset"), ({"epochs": 1.0}, "epochs is 1.0"),
+    ({"variant": "auto-rgn", "block": "layer1"}, "tunes every layer and takes no block")])
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ArchrepairError, match=message):
+        Surgical(**settings)

@@ -1,24 +1,18 @@
 "Images made when they are asked for: reading D_repair, moving images, gray levels."
 import math
+
 import pytest
 import torch
-from torch import nn
+
 from archrepair.baselines.parts import augmented
 from archrepair.baselines.parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
 from archrepair.baselines.parts.common import Problem
 from archrepair.data.datasets import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.training.rows import draw_view
-
+from support.pictures import smooth_pictures
 
 SIZES = (8, 32, 64, 224)
-
-
-def pictures(n: int, size: int = 32, seed: int = 0, width: int | None = None) -> torch.Tensor:
-    "Smooth color images with full range, uint8 n×size×width×3."
-    small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    large = nn.functional.interpolate(small, (size, width or size), mode="bilinear", align_corners=True)
-    return to_uint8(large * 255)
 
 
 def small_data(data: RepairData, n: int = 48) -> RepairData:
@@ -76,13 +70,13 @@ def test_images_that_are_decoded_on_demand_are_read_as_they_are_needed(little):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_no_move_changes_nothing(size, padding):
-    images = pictures(2, size)
+    images = smooth_pictures(2, size)
     assert torch.equal(to_uint8(warp(to_float(images), torch.eye(2, 3).expand(2, 3, 2, 3), padding)[:, 1]), images)
 
 
 def test_a_moved_image_is_read_where_its_matrix_says():
     "Pixel by pixel, on images that are not square."
-    image, generator = to_float(pictures(1, 10, width=14))[0], torch.Generator().manual_seed(3)
+    image, generator = to_float(smooth_pictures(1, 10, width=14))[0], torch.Generator().manual_seed(3)
     matrices = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator) * torch.tensor([1, 1, 5.0])
     fast = warp(image[None], matrices[None])[0]
     at = lambda y, x: image[:, y, x] if 0 <= y < 10 and 0 <= x < 14 else torch.zeros(3)

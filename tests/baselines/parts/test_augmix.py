@@ -16,20 +16,11 @@ from archrepair.baselines.parts.augmix import OPERATIONS, Consistency, Mixer, Mi
 from archrepair.baselines.parts.common import Problem
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.randomness import image_keys
-from archrepair.data.datasets import Normalize
 from archrepair.data.scenario import RepairData
-from archrepair.experiments.methods import method_class
-from archrepair.networks.models import create_model, list_models
 from archrepair.training.fit import Recipe
+from support.pictures import smooth_pictures
 
 SIZES = (8, 32, 64, 224)
-
-
-def pictures(n: int, size: int = 32, seed: int = 0, width: int | None = None) -> torch.Tensor:
-    "Smooth color images with full range, uint8 n×size×width×3."
-    small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    large = nn.functional.interpolate(small, (size, width or size), mode="bilinear", align_corners=True)
-    return to_uint8(large * 255)
 
 
 def small_data(data: RepairData, n: int = 48) -> RepairData:
@@ -52,9 +43,6 @@ def little(problem):
     return Problem(problem.network, small_data(problem.scenario.data))
 
 
-# --- reading
-
-
 # --- moving
 
 
@@ -63,7 +51,7 @@ def little(problem):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_gray_level_operations_are_pillows(size):
-    images = pictures(4, size)
+    images = smooth_pictures(4, size)
     images[1] = 77  # flat
     images[2, ..., 1] = 200  # one channel flat
     images[3] = images[3] // 4 + 100
@@ -83,7 +71,7 @@ def test_gray_level_operations_are_pillows(size):
 def test_moving_operations_are_torchvisions(size, sign):
     from torchvision.transforms.functional import InterpolationMode, affine
 
-    x, level = to_float(pictures(1, size)), 2.7
+    x, level = to_float(smooth_pictures(1, size)), 2.7
     shift, plain = int(level * size / 30), {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
     slant = math.degrees(math.atan(0.03 * level))
     theirs = {"rotate": {"angle": -sign * int(3 * level)}, "translate_x": {"translate": [-sign * shift, 0]},
@@ -141,7 +129,7 @@ def test_an_image_has_the_same_plan_in_every_batch(quiet_stream):
 @pytest.mark.parametrize("size", SIZES)
 def test_batched_chains_are_the_chains_one_by_one(size):
     n = 2 if size == 224 else 6
-    mixer, x = Mixer(width=2, depth=4), to_float(pictures(n, size))
+    mixer, x = Mixer(width=2, depth=4), to_float(smooth_pictures(n, size))
     plan = mixer.draw(image_keys("chains", torch.arange(n)))
     found = mixer.chains(x, plan)
     for i in range(n):
@@ -158,7 +146,7 @@ def test_batched_chains_are_the_chains_one_by_one(size):
 
 
 def test_a_replacement_comes_first_and_only_where_it_is_drawn():
-    mixer, x = Mixer(operations=(*OPERATIONS, "style")), to_float(pictures(40, 8))
+    mixer, x = Mixer(operations=(*OPERATIONS, "style")), to_float(smooth_pictures(40, 8))
     plan, other, asked = mixer.draw(image_keys("style", torch.arange(40))), 255 - x, []
 
     def replacement(positions):
@@ -216,7 +204,7 @@ def test_cost_of_consistency(little):
 
 
 def test_the_same_mixes_whatever_the_batch():
-    x, keys = to_float(pictures(9)), image_keys("augmix 0 1", torch.arange(9))
+    x, keys = to_float(smooth_pictures(9)), image_keys("augmix 0 1", torch.arange(9))
     both = augmix(Mixer(), x, keys)
     assert not torch.equal(*both)
     for i in range(9):
@@ -233,7 +221,8 @@ def test_budgets(little):
     assert [same_cost.recipe(little, c).epochs for c in (3, 9, 13, 17, 100)] == [9, 3, 2, 1, 1]
     assert JustAugMix(epochs=0, budget="cost").recipe(little, 9).epochs == 0
     paper = JustAugMix(preset="paper", seed=4).recipe(little, 9)
-    assert (paper.lr, paper.batch_size, paper.weight_decay, paper.patience, paper.failure_ratio, paper.seed) == (0.1, 128, 5e-4, 10, None, 4)
+    assert (paper.lr, paper.batch_size, paper.weight_decay, paper.patience) == (0.1, 128, 5e-4, 10)
+    assert (paper.failure_ratio, paper.seed) == (None, 4)
     assert AUGMENTATION_RECIPES["default"].imitation == 0
     own = Recipe(epochs=77, lr=0.3)
     assert JustAugMix(preset=own, epochs=2).recipe(little, 9) == replace(own, epochs=2)
@@ -259,22 +248,3 @@ def test_last_keeps_the_last_and_best_what_validates_best(little, worsening):
     best, last = (JustAugMix(epochs=1, keep=keep).tune(little, Mixer()) for keep in ("best", "last"))
     same = lambda network: all(torch.equal(v, little.original.state_dict()[k]) for k, v in network.state_dict().items())
     assert same(best) and not same(last)
-
-
-# --- every network
-
-
-@pytest.mark.parametrize("model", list_models())
-def test_every_network(model, digits):
-    "The three methods on all six networks of the paper, small: what comes back differs from what came in, in what it should."
-    network = create_model(model, 10, image_size=32, width=0.125, stem_stride=2).eval()
-    part = lambda a, b: digits.select(torch.arange(a, b))
-    data = RepairData(part(0, 12), part(12, 36), part(36, 52), Normalize.of(digits), part(52, 56))
-    for name in ("sensei", "fewshot", "deeprepair"):
-        method = method_class(name)(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=18))
-        result = method.repair(network, data)
-        repaired = result.candidates["repaired"].state_dict()
-        changed = {k for k, v in network.state_dict().items() if not torch.equal(v, repaired[k])}
-        assert {k for k, p in network.named_parameters() if p.ndim > 1} <= changed, name
-        assert all(torch.isfinite(v).all() for v in repaired.values() if v.is_floating_point())
-        assert result.cost.backwards >= 36 and all(math.isfinite(v) for v in result.validation.values())

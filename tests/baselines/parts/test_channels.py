@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import nn
+
 from archrepair.baselines.parts.channels import activations, last_layer, only_rows, own_parameters
 from archrepair.baselines.parts.domains import as_features
 from archrepair.core.errors import ArchrepairError

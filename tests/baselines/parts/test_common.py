@@ -3,9 +3,11 @@ import copy
 import dataclasses
 import json
 import math
+
 import pytest
 import torch
 from torch import nn
+
 from archrepair.baselines.parts.common import Baseline, Problem, judge, require
 from archrepair.core.errors import ArchrepairError
 from archrepair.repair.result import changes

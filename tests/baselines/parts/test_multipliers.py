@@ -1,8 +1,10 @@
 "Multipliers: which neurons are responsible, that folding them is exact, and a population of them in one pass."
 import copy
+
 import pytest
 import torch
 from torch import nn
+
 from archrepair.baselines.parts.domains import as_features
 from archrepair.baselines.parts.multipliers import Behavior, fold, matched, responsibility, scalable, scaled, search_multipliers
 from archrepair.networks.models import MODELS, create_model

@@ -1,20 +1,14 @@
 "Patches: what a weight taps, where a network is cut, and a population that is the loop over its members."
 import copy
+
 import pytest
 import torch
 from torch import nn
+
 from archrepair.baselines.arachne import impacts
 from archrepair.baselines.parts.patches import Population, Site, downstream, patch, tap
 from archrepair.training.evaluation import predict
-from archrepair.training.rows import Features
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def rows_of(x: torch.Tensor, labels: torch.Tensor) -> Features:
-    return Features(labels, lambda positions, view: x[positions])
+from support.populations import assert_equal_the_loop, rand, rows_of, small_net
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(4, 6, (1, 2), groups=2, dilation=2, padding=(0, 1)),
@@ -30,11 +24,6 @@ def test_what_a_weight_taps_is_how_the_output_moves(layer):
         axis = -1 if isinstance(layer, nn.Linear) else 1
         assert torch.allclose(difference.select(axis, index[0]), tap(layer, x, before, index), atol=1e-9)
         assert int((difference.abs() > 1e-9).any(tuple(d for d in range(difference.ndim) if d != axis % difference.ndim)).sum()) <= 1
-
-
-def small_net(inplace: bool) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 5, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(80, 3)).eval()
 
 
 @pytest.mark.parametrize("layers, where, direct", [
@@ -61,24 +50,6 @@ class Branching(nn.Module):
     def forward(self, x):
         x = x.flatten(1)
         return self.head(self.left(x).relu_() + self.right(x) if float(x.sum()) < 1e9 else x)
-
-
-def members(there, sites, count=5, seed=3):
-    before = torch.stack([there.modules[s.layer].weight.detach()[s.index] for s in sites])
-    return before + 0.5 * rand(count, len(sites), seed=seed, dtype=torch.float32)
-
-
-def assert_equal_the_loop(network, layers, x, sites):
-    there = downstream(network, layers)
-    population, values = Population(there, sites), members(there, sites)
-    got = population.logits(values, there.cut.features(x))
-    for member, logits in zip(values, got):
-        alone = patch(copy.deepcopy(network).eval(), sites, member.tolist())
-        with torch.no_grad():
-            assert torch.allclose(logits, alone(x), atol=2e-5 * max(1.0, float(logits.abs().max())))
-    with torch.no_grad():
-        assert not torch.allclose(got[0], network(x), atol=1e-4), "the patches do nothing"
-    return population, values
 
 
 @pytest.mark.parametrize("layers", [["fc"], ["layer4.1.conv2"], ["layer4.0.downsample.0"],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+
 from archrepair.baselines.parts.styles import (
     STYLIZERS,
     find_stylizer,
@@ -17,18 +17,9 @@ from archrepair.baselines.parts.styles import (
     whiten_and_color,
 )
 from archrepair.core.errors import ArchrepairError
-
+from support.pictures import textured_pictures
 
 SIZES = (8, 32, 64, 224)
-
-
-def pictures(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    "Color images with texture, float n×3×size×size in gray levels."
-    generator = torch.Generator().manual_seed(seed)
-    smooth = nn.functional.interpolate(torch.rand(n, 3, 4, 4, generator=generator), size, mode="bilinear")
-    mixing = torch.rand(n, 3, 3, generator=generator)
-    texture = (mixing @ torch.randn(n, 3, size * size, generator=generator)).view(n, 3, size, size)
-    return (smooth * 160 + 40 + 12 * texture).clamp(0, 255).round()
 
 
 def moments_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +44,7 @@ def test_haar_is_orthonormal_and_undone(h, w, seed):
 
 
 def test_whitening_and_coloring_by_hand():
-    content, style = (pictures(3, 16, seed).double().flatten(2) for seed in (0, 1))
+    content, style = (textured_pictures(3, 16, seed).double().flatten(2) for seed in (0, 1))
     found = whiten_and_color(content, style[..., :100])
     for c, s, f in zip(content.numpy(), style[..., :100].numpy(), found.numpy()):
         root = lambda m, e: (lambda v, w: w @ np.diag(v ** e) @ w.T)(*np.linalg.eigh(np.cov(m, bias=True)))
@@ -64,7 +55,7 @@ def test_whitening_and_coloring_by_hand():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_painted_statistics_are_the_styles(size, levels):
-    content, style = pictures(2, size, 1), pictures(2, size, 2)
+    content, style = textured_pictures(2, size, 1), textured_pictures(2, size, 2)
     painted = haar_wct(content, style, levels)
     ours, theirs = painted, style
     for _ in range(levels):  # every detail band of every level
@@ -81,7 +72,7 @@ def test_painted_statistics_are_the_styles(size, levels):
 
 
 def test_alpha():
-    content, style = pictures(3, 32, 1), pictures(3, 32, 2)
+    content, style = textured_pictures(3, 32, 1), textured_pictures(3, 32, 2)
     for stylizer in STYLIZERS.values():
         assert torch.equal(restyle(content, style, stylizer, 0.0), content)
         whole = restyle(content, style, stylizer, 1.0)
@@ -94,16 +85,16 @@ def test_alpha():
 @pytest.mark.parametrize("name", sorted(STYLIZERS))
 @pytest.mark.parametrize("size", [*SIZES, 9, 33])
 def test_an_image_in_its_own_style_stays(name, size):
-    x = pictures(2, size, 3)
+    x = textured_pictures(2, size, 3)
     assert float((restyle(x, x, STYLIZERS[name]) - x).abs().max()) <= 1
-    assert STYLIZERS[name](x, pictures(2, size, 4)).shape == x.shape
+    assert STYLIZERS[name](x, textured_pictures(2, size, 4)).shape == x.shape
 
 
 @pytest.mark.parametrize("name", sorted(STYLIZERS))
 def test_degenerate_images_do_no_harm(name):
     "Gray, flat and black images, as content and as style."
-    gray = pictures(1, 32)[:, :1].expand(1, 3, 32, 32)
-    cases = [gray, torch.full((1, 3, 32, 32), 77.0), torch.zeros(1, 3, 32, 32), pictures(1, 32)]
+    gray = textured_pictures(1, 32)[:, :1].expand(1, 3, 32, 32)
+    cases = [gray, torch.full((1, 3, 32, 32), 77.0), torch.zeros(1, 3, 32, 32), textured_pictures(1, 32)]
     for content in cases:
         for style in cases:
             painted = STYLIZERS[name](content, style)
@@ -115,14 +106,14 @@ def test_degenerate_images_do_no_harm(name):
 
 
 def test_images_are_painted_one_by_one():
-    content, style = pictures(5, 16, 1), pictures(5, 16, 2)
+    content, style = textured_pictures(5, 16, 1), textured_pictures(5, 16, 2)
     for stylizer in STYLIZERS.values():
         for i in range(5):
             assert torch.allclose(stylizer(content, style)[i], stylizer(content[i:i + 1], style[i:i + 1])[0], atol=1e-3)
 
 
 def test_amplitudes_are_the_styles_and_phases_the_contents():
-    content, style = pictures(1, 16, 1).double(), pictures(1, 16, 2).double()
+    content, style = textured_pictures(1, 16, 1).double(), textured_pictures(1, 16, 2).double()
     spectrum, other, found = (torch.fft.fft2(x) for x in (content, style, fourier(content, style)))
     assert torch.allclose(found.abs(), other.abs(), atol=1e-6 * float(other.abs().max()))
     strong = other.abs() > 1
@@ -137,4 +128,4 @@ def test_finding_a_stylizer():
         with pytest.raises(ArchrepairError, match="cannot be called"):
             find_stylizer(name)
     with pytest.raises(ArchrepairError, match=r"returned \(2, 3, 4, 4\) for \(2, 3, 8, 8\)"):
-        restyle(pictures(2, 8), pictures(2, 8), lambda c, s: c[..., ::2, ::2])
+        restyle(textured_pictures(2, 8), textured_pictures(2, 8), lambda c, s: c[..., ::2, ::2])
