@@ -199,7 +199,7 @@ def test_imitation_brings_outputs_nearer_to_their_targets():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
 
 

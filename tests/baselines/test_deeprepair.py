@@ -21,6 +21,7 @@ from archrepair.data.datasets import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.training.fit import Recipe
 from support.pictures import textured_pictures
+from support.states import same_state
 
 SIZES = (8, 32, 64, 224)
 
@@ -31,10 +32,6 @@ def little(problem):
     few = lambda part, k: part.select(torch.arange(min(k, len(part))))
     parts = few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)
     return Problem(problem.network, RepairData(*parts))
-
-
-def same(one, two):
-    return all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
 
 
 def negative(content, style):
@@ -100,17 +97,17 @@ def test_without_styles_it_is_augmix(little):
     settings = {"epochs": 1, "keep": "last", "seed": 2}
     plain, none, styled = (m.repair(little.original, little.data).candidates["repaired"]
                            for m in (JustAugMix(**settings), DeepRepair(stylizer="none", **settings), DeepRepair(**settings)))
-    assert same(plain, none) and not same(plain, styled)
+    assert same_state(plain, none) and not same_state(plain, styled)
 
 
 @pytest.mark.parametrize("stylizer", ["fourier", "moments", f"{__name__}:negative", negative])
 def test_other_stylizers(little, stylizer):
     method = DeepRepair(epochs=1, stylizer=stylizer, keep="last")
     result = method.repair(little.original, little.data)
-    assert not same(result.candidates["repaired"], little.original)
+    assert not same_state(result.candidates["repaired"], little.original)
     assert json.loads(json.dumps(result.to_dict()))["config"]["stylizer"] == (f"{__name__}:negative" if callable(stylizer) else stylizer)
     again = dataclasses.replace(method).repair(little.original, little.data)
-    assert same(again.candidates["repaired"], result.candidates["repaired"])
+    assert same_state(again.candidates["repaired"], result.candidates["repaired"])
 
 
 def test_painting_is_free_of_charge_and_leaves_failures_as_they_are(little):
@@ -137,7 +134,7 @@ def test_every_size(size):
         p.data = torch.randn(p.shape, generator=generator) * 0.2
     data = RepairData.of(images(4), images(8), val=images(4))
     result = DeepRepair(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=6)).repair(network, data)
-    assert not same(result.candidates["repaired"], network)
+    assert not same_state(result.candidates["repaired"], network)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

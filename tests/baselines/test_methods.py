@@ -21,7 +21,7 @@ from archrepair.networks.models import create_model, list_models
 from archrepair.repair.result import changes, load
 from archrepair.training.evaluation import predict
 from archrepair.training.fit import Recipe
-from support.states import assert_same_state, state_of
+from support.states import assert_same_state, same_state, state_of
 
 # Settings that make a method quick on the digits network, where its own take more than a few seconds.
 QUICK: dict[str, dict] = {
@@ -42,11 +42,6 @@ NAMES = sorted(METHODS)
 
 def make(name: str, **changes):
     return method_class(name)(**QUICK.get(name, {}) | changes)
-
-
-def same(one: nn.Module, two: nn.Module) -> bool:
-    one, two = one.state_dict(), two.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +85,7 @@ def test_the_same_seed_gives_the_same_network(name, repaired, _problem):
     "The modes, flags and gradients of the network given do not matter."
     again = make(name).repair(_problem.network, _problem.scenario.data)
     result = repaired(name).result
-    assert same(again.candidates["repaired"], result.candidates["repaired"]) and same(again.model, result.model)
+    assert same_state(again.candidates["repaired"], result.candidates["repaired"]) and same_state(again.model, result.model)
     assert again.validation == result.validation and again.chosen == result.chosen
     assert (again.cost.forwards, again.cost.backwards) == (result.cost.forwards, result.cost.backwards)
 
@@ -102,7 +97,7 @@ def test_the_result_is_true(name, repaired, _problem):
     assert result.candidates.keys() == result.validation.keys()
     assert result.accepted == (result.chosen == "repaired")
     assert result.verdict.startswith("accepted" if result.accepted else "not accepted")
-    assert same(result.model, result.candidates[result.chosen])
+    assert same_state(result.model, result.candidates[result.chosen])
     assert result.changed == changes(_problem.network.state_dict(), result.model.state_dict())
     assert result.cost.forwards > 0 and result.cost.backwards >= 0 and result.cost.seconds > 0
     precision = result.config["precision"]
@@ -127,7 +122,7 @@ def test_what_it_says_is_json_and_what_it_saves_comes_back(name, repaired, tmp_p
     assert all(isinstance(entry, dict) for entries in record["history"].values() for entry in entries)
     of_method = dataclasses.replace(result, model=result.candidates["repaired"], chosen="repaired")
     for folder, one in ((tmp_path / "returned", result), (tmp_path / "of-method", of_method)):
-        assert same(load(one.save(folder), _problem.network), one.model)
+        assert same_state(load(one.save(folder), _problem.network), one.model)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_was(name, repaired, tmp_path, monkeypatch
             make(name).repair(_problem.network, _problem.scenario.data, checkpoints=tmp_path)
     assert [p for p in tmp_path.iterdir() if p.suffix == ".pt"]
     again, result = make(name).repair(_problem.network, _problem.scenario.data, checkpoints=tmp_path), repaired(name).result
-    assert same(again.candidates["repaired"], result.candidates["repaired"])
+    assert same_state(again.candidates["repaired"], result.candidates["repaired"])
     passes = again.cost.forwards + again.cost.backwards, result.cost.forwards + result.cost.backwards
     assert passes[0] == pytest.approx(passes[1], rel=0.5)  # what is prepared again is counted again; training is not done twice
 

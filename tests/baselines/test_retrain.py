@@ -1,30 +1,24 @@
 "Retraining everything: plain fine-tuning, under the frame of a method."
 import pytest
-import torch
-from torch import nn
 
 from archrepair.baselines.retrain import Retrain
 from archrepair.core.errors import ArchrepairError
 from archrepair.repair.finetuning import finetune
-
-
-def same(one: nn.Module, two: nn.Module) -> bool:
-    one, two = one.state_dict(), two.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
+from support.states import same_state
 
 
 @pytest.mark.parametrize("views", [{}, {"views": 2, "failure_views": 2}])
 def test_retrain_is_fine_tuning_of_everything(_problem, views):
     result = Retrain(epochs=1, **views).repair(_problem.network, _problem.scenario.data)
     plain = finetune(_problem.network, _problem.scenario.data, level="network", epochs=1, precision=result.config["precision"], **views)
-    assert same(plain.model, result.candidates["repaired"])
+    assert same_state(plain.model, result.candidates["repaired"])
     assert result.validation["repaired"] == plain.val and result.config["point"] == plain.point
     assert result.cost.backwards == plain.cost.backwards > 0 and result.block is None
 
 
 def test_without_epochs_nothing_changes(_problem):
     result = Retrain(epochs=0).repair(_problem.network, _problem.scenario.data)
-    assert same(result.candidates["repaired"], _problem.network) and result.cost.backwards == 0
+    assert same_state(result.candidates["repaired"], _problem.network) and result.cost.backwards == 0
 
 
 @pytest.mark.parametrize(("settings", "message"), [

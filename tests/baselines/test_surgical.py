@@ -13,11 +13,7 @@ from archrepair.baselines.surgical import Surgical, failure_gradient, layer_rate
 from archrepair.core.errors import ArchrepairError
 from archrepair.networks.blocks import block_names
 from archrepair.training.fit import Recipe
-
-
-def same(one: nn.Module, two: nn.Module) -> bool:
-    one, two = one.state_dict(), two.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
+from support.states import same_state
 
 
 def test_gradients_of_the_failures_equal_a_plain_loop(_problem):
@@ -93,7 +89,7 @@ def test_without_gradients_everything_is_tuned_alike(_problem, monkeypatch):
     monkeypatch.setattr(surgical, "failure_gradient", zero)
     got = Surgical(epochs=1, variant="auto-rgn").repair(_problem.network, _problem.scenario.data)
     whole = Retrain(epochs=1).repair(_problem.network, _problem.scenario.data)
-    assert same(got.candidates["repaired"], whole.candidates["repaired"])
+    assert same_state(got.candidates["repaired"], whole.candidates["repaired"])
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -13,11 +13,7 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.repair.result import changes
 from archrepair.training.cost import CostMeter
 from archrepair.training.fit import Recipe
-
-
-def same(one: nn.Module, two: nn.Module) -> bool:
-    one, two = one.state_dict(), two.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
+from support.states import same_state
 
 
 @dataclasses.dataclass
@@ -58,7 +54,7 @@ def test_a_network_that_did_not_change_is_accepted_and_costs_what_was_counted(_p
 def test_a_worse_network_is_a_candidate_but_not_returned(_problem):
     result = Step(size=50.0).repair(_problem.network, _problem.scenario.data)
     own = result.candidates["repaired"]
-    assert not result.accepted and result.chosen == "original" and same(result.model, _problem.network) and result.changed == {}
+    assert not result.accepted and result.chosen == "original" and same_state(result.model, _problem.network) and result.changed == {}
     assert changes(_problem.network.state_dict(), own.state_dict()) == {"fc.bias": "10/10"} and result.model is not _problem.network
     nothing = Step(size=math.nan).repair(_problem.network, _problem.scenario.data)
     assert nothing.chosen == "original" and "is no number" in nothing.verdict
@@ -76,7 +72,7 @@ def test_a_checkpoint_goes_on_and_counts_once(_problem, tmp_path):
     content["cost"][2] += 1000
     torch.save(content, path)
     again = Step(size=0.01).repair(_problem.network, data, checkpoints=tmp_path)
-    assert same(again.candidates["repaired"], one_go.candidates["repaired"])
+    assert same_state(again.candidates["repaired"], one_go.candidates["repaired"])
     assert (again.cost.forwards, again.cost.backwards) == (one_go.cost.forwards, one_go.cost.backwards) and 1000 < again.cost.seconds < 1100
     path.write_text("half")
     with pytest.raises(ArchrepairError, match="cannot resume from .*steps.pt .*remove it to start afresh"):
@@ -141,7 +137,7 @@ def test_a_problem_trains_with_the_one_loop(_problem, tmp_path):
     network, other, recipe = problem.network(), problem.network(), Recipe(epochs=1, lr=0.01)
     history = problem.train(network, problem.rows(), recipe, "tuning")
     fit(other, problem.rows(), recipe, validate=lambda: problem.validate(other))
-    assert same(network, other) and problem.history["tuning"] == history.epochs and (tmp_path / "tuning.pt").exists()
+    assert same_state(network, other) and problem.history["tuning"] == history.epochs and (tmp_path / "tuning.pt").exists()
     assert history.epochs[0]["val"] == pytest.approx(problem.validate(problem.original))
 
 
