@@ -2,7 +2,7 @@
 
     python benchmarks/bench_baselines.py [CASE ...]
 
-Each case compares results before times, on one thread, in process time. Prints one JSON object a case.
+Each case compares results before times, on one thread, in process time. Prints one JSON object per case.
 """
 import argparse
 import copy
@@ -23,12 +23,12 @@ from archrepair.training.rows import cache_features, image_features
 
 def seconds(run, rounds=3):
     "Median process time of a call."
-    taken = []
+    durations = []
     for _ in range(rounds):
         start = time.process_time()
         run()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+        durations.append(time.process_time() - start)
+    return statistics.median(durations)
 
 
 def lite_network():
@@ -67,8 +67,8 @@ def arachne_search(layer="fc", members=100, generations=100, naive_members=2):
     batched, full = seconds(lambda: population.tally(values, rows)), seconds(naive) / naive_members * members
     search, plain = seconds(cache) + generations * batched, generations * full
     return {"layer": layer, "weights": len(sites), "members": members, "generations": generations, "images": len(images),
-            "seconds a generation": round(batched, 4), "naive": round(full, 2), "ratio": round(full / batched),
-            "seconds a search, cache included": round(search, 2), "naive search": round(plain), "search ratio": round(plain / search)}
+            "seconds per generation": round(batched, 4), "naive": round(full, 2), "ratio": round(full / batched),
+            "seconds per search, cache included": round(search, 2), "naive search": round(plain), "search ratio": round(plain / search)}
 
 
 def apricot_combination(failures=900, networks=20, rate=0.25):
@@ -133,10 +133,13 @@ def sensei_variants(images=128, variants=10, size=32):
     apart = (naive(unslanted, True) - sensei.variants(pictures, unslanted).permute(0, 1, 4, 2, 3)).abs()
     blurred = (naive(genes, False) - sensei.variants(pictures, genes).permute(0, 1, 4, 2, 3)).abs().mean()
     assert float(apart.max()) <= 1.0 and float(blurred) < 5, f"{float(apart.max())}, {float(blurred)} gray levels apart"
-    batched, four, single = seconds(lambda: sensei.variants(pictures, genes)), seconds(lambda: naive(genes, False)), seconds(lambda: naive(unslanted, True))
-    return {"images": images, "variants": variants, "size": size, "seconds a batch": round(batched, 4), "naive, four calls": round(four, 3),
-            "naive, one call": round(single, 3), "ratio": round(four / batched, 1), "ratio to one call": round(single / batched, 1),
-            "largest difference, gray levels": round(float(apart.max()), 2), "mean difference to four resamplings": round(float(blurred), 2)}
+    batched = seconds(lambda: sensei.variants(pictures, genes))
+    four, single = seconds(lambda: naive(genes, False)), seconds(lambda: naive(unslanted, True))
+    return {"images": images, "variants": variants, "size": size, "seconds per batch": round(batched, 4),
+            "naive, four calls": round(four, 3), "naive, one call": round(single, 3),
+            "ratio": round(four / batched, 1), "ratio to one call": round(single / batched, 1),
+            "largest difference, gray levels": round(float(apart.max()), 2),
+            "mean difference to four resamplings": round(float(blurred), 2)}
 
 
 CASES = {

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_front', 'Suspect', 'localize', 'spread_by_label',
-           'Arachne']
+__all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_front', 'Suspect', 'localize_weights',
+           'spread_by_label', 'well_handled', 'Fitness', 'Arachne']
 
 # %% ../../nbs/baselines/arachne.ipynb #09af4826
 from .parts.common import Baseline, Problem, require
 from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
-from .parts.swarm import Found, constriction, differential_evolution, pso
+from .parts.swarm import OptimizationResult, constriction, differential_evolution, pso
 from ..core.errors import ArchrepairError, unknown
 from ..data.images import ImageSet
 from ..nas.layout import lay_out, layout_of
@@ -37,8 +37,8 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 def forward_impact(layer: nn.Module, x: Tensor, gradient: Tensor, normalized: bool = True) -> Tensor:
     """Forward impact of every weight, summed over the inputs: like `layer.weight`.
 
-    Of one input and one use of a weight it is |w·x| × |∂out/∂o|, where |∂out/∂o| (`gradient`, of the layer's output o) is divided by its
-    sum over o and, where `normalized`, |w·x| by its sum over all that flows into the same o. A weight's uses (the positions of a
+    For one input and one use of a weight it is |w·x| × |∂out/∂o|, where |∂out/∂o| (`gradient`, of the layer's output o) is divided by its
+    sum over o and, if `normalized` (v2), |w·x| by its sum over all that flows into the same o. A weight's uses (the positions of a
     convolution) are added.
     """
     x, weight, pull = x.detach().float().abs(), layer.weight.detach().float().abs(), gradient.detach().float().abs()
@@ -56,7 +56,7 @@ def impacts(network: Downstream, rows: Features, *, normalized: bool = True, pre
             batch_size: int = 128) -> dict[str, tuple[Tensor, Tensor]]:
     """Gradient loss |∂L/∂w| and forward impact of every weight of the layers, both means over `rows`: name → two tensors like the weight.
 
-    L is the cross-entropy, out the sum of the logits. One forward and two backwards an input.
+    L is the cross-entropy, out the sum of the logits. One forward and two backwards per input.
     """
     modules, device, layout = network.modules, next(network.tail.parameters()).device, layout_of(network.tail)
     for m in modules.values():
@@ -86,7 +86,7 @@ def impacts(network: Downstream, rows: Features, *, normalized: bool = True, pre
 
 # %% ../../nbs/baselines/arachne.ipynb #594e3c81
 def pareto_front(first: Tensor, second: Tensor) -> Tensor:
-    """Positions of the points that no other point beats: none is as high in both and higher in one. Ascending; equal points stay together.
+    """Positions of the points that no other point beats, being as high in both and higher in one. Ascending; equal points stay together.
 
     `first` and `second` are N values, both to be large. One sort and one running maximum, O(N log N).
     """
@@ -101,68 +101,157 @@ def pareto_front(first: Tensor, second: Tensor) -> Tensor:
 # %% ../../nbs/baselines/arachne.ipynb #eab27b79
 @dataclass(frozen=True)
 class Suspect(Site):
-    "A weight to blame, with the two measures it was chosen by."
+    "A weight to blame, with the two measures it was chosen by (both ≥ 0)."
 
     gradient_loss: float
     forward_impact: float
 
 
-def localize(measures: dict[str, tuple[Tensor, Tensor]], contrast: dict[str, tuple[Tensor, Tensor]] | None = None,
-             keep: int | None = None) -> list[Suspect]:
+def localize_weights(measures: dict[str, tuple[Tensor, Tensor]], contrast: dict[str, tuple[Tensor, Tensor]] | None = None,
+                     n_candidates: int | None = None) -> list[Suspect]:
     """The Pareto front of all weights of the layers by gradient loss and forward impact (`impacts` of the failures).
 
-    With `contrast` (impacts of correctly handled inputs) each measure is divided by 1 + that of the contrast. `keep` leaves only so many
-    weights of largest gradient loss to choose from. Raises `ArchrepairError` where no weight matters or measures are no numbers.
+    With `contrast` (`impacts` of well-handled inputs) each measure is divided by 1 + that of the contrast. Only the `n_candidates` weights
+    of largest gradient loss are considered (None: all). Raises `ArchrepairError` if no weight matters or a measure is not finite.
     """
-    names = list(measures)
-    both = []
-    for which in (0, 1):
-        values = torch.cat([measures[name][which].flatten() for name in names]).double().cpu()
-        if contrast:
-            values = values / (1 + torch.cat([contrast[name][which].flatten() for name in names]).double().cpu())
-        both.append(values)
-    loss, impact = both
+    loss, impact = (_contrasted(measures, contrast, which) for which in (0, 1))
     if not (loss.isfinite().all() and impact.isfinite().all()):
         raise ArchrepairError("gradients or activations of the failures are not finite: weights or images hold NaN or infinity; check them")
     candidates = ((loss > 0) | (impact > 0)).nonzero()[:, 0]
     if not len(candidates):
-        raise ArchrepairError(f"no weight of {', '.join(names)} has any influence on the failures; choose other layers")
-    if keep is not None and keep < len(candidates):
-        candidates = candidates[loss[candidates].argsort(descending=True, stable=True)[:keep]].sort().values
-    front = candidates[pareto_front(loss[candidates], impact[candidates])]
-    starts = torch.tensor([0, *[measures[name][0].numel() for name in names]]).cumsum(0)
-    sites = []
-    for flat in front.tolist():
-        which = int((starts <= flat).sum()) - 1
-        index = torch.unravel_index(torch.tensor(flat - int(starts[which])), measures[names[which]][0].shape)
-        sites.append(Suspect(names[which], tuple(map(int, index)), float(loss[flat]), float(impact[flat])))
-    return sites
+        raise ArchrepairError(f"no weight of {', '.join(measures)} has any influence on the failures; choose other layers")
+    if n_candidates is not None and n_candidates < len(candidates):
+        candidates = candidates[loss[candidates].argsort(descending=True, stable=True)[:n_candidates]].sort().values
+    front = candidates[pareto_front(loss[candidates], impact[candidates])].tolist()
+    places = _places({name: weights.shape for name, (weights, _) in measures.items()}, front)
+    return [Suspect(layer, index, float(loss[i]), float(impact[i])) for i, (layer, index) in zip(front, places)]
+
+
+def _contrasted(measures: dict[str, tuple[Tensor, Tensor]], contrast: dict[str, tuple[Tensor, Tensor]] | None, which: int) -> Tensor:
+    "One of the two measures of all weights, layer after layer, float64 on the CPU."
+    flatten = lambda parts: torch.cat([parts[name][which].flatten() for name in measures]).double().cpu()
+    return flatten(measures) / (1 + flatten(contrast)) if contrast else flatten(measures)
+
+
+def _places(shapes: dict[str, torch.Size], positions: list[int]) -> list[tuple[str, tuple[int, ...]]]:
+    "Layer and index of positions in all weights, layer after layer."
+    names, starts = list(shapes), torch.tensor([0, *[shape.numel() for shape in shapes.values()]]).cumsum(0)
+    places = []
+    for position in positions:
+        layer = int((starts <= position).sum()) - 1
+        index = torch.unravel_index(torch.tensor(position - int(starts[layer])), shapes[names[layer]])
+        places.append((names[layer], tuple(map(int, index))))
+    return places
 
 # %% ../../nbs/baselines/arachne.ipynb #e592e66c
 def spread_by_label(labels: Tensor, generator: torch.Generator) -> Tensor:
-    "A random order of N labelled images of which every beginning holds the classes in their proportions; int64 N."
+    "A random order of N labeled images of which every beginning holds the classes in their proportions; int64 N."
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
-        own = (labels == label).nonzero()[:, 0]
-        place[own[torch.randperm(len(own), generator=generator)]] = (torch.arange(len(own)) + 0.5).double() / len(own)
+        members = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(members), generator=generator)
+        place[members[order]] = (torch.arange(len(members)) + 0.5).double() / len(members)
     return place.argsort(stable=True)
 
+# %% ../../nbs/baselines/arachne.ipynb #4c9b509b
+def _cached(problem: Problem, network: Downstream, images: ImageSet) -> Features:
+    "What enters the tail, computed once."
+    dtype = torch.bfloat16 if problem.precision == "bf16" else torch.float32
+    return cache_features(network.cut, images, problem.data.transform, device=problem.device, dtype=dtype,
+                          on_batch=lambda n: problem.meter.add(n, share=1 - network.share))
+
+
+def well_handled(problem: Problem, network: Downstream, count: int | None, least: int) -> Features:
+    """Training images that the original gets right, classes in their proportions: `count` (None: all), and no fewer than `least`.
+
+    If there are fewer, all of them, and a warning.
+    """
+    train = problem.data.train
+    goal = len(train) if count is None else max(count, least)
+    order = spread_by_label(train.labels, problem.generator("positives"))
+    n_examined, n_right = 0, -1
+    while n_examined < len(order) and n_right < goal:
+        n_examined = min(len(order), max(2 * goal, 2 * n_examined))
+        rows = _cached(problem, network, train.select(order[:n_examined]))
+        logits = predict(network.tail, rows, precision=problem.precision, meter=problem.meter, share=network.share)
+        right = is_correct(logits, rows.labels)
+        n_right = int(right.sum())
+    if count is not None and n_right < goal:
+        problem.warnings.append(f"only {n_right} training images are handled well; {goal} were asked for to guard the search")
+    return rows.select(right.nonzero()[:, 0][:goal])
+
 # %% ../../nbs/baselines/arachne.ipynb #d9873c9b
+def _blame(problem: Problem, network: Downstream, version: str, negative: Features, positive: Features) -> list[Suspect]:
+    "The front of weights that `version` (`v1` or `v2`) blames for the failures."
+    measure = partial(impacts, network, normalized=version == "v2", precision=problem.precision)
+    problem.meter.add(len(negative), 2 * len(negative), network.share)
+    if version == "v1":
+        return localize_weights(measure(negative), n_candidates=20 * len(negative))
+    contrast = positive.select(torch.arange(min(len(negative), len(positive))))
+    problem.meter.add(len(contrast), 2 * len(contrast), network.share)
+    return localize_weights(measure(negative), measure(contrast))
+
+
+@dataclass
+class Fitness:
+    """What a search maximizes: values P×D for the weights of a population to P numbers, float64.
+
+    `search` is `pso` or `de` and says which formula above; `alpha` weighs a failure in `de`. Every evaluation is counted.
+    """
+
+    problem: Problem
+    population: Population
+    negative: Features
+    positive: Features
+    search: str
+    alpha: float
+
+    def __call__(self, values: Tensor) -> Tensor:
+        failures, guards = (self.population.tally(values, rows) for rows in (self.negative, self.positive))
+        n_failures, n_guards = len(self.negative), len(self.positive)
+        self.problem.meter.add(len(values) * (n_failures + n_guards), share=self.population.network.share)
+        if self.search == "de":
+            return guards.credit + self.alpha * failures.credit
+        repaired = (failures.right + 1) / (failures.loss / n_failures + 1)
+        intact = (guards.right + 1) / (guards.loss / max(1, n_guards) + 1)
+        return repaired + intact
+
+# %% ../../nbs/baselines/arachne.ipynb #bb2ea368
+def _search(problem: Problem, method: Arachne, network: Downstream, sites: list[Suspect], fitness: Fitness) -> OptimizationResult:
+    "The population begins at random draws from N(mean, standard deviation) of each site's layer."
+    weights = {name: m.weight.detach().float() for name, m in network.modules.items()}
+    stats = {name: torch.stack([w.mean(), w.std(correction=0), w.min(), w.max()]).cpu() for name, w in weights.items()}
+    mean, std, low, high = torch.stack([stats[s.layer] for s in sites], 1)
+    start = mean + std * torch.randn(method.population, len(sites), generator=problem.generator("population"))
+    common = {"iterations": method.iterations, "resume": problem.resume("search"), "save": partial(problem.save_checkpoint, "search"),
+              "what": f"arachne {method.search}"}
+    if method.search == "de":
+        patience = method.patience or max(10, method.iterations // 10)
+        bounds = torch.minimum(low, 2 * low), torch.maximum(high, 2 * high)
+        return differential_evolution(fitness, start, problem.generator, bounds=bounds, patience=patience, **common)
+    chi, pull = constriction(method.phi), method.phi / 2 if method.pull is None else method.pull
+    min_step = method.min_step * (high - low) if method.min_step else None
+    return pso(fitness, start, problem.generator, inertia=chi, cognitive=chi * pull, social=chi * pull, patience=method.patience or 10,
+               min_step=min_step, **common)
+
+# %% ../../nbs/baselines/arachne.ipynb #cd30c21c
 SEARCHES = ("pso", "de")
 LOCALIZATIONS = ("auto", "v1", "v2")
 
 
 @dataclass
 class Arachne(Baseline):
-    """Arachne (Sohn, Kang and Yoo): new values for the few weights most to blame, found by a population.
+    """Arachne (Sohn, Kang and Yoo, v1 2019, v2 2023): new values for the few weights most to blame, found by a population.
 
-    `search` is `pso` (v1, particle swarm) or `de` (v2, differential evolution); `localization` is `v1`, `v2` (contrasted with inputs
-    that are handled well) or `auto`: that of the search. `layers` are names of convolutions or linear layers (one string with commas
-    does; None: the last linear layer). `population` members move at most `iterations` times, and stop after `patience` moves without
-    gain (None: 10; of `de` a tenth of the iterations where that is more). `positives` well-handled training images guard the search
-    (None: 200 for `pso`, all for `de`), and `alpha` is what a failure weighs beside one of them in `de`. `phi` sets constriction, `pull`
-    the pull to either best (None: phi / 2), and `min_step` keeps every step at that share of the layer's range of weights or above (0:
-    no bound).
+    - `search`: `pso` (v1, particle swarm) or `de` (v2, differential evolution). `localization`: `v1`, `v2` (contrasted with well-handled
+      inputs) or `auto`, that of the search.
+    - `layers`: names of convolutions or linear layers, as a list or one string with commas (None: the last linear layer).
+    - `population` members move at most `iterations` times, and stop after `patience` moves without a gain (None: 10; for `de` a tenth of
+      the iterations if that is more).
+    - `positives` well-handled training images guard the search (None: 200 for `pso`, all for `de`); `alpha` (≥ 0) is the weight of a
+      failure relative to one of them in `de`.
+    - The swarm: `phi` (above 4) sets constriction, `pull` the pull to either best (None: phi / 2), and `min_step` is the least size of a
+      step as a share of the layer's range of weights (0: no bound).
     """
 
     search: str = "pso"
@@ -186,81 +275,26 @@ class Arachne(Baseline):
         require(self, **{what: 1 for what in ("patience", "positives") if getattr(self, what) is not None})
         constriction(self.phi)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Localize on the failures, search, and write the best member's values into a copy of the network."
-        data, device = problem.data, problem.device
+        data = problem.data
         layers = patchable(problem.original, self.layers)
-        network = downstream(problem.original, layers, data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(device)))
         problem.block = layers[0] if len(layers) == 1 else None
+        example = data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(problem.device))
+        network = downstream(problem.original, layers, example)
         version = self.localization if self.localization != "auto" else {"pso": "v1", "de": "v2"}[self.search]
-        negative = self._features(problem, network, data.failures)
-        wanted = self.positives if self.positives is not None or self.search == "de" else 200
-        positive = self._positives(problem, network, wanted, len(negative) if version == "v2" else 0)
-
-        share = network.share
-        measure = partial(impacts, network, normalized=version == "v2", precision=problem.precision)
-        problem.meter.add(len(negative), 2 * len(negative), share)
-        contrast, keep = None, 20 * len(negative)
-        if version == "v2":
-            contrast, keep = positive.select(torch.arange(min(len(negative), len(positive)))), None
-            problem.meter.add(len(contrast), 2 * len(contrast), share)
-            contrast = measure(contrast)
-        sites = localize(measure(negative), contrast, keep)
-        if wanted is not None:
-            positive = positive.select(torch.arange(min(wanted, len(positive))))
-
+        negative = _cached(problem, network, data.failures)
+        n_guards = 200 if self.positives is None and self.search == "pso" else self.positives
+        positive = well_handled(problem, network, n_guards, len(negative) if version == "v2" else 0)
+        sites = _blame(problem, network, version, negative, positive)
+        if n_guards is not None:
+            positive = positive.select(torch.arange(min(n_guards, len(positive))))
         population = Population(network, sites, problem.precision)
-
-        def fitness(values: Tensor) -> Tensor:
-            bad, good = population.tally(values, negative), population.tally(values, positive)
-            problem.meter.add(len(values) * (len(negative) + len(positive)), share=share)
-            if self.search == "de":
-                return good.credit + self.alpha * bad.credit
-            parts = ((bad, len(negative)), (good, max(1, len(positive))))
-            return sum((tally.right + 1) / (tally.loss / n + 1) for tally, n in parts)
-
-        found = self._search(problem, network, sites, fitness)
-        problem.history["search"] = found.history
-        before, after = population.before.tolist(), found.best.tolist()
-        problem.found |= {"localization": version, "layers": layers, "positives": len(positive), "fitness": found.fitness, "front": [
-            {"layer": s.layer, "index": list(s.index), "gradient_loss": s.gradient_loss, "forward_impact": s.forward_impact, "before": b,
-             "after": a} for s, b, a in zip(sites, before, after)]}
+        result = _search(problem, self, network, sites, Fitness(problem, population, negative, positive, self.search, self.alpha))
+        problem.history["search"] = result.history
+        before, after = population.before.tolist(), result.best.tolist()
+        front = [{"layer": s.layer, "index": list(s.index), "gradient_loss": s.gradient_loss, "forward_impact": s.forward_impact,
+                  "before": b, "after": a} for s, b, a in zip(sites, before, after)]
+        problem.findings |= {"localization": version, "layers": layers, "positives": len(positive), "fitness": result.fitness,
+                             "front": front}
         return patch(problem.network(), sites, after)
-
-    def _features(self, problem: Problem, network: Downstream, images: ImageSet) -> Features:
-        "What enters the tail, computed once."
-        dtype = torch.bfloat16 if problem.precision == "bf16" else torch.float32
-        return cache_features(network.cut, images, problem.data.transform, device=problem.device, dtype=dtype,
-                              on_batch=lambda n: problem.meter.add(n, share=1 - network.share))
-
-    def _positives(self, problem: Problem, network: Downstream, wanted: int | None, least: int) -> Features:
-        "Training images that the original gets right, classes in their proportions: `wanted` (None: all), and no fewer than `least`."
-        train, goal = problem.data.train, len(problem.data.train) if wanted is None else max(wanted, least)
-        order = spread_by_label(train.labels, problem.generator("positives"))
-        looked = 0
-        while True:
-            looked = min(len(order), max(2 * goal, 2 * looked))
-            rows = self._features(problem, network, train.select(order[:looked]))
-            logits = predict(network.tail, rows, precision=problem.precision, meter=problem.meter, share=network.share)
-            right = is_correct(logits, rows.labels)
-            if int(right.sum()) >= goal or looked == len(order):
-                break
-        if wanted is not None and int(right.sum()) < goal:
-            problem.warnings.append(f"only {int(right.sum())} training images are handled well; {goal} were asked for to guard the search")
-        return rows.select(right.nonzero()[:, 0][:goal])
-
-    def _search(self, problem: Problem, network: Downstream, sites: list[Suspect], fitness: Callable[[Tensor], Tensor]) -> Found:
-        "The population begins at random draws from N(mean, standard deviation) of each site's layer."
-        stats = {name: torch.stack([w.mean(), w.std(correction=0), w.min(), w.max()]).cpu()
-                 for name, w in ((name, m.weight.detach().float()) for name, m in network.modules.items())}
-        mean, std, low, high = torch.stack([stats[s.layer] for s in sites], 1)
-        start = mean + std * torch.randn(self.population, len(sites), generator=problem.generator("population"))
-        same = {"iterations": self.iterations, "resume": problem.resume("search"), "keep": partial(problem.keep, "search"),
-                "what": f"arachne {self.search}"}
-        if self.search == "de":
-            patience = self.patience or max(10, self.iterations // 10)
-            bounds = torch.minimum(low, 2 * low), torch.maximum(high, 2 * high)
-            return differential_evolution(fitness, start, problem.generator, bounds=bounds, patience=patience, **same)
-        chi, pull = constriction(self.phi), self.phi / 2 if self.pull is None else self.pull
-        return pso(fitness, start, problem.generator, inertia=chi, cognitive=chi * pull, social=chi * pull, patience=self.patience or 10,
-                   min_step=self.min_step * (high - low) if self.min_step else None, **same)

@@ -26,10 +26,10 @@ from ..data.images import ImageSet
 
 # %% ../../nbs/baselines/deeprepair.ipynb #6d1e4976
 def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed: int = 0) -> Tensor:
-    """Positions of failures whose style stands for the rest: one of every cluster of every class, int64.
+    """Positions of failures whose style represents the rest: one of every cluster of every class, int64.
 
     Of each class at most `per_class` failures are drawn; their pixels, standardized, are divided by k-means++ into `clusters`, or into as
-    many as there are different ones, and of each cluster a random member is taken.
+    many as there are different ones, and of each cluster a random member is chosen.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -53,9 +53,9 @@ def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed
 class DeepRepair(Mixing):
     """DeepRepair (Yu et al., 2021): AugMix that may also repaint an image in the style of a failure, drawn from clusters of them.
 
-    The styles are those of `references` (`clusters` a class, from at most `per_class` failures of it). `stylizer` is a name in `STYLIZERS`,
-    `package.module:function`, a function (see `find_stylizer`), or `none`: without styles this is AugMix. `alpha` in [0, 1] is how much of
-    the style is taken.
+    - `clusters` per class, from at most `per_class` failures of it, give the styles: see `references`.
+    - `stylizer`: a name in `STYLIZERS`, `package.module:function`, a function (see `find_stylizer`), or `none`, which makes this AugMix.
+    - `alpha` (0 to 1): how much of the style is used.
     """
 
     clusters: int = 5
@@ -79,19 +79,19 @@ class DeepRepair(Mixing):
         "AugMix with one operation more, `style`."
         return Mixer(self.width, self.depth, self.severity, tuple(OPERATIONS) + ("style",) * (self.stylizer != "none"))
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Cluster the failures, then fine-tune on images and mixes of them, some repainted."
         mixer, failures = self.mixer(), problem.data.failures
         if self.stylizer == "none":
             return self.tune(problem, mixer)
         chosen = references(failures, self.clusters, self.per_class, self.seed)
         styles = failures.batch(chosen).to(problem.device)
-        problem.found["styles"] = torch.bincount(failures.labels[chosen], minlength=len(failures.classes)).tolist()
+        problem.findings["styles"] = torch.bincount(failures.labels[chosen], minlength=len(failures.classes)).tolist()
 
         def mixes(x: Tensor, positions: Tensor, epoch: int) -> list[Tensor]:
             keys = self.keys(positions, epoch, x.device)
-            own = random_integers(keys, 1, 0, len(styles), 2)[:, 0]
-            repaint = lambda rows: restyle(x[rows], to_float(styles[own[rows]]), self._paint, self.alpha)
+            choice = random_integers(keys, 1, 0, len(styles), 2)[:, 0]
+            repaint = lambda rows: restyle(x[rows], to_float(styles[choice[rows]]), self._paint, self.alpha)
             return augmix(mixer, x, keys, {"style": repaint})
 
         return self.tune(problem, mixer, mixes)

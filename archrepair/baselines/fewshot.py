@@ -66,7 +66,10 @@ class Guide:
 
 # %% ../../nbs/baselines/fewshot.ipynb #99689310
 def with_failure(chains: Tensor, plan: Plan, failures: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    "One more chain that ends in a failure (float B×3×H×W) with weight `share` (B): chains B×(W+1)×3×H×W and weights B×(W+1) that sum to 1."
+    """One more chain, which ends in a failure (float B×3×H×W), with weight `share` (B, 0 to 1).
+
+    Returns chains B×(W+1)×3×H×W and weights B×(W+1) that sum to 1.
+    """
     share = share[:, None]
     return torch.cat([chains, failures[:, None]], 1), torch.cat([(1 - share) * plan.weights, share], 1)
 
@@ -75,8 +78,11 @@ def with_failure(chains: Tensor, plan: Plan, failures: Tensor, share: Tensor) ->
 class FewShot(Mixing):
     """Few-Shot guided mixing (after Ren et al., 2020; a reconstruction): AugMix steered towards the failures in feature space.
 
-    Of each mix `candidates` are drawn, and the one whose features, in the original, are nearest to a failure of the image's class is taken.
-    A failure of that class is one more chain, with a weight uniform in [0, `lam_max`]. With 1 candidate and `lam_max` 0 this is AugMix.
+    - `candidates` (≥ 1): how many are drawn for each mix; the one whose features, in the original, are nearest to a failure of the image's
+      class is used.
+    - `lam_max` (0 to 1): a failure of that class is one more chain, with a weight uniform in [0, `lam_max`].
+
+    With 1 candidate and `lam_max` 0 this is AugMix.
     """
 
     candidates: int = 4
@@ -89,26 +95,26 @@ class FewShot(Mixing):
         if self.lam_max > 1:
             raise ArchrepairError(f"lam_max is {self.lam_max}; expected the largest weight of a failure, 0 to 1")
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Fine-tune on images and guided mixes of them."
         mixer, guide = Mixer(self.width, self.depth, self.severity), Guide(problem)
         labels = torch.cat([problem.data.train.labels, problem.data.failures.labels.repeat(self.failure_views)]).to(problem.device)
 
         def mixes(x: Tensor, positions: Tensor, epoch: int) -> list[Tensor]:
-            keys, own = self.keys(positions, epoch, x.device), labels[positions.to(x.device)]
-            return [self.guided(guide, mixer, x, own, keys, view) for view in range(2)]
+            keys, classes = self.keys(positions, epoch, x.device), labels[positions.to(x.device)]
+            return [self.guided(guide, mixer, x, classes, keys, view) for view in range(2)]
 
         cost = 9 + 2 * self.candidates * (self.candidates > 1)
         return self.tune(problem, mixer, mixes, cost)
 
     def guided(self, guide: Guide, mixer: Mixer, x: Tensor, labels: Tensor, keys: Tensor, view: int) -> Tensor:
         "One guided mix of each image, float B×3×H×W in gray levels, labels B, keys B×2."
-        found = torch.stack([self.candidate(guide, mixer, x, labels, keys, view + 2 * i) for i in range(self.candidates)], 1)
+        mixes = torch.stack([self.candidate(guide, mixer, x, labels, keys, view + 2 * i) for i in range(self.candidates)], 1)
         if self.candidates == 1:
-            return found[:, 0]
-        features = guide.look(to_uint8(found.flatten(0, 1)))
+            return mixes[:, 0]
+        features = guide.look(to_uint8(mixes.flatten(0, 1)))
         nearest = guide.distance(features, labels.repeat_interleave(self.candidates)).view(-1, self.candidates).argmin(1)
-        return found[torch.arange(len(x), device=x.device), nearest]
+        return mixes[torch.arange(len(x), device=x.device), nearest]
 
     def candidate(self, guide: Guide, mixer: Mixer, x: Tensor, labels: Tensor, keys: Tensor, stream: int) -> Tensor:
         "A mix of each image from a stream of its key; one more chain is a failure of its class, where there is one."

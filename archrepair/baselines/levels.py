@@ -28,31 +28,34 @@ from ..training.cost import CostMeter
 from ..training.rows import Rows, image_features
 
 # %% ../../nbs/baselines/levels.ipynb #e6db9366
-def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 100, *, seed: int = 0, meter: CostMeter | None = None) -> dict[str, str | None]:
-    """The neuron (`layer:channel`), layer and block with the largest failure gradient, the mean one for layer and block; None for `network`.
+def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 100, *, seed: int = 0,
+                      meter: CostMeter | None = None) -> dict[str, str | None]:
+    """The neuron (`layer:channel`), layer and block with the largest failure gradient, by level; None for `network`.
 
-    The gradients are those of `n_failures` failures drawn at random (§2.2). `network` is not changed.
+    The gradients are those of `n_failures` failures drawn at random (§2.2); for layers and blocks it is the mean over their neurons.
+    `network` is not changed.
     """
     failures, device = data.failures, next(network.parameters()).device
-    drawn = torch.randperm(len(failures), generator=torch.Generator().manual_seed(seed))[:n_failures]
-    rows = Rows([image_features(failures.select(drawn), data.transform, device)])
-    examined = freeze(copy.deepcopy(network))
-    wiring = wire(examined, rows.inputs(torch.arange(1))[0])
-    gradient = failure_gradients(examined, rows, torch.arange(len(rows)), wiring, meter=meter)
-    neurons = pd.DataFrame([(layer, channel) for layer, size in wiring.layers.items() for channel in range(size)], columns=["layer", "channel"])
+    sample = torch.randperm(len(failures), generator=torch.Generator().manual_seed(seed))[:n_failures]
+    rows = Rows([image_features(failures.select(sample), data.transform, device)])
+    copied = freeze(copy.deepcopy(network))
+    wiring = wire(copied, rows.inputs(torch.arange(1))[0])
+    gradient = failure_gradients(copied, rows, torch.arange(len(rows)), wiring, meter=meter)
+    places = [(layer, channel) for layer, size in wiring.layers.items() for channel in range(size)]
+    neurons = pd.DataFrame(places, columns=["layer", "channel"]).assign(g=gradient)
     blocks = block_names(network)
-    owner = {layer: block_holding(layer, blocks) for layer in wiring.layers}
-    neurons = neurons.assign(block=neurons["layer"].map(owner), g=gradient).dropna(subset=["block"])
-    one = neurons.loc[neurons["g"].idxmax()]
+    block_of = {layer: block_holding(layer, blocks) for layer in wiring.layers}
+    neurons = neurons.assign(block=neurons["layer"].map(block_of)).dropna(subset=["block"])
+    neuron = neurons.loc[neurons["g"].idxmax()]
     mean = lambda part: neurons.groupby(part, sort=False)["g"].mean().idxmax()
-    return {"neuron": f"{one['layer']}:{one['channel']}", "layer": mean("layer"), "block": mean("block"), "network": None}
+    return {"neuron": f"{neuron['layer']}:{neuron['channel']}", "layer": mean("layer"), "block": mean("block"), "network": None}
 
 # %% ../../nbs/baselines/levels.ipynb #3ff768a3
 @dataclass
 class Levels(Retrain):
     """Fine-tuning at one level (§2.2): the neuron, layer or block with the largest failure gradient, or the whole network.
 
-    `level` is one of `finetuning.LEVELS`; `n_failures` choose the place. The rest is as in `Retrain`.
+    `level` is one of `finetuning.LEVELS`; `n_failures` (≥ 1) failures, drawn at random, choose the place. The rest is as in `Retrain`.
     """
 
     level: str = "block"
@@ -69,6 +72,8 @@ class Levels(Retrain):
         "The level, and the part with the largest gradient; see `largest_gradients`."
         where = None
         if self.level != "network":
-            where = largest_gradients(problem.original, problem.data, self.n_failures, seed=self.seed, meter=problem.meter)[self.level]
-        problem.found["where"], problem.block = where, where if self.level == "block" else None
+            places = largest_gradients(problem.original, problem.data, self.n_failures, seed=self.seed, meter=problem.meter)
+            where = places[self.level]
+        problem.findings["where"] = where
+        problem.block = where if self.level == "block" else None
         return self.level, where

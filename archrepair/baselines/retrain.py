@@ -23,8 +23,8 @@ from ..training.fit import Recipe
 class Retrain(Baseline):
     """Fine-tune the whole network on the repair set: the control every method must beat.
 
-    `preset` is the recipe (`finetuning.PRESETS`), lasting `epochs` passes over the repair set; `views` and `failure_views` are the
-    numbers of augmented views of each training image and failure.
+    `preset` is the recipe (`finetuning.PRESETS`, or a `Recipe`), lasting `epochs` (≥ 0) passes over the repair set; `views` and
+    `failure_views` (≥ 1) are the numbers of augmented views of each training image and failure.
     """
 
     preset: str | Recipe = "default"
@@ -42,11 +42,11 @@ class Retrain(Baseline):
         "The level and the name of what is trained: here the network, all of it."
         return "network", None
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "See `finetuning.finetune`."
         level, where = self.place(problem)
         tuned = finetune(problem.original, problem.data, level=level, where=where, preset=self.preset, epochs=self.epochs, views=self.views,
                          failure_views=self.failure_views, precision=problem.precision, seed=self.seed, meter=problem.meter,
                          checkpoint=problem.at("finetune"))
-        problem.history["finetune"], problem.found["point"] = tuned.history.epochs, tuned.point
+        problem.history["finetune"], problem.findings["point"] = tuned.history.epochs, tuned.point
         return tuned.model

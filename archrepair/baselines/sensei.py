@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross', 'most_different', 'random_chromosomes',
-           'repeated', 'Search', 'Sensei', 'grid', 'robustness']
+           'repeated', 'next_generation', 'Confusions', 'Search', 'Sensei']
 
 # %% ../../nbs/baselines/sensei.ipynb #9a64e6cd
 from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
@@ -22,9 +23,7 @@ from .parts.common import Problem, require
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import evaluating
 from ..corruptions.randomness import image_keys, random_uniform
-from ..data.images import ImageSet
 from ..training.cost import CostMeter
-from ..training.evaluation import Robust, robust_accuracy
 from ..training.fit import autocast
 
 # %% ../../nbs/baselines/sensei.ipynb #d524350b
@@ -32,7 +31,7 @@ GENES: dict[str, tuple[float, int]] = {  # what one step is, and how many steps 
     "rotation": (6.0, 5),  # degrees
     "shift_x": (1 / 32, 3),  # of the width
     "shift_y": (1 / 32, 3),  # of the height
-    "shear": (0.02, 5),  # pixels a row
+    "shear": (0.02, 5),  # pixels per row
     "zoom": (0.02, 5),  # beside 1
     "brightness": (4.0, 8),  # gray levels
     "contrast": (0.05, 4),  # beside 1
@@ -64,7 +63,8 @@ def variants(images: Tensor, genes: Tensor, padding: str = "zeros") -> Tensor:
 def mutate(genes: Tensor, count: int, keys: Tensor, active: Tensor, doubled: Tensor, stream: int = 0) -> Tensor:
     """`count` mutants of each chromosome, int8 B×7 to B×count×7.
 
-    Half of the active genes (rounded up) go a step up, a step down or change sign; steps of rotation and shear are `doubled` (bool B).
+    Half of the `active` genes (bool 7; rounded up) go a step up, a step down or change sign; where `doubled` (bool B), rotation and shear
+    take two steps. `keys` are int32 B×2.
     """
     u = random_uniform(keys, count * 14, stream).view(-1, count, 2, 7)
     rank = u[:, :, 0].masked_fill(~active, 2).argsort(-1).argsort(-1)
@@ -90,23 +90,58 @@ def most_different(queue: Tensor) -> Tensor:
 
 # %% ../../nbs/baselines/sensei.ipynb #8b77654a
 def random_chromosomes(keys: Tensor, count: int, active: Tensor, stream: int = 0) -> Tensor:
-    "`count` chromosomes an image, int8 B×count×7, uniform over what each gene in `active` (bool 7) can be, the others 0."
+    "`count` chromosomes per image, int8 B×count×7, uniform over what each gene in `active` (bool 7) can be, the others 0."
     reach = torch.tensor(REACH, device=keys.device)
     u = random_uniform(keys, count * 7, stream).view(-1, count, 7)
     return ((u * (2 * reach + 1)).long() - reach).mul_(active).to(torch.int8)
 
 
 def repeated(genes: Tensor) -> Tensor:
-    "Bool B×P: does the chromosome stand further to the front of its population (int8 B×P×7) already?"
+    "Bool B×P: does the same chromosome already occur further to the front of its population (int8 B×P×7)?"
     same = (genes[:, :, None] == genes[:, None]).all(-1)
     return same.tril(-1).any(-1)
+
+# %% ../../nbs/baselines/sensei.ipynb #fc04f520
+def next_generation(queue: Tensor, loss: Tensor, keys: Tensor, active: Tensor, count: int, mutation: float) -> Tensor:
+    """`count` offspring of queues (int8 B×K×7) whose worst variant has `loss` (B; NaN: never searched): int8 B×count×7.
+
+    With probability `mutation` the worst variant of an image mutates, else it is crossed with the most different one; an image that was
+    never searched has random offspring. A chromosome that is in the population already is replaced by a random one. The image itself is
+    always in the population.
+    """
+    mutants = mutate(queue[:, 0], count, keys, active, loss < 1e-3, 1)
+    children = cross(queue[:, 0], most_different(queue), count, keys, 2)
+    offspring = torch.where((random_uniform(keys, 1, 3) < mutation)[..., None], mutants, children)
+    offspring = torch.where(loss.isnan()[:, None, None], random_chromosomes(keys, count, active, 4), offspring)
+    offspring[:, 0] *= (queue == 0).all(-1).any(-1)[:, None]
+    for stream in (5, 6, 7):  # a few active genes may not suffice for that many different chromosomes
+        again = repeated(torch.cat([queue, offspring], 1))[:, queue.shape[1]:]
+        offspring = torch.where(again[..., None], random_chromosomes(keys, count, active, stream), offspring)
+    return offspring
+
+# %% ../../nbs/baselines/sensei.ipynb #637cb973
+class Confusions:
+    "How often an epoch has taken images of one class for another, and from the `limit`-th time on (None: never): the second worst instead."
+
+    def __init__(self, limit: int | None):
+        self.limit, self.counts = limit, Counter[tuple[int, int]]()
+
+    def ranks(self, labels: Tensor, answers: Tensor) -> Tensor:
+        "Which of its queue each image is trained with: 0, the worst, or 1. int64 B from labels and answers, int64 B; counts them."
+        if self.limit is None:
+            return torch.zeros_like(labels)
+        ranks = []
+        for label, answer in zip(labels.tolist(), answers.tolist()):
+            ranks.append(int(label != answer and self.counts[label, answer] >= self.limit))
+            self.counts[label, answer] += 1
+        return labels.new_tensor(ranks)
 
 # %% ../../nbs/baselines/sensei.ipynb #09fdb0c7
 class Search:
     """A queue of bad variants of every image, the worst first, and the generations that improve it.
 
-    `network` is asked in eval mode. `queue` int8 N×K×7 holds what was found, `loss` float32 N×K its loss then (NaN: never searched),
-    `visits` int64 N how often an image has come; `epochs` what happened, an entry an epoch. All this can be saved and restored.
+    `network` is run in eval mode. `queue` int8 N×K×7 holds the chromosomes, `loss` float32 N×K their losses when they were scored (NaN:
+    never searched), `visits` int64 N how often an image has come; `epochs` has one entry per epoch. All this can be saved and restored.
     """
 
     def __init__(self, network: nn.Module, images: Images, transform: Callable[[Tensor], Tensor], settings: Sensei, *,
@@ -122,28 +157,16 @@ class Search:
         self._begin()
 
     def _begin(self) -> None:
-        self.counts, self.confusions = torch.zeros(4, dtype=torch.float64, device=self.device), {}
+        self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.confusions = Confusions(self.settings.max_confusions)
 
     def keys(self, positions: Tensor) -> Tensor:
         "Random keys, int32 B×2, of the images at `positions`: others at every visit."
         return image_keys(f"sensei {self.settings.seed}", (positions + len(self.images) * self.visits[positions]) % 2**31, self.device)
 
     def offspring(self, queue: Tensor, loss: Tensor, keys: Tensor) -> Tensor:
-        """The next generation of queues (int8 B×K×7) whose worst variant has `loss` (B; NaN: never searched): int8 B×n×7.
-
-        A coin for each image says whether its worst variant mutates or meets the most different one; an image that was never searched
-        has random offspring. Whoever is in the population already gives way to a random one. The image itself is always in it.
-        """
-        n = self.settings.population - queue.shape[1]
-        mutants = mutate(queue[:, 0], n, keys, self.active, loss < 1e-3, 1)
-        children = cross(queue[:, 0], most_different(queue), n, keys, 2)
-        found = torch.where((random_uniform(keys, 1, 3) < self.settings.mutation)[..., None], mutants, children)
-        found = torch.where(loss.isnan()[:, None, None], random_chromosomes(keys, n, self.active, 4), found)
-        found[:, 0] *= (queue == 0).all(-1).any(-1)[:, None]
-        for stream in (5, 6, 7):  # a few active genes may not suffice for as many different chromosomes
-            again = repeated(torch.cat([queue, found], 1))[:, queue.shape[1]:]
-            found = torch.where(again[..., None], random_chromosomes(keys, n, self.active, stream), found)
-        return found
+        "The next generation (`next_generation`) of queues int8 B×K×7, with the settings of this search."
+        return next_generation(queue, loss, keys, self.active, self.settings.population - queue.shape[1], self.settings.mutation)
 
     @torch.no_grad()
     def score(self, images: Tensor, genes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,33 +191,27 @@ class Search:
 
     def _visit(self, positions: Tensor, images: Tensor) -> Tensor:
         at, labels = positions.to(self.device), self.images.labels[positions].to(self.device)
-        now, answer = self.score(images, self.queue[at, :1], labels)
-        todo = (now[:, 0] >= self.settings.threshold).nonzero().squeeze(1)
-        if len(todo):
-            queue, fresh, keys = self.queue[at[todo]], self.loss[at[todo], 0].isnan(), self.keys(positions)[todo]
-            population = torch.cat([queue, self.offspring(queue, now[todo, 0].masked_fill(fresh, math.nan), keys)], 1)
-            losses, answers = self.score(images[todo], population[:, 1:], labels[todo])
-            losses, answers = torch.cat([now[todo], losses], 1), torch.cat([answer[todo], answers], 1)
-            best = losses.argsort(dim=1, descending=True, stable=True)[:, :queue.shape[1]]
-            self.queue[at[todo]] = population.gather(1, best[..., None].expand(-1, -1, 7))
-            self.loss[at[todo]] = losses.gather(1, best)
-            answer[todo] = answers.gather(1, best[:, :1])
-            itself = losses.masked_fill((population != 0).any(-1), -math.inf).amax(1)
-            self.counts += torch.stack([self.counts.new_tensor(0), self.counts.new_tensor(len(todo)), losses.amax(1).sum(), itself.sum()])
+        loss, answer = self.score(images, self.queue[at, :1], labels)
+        fragile = (loss[:, 0] >= self.settings.threshold).nonzero().squeeze(1)
+        if len(fragile):
+            keys = self.keys(positions)[fragile]
+            answer[fragile] = self._improve(at[fragile], images[fragile], labels[fragile], loss[fragile], answer[fragile], keys)
         self.counts[0] += len(at)
         self.visits[positions] += 1
-        return self.queue[at, self._rank(labels, answer[:, 0])]
+        return self.queue[at, self.confusions.ranks(labels, answer[:, 0])]
 
-    def _rank(self, labels: Tensor, answer: Tensor) -> Tensor:
-        "Which of its queue an image is trained with: 0, but 1 where this epoch has confused the same two classes often enough."
-        if self.settings.max_confusions is None:
-            return torch.zeros_like(labels)
-        ranks = []
-        for pair in zip(labels.tolist(), answer.tolist()):
-            seen = self.confusions.get(pair, 0)
-            ranks.append(int(pair[0] != pair[1] and seen >= self.settings.max_confusions))
-            self.confusions[pair] = seen + 1
-        return labels.new_tensor(ranks)
+    def _improve(self, at: Tensor, images: Tensor, labels: Tensor, loss: Tensor, answer: Tensor, keys: Tensor) -> Tensor:
+        "One generation for the images at `at`, whose worst variants have `loss` and `answer` (B×1); the answers to the new worst ones."
+        queue, never_searched = self.queue[at], self.loss[at, 0].isnan()
+        population = torch.cat([queue, self.offspring(queue, loss[:, 0].masked_fill(never_searched, math.nan), keys)], 1)
+        losses, answers = self.score(images, population[:, 1:], labels)
+        losses, answers = torch.cat([loss, losses], 1), torch.cat([answer, answers], 1)
+        worst = losses.argsort(dim=1, descending=True, stable=True)[:, :queue.shape[1]]
+        self.queue[at] = population.gather(1, worst[..., None].expand(-1, -1, 7))
+        self.loss[at] = losses.gather(1, worst)
+        itself = losses.masked_fill((population != 0).any(-1), -math.inf).amax(1)
+        self.counts[1:] += torch.stack([self.counts.new_tensor(len(at)), losses.amax(1).sum(), itself.sum()])
+        return answers.gather(1, worst[:, :1])
 
     def close(self, epoch: int) -> None:
         "Note what happened in an epoch: images seen, the share searched, the mean loss of the worst variants and of the images themselves."
@@ -216,10 +233,12 @@ class Search:
 class Sensei(Augmented):
     """SENSEI (Gao et al., 2020): retrain on the worst of every image's variants, which a genetic search makes worse epoch by epoch.
 
-    A variant has seven `genes` (`GENES`). Each visit scores a `population`, of which `elite` are kept from last time; offspring are mutants
-    with probability `mutation`, else crossed. Images whose worst variant has a loss below `threshold` are not searched (selective
-    augmentation; 0: all are, infinity: plain training). `padding` fills what moves in from outside. From the `max_confusions`-th time on that an
-    epoch mistakes one class for the same other, the second worst is taken (None: never).
+    - `genes`: which of the seven genes of a variant (`GENES`) may change. `padding` (`PADDINGS`) fills what moves in from outside.
+    - Each visit scores a `population`, of which `elite` (≥ 2) are kept from the visit before; offspring are mutants with probability
+      `mutation`, else crossed.
+    - Images whose worst variant has a loss below `threshold` (nats) are not searched: selective augmentation (0: all are searched,
+      infinity: plain training).
+    - `max_confusions`: from that time on that an epoch mistakes one class for the same other, the second worst is taken (None: never).
     """
 
     population: int = 10
@@ -246,7 +265,7 @@ class Sensei(Augmented):
         if self.max_confusions is not None:
             require(self, max_confusions=1)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Search and train in turn, batch by batch."
         network, images, transform = problem.network(), Images(problem, failure_views=self.failure_views), problem.data.transform
         search = Search(network, images, transform, self, precision=problem.precision, meter=problem.meter)
@@ -260,22 +279,3 @@ class Sensei(Augmented):
         self.train(problem, network, images, read, recipe, extra={"queue": search}, after_epoch=search.close)
         problem.history["queue"] = search.epochs
         return network
-
-# %% ../../nbs/baselines/sensei.ipynb #e604c958
-def grid() -> Tensor:
-    "The 81 chromosomes whose rotation, shifts and shear are at either end or 0: int8 81×7."
-    ends = [torch.tensor([-reach, 0, reach], dtype=torch.int8) for reach in REACH[:4]]
-    return nn.functional.pad(torch.cartesian_prod(*ends), (0, 3))
-
-
-def robustness(network: nn.Module, images: ImageSet, transform: Callable[[Tensor], Tensor], chromosomes: Tensor | None = None, *,
-               padding: str = "zeros", precision: str = "fp32", batch_size: int = 10) -> Robust:
-    "Robust accuracy of a network in eval mode over variants of every image: those of `chromosomes` (int8 V×7; default: `grid()`)."
-    device, chromosomes = next(network.parameters()).device, grid() if chromosomes is None else chromosomes
-    right = []
-    with torch.inference_mode(), autocast(device, precision):
-        for positions in torch.arange(len(images)).split(batch_size):
-            many = variants(images.batch(positions).to(device), chromosomes.to(device).expand(len(positions), -1, -1), padding)
-            answers = network(transform(many.flatten(0, 1))).argmax(1).view(len(positions), -1)
-            right.append(answers.cpu() == images.labels[positions][:, None])
-    return robust_accuracy({str(tuple(c)): bits for c, bits in zip(chromosomes.tolist(), torch.cat(right).T)})

@@ -41,7 +41,7 @@ def failure_gradient(problem: Problem, batch_size: int = 128) -> dict[str, torch
 def relative_norms(network: nn.Module, gradient: dict[str, torch.Tensor], parts: dict[str, nn.Module]) -> dict[str, float]:
     """‖g‖/‖θ‖ of every part, over its matrices and kernels together (BatchNorm and biases are left out).
 
-    A part whose weights are all 0 has norm 0. Raises `ArchrepairError` where no part holds a weight and for gradients that are no numbers.
+    A part whose weights are all 0 has norm 0. Raises `ArchrepairError` if no part holds a weight or a gradient is not finite.
     """
     names = {id(p): name for name, p in network.named_parameters()}
     norms = {}
@@ -64,13 +64,17 @@ def layers(network: nn.Module) -> dict[str, nn.Module]:
 
 # %% ../../nbs/baselines/surgical.ipynb #6b4ccc0f
 def layer_rates(tail: nn.Module, rates: dict[str, float], recipe: Recipe) -> list[dict]:
-    "One parameter group a layer, its rate the recipe's times `rates[layer]`; what belongs to no layer (BatchNorm) is not trained."
+    """Parameter groups for each layer, at the recipe's rate times `rates[layer]`; what belongs to no layer (BatchNorm) is not trained.
+
+    Only matrices and kernels decay.
+    """
     groups = []
     for name, rate in rates.items():
-        own = [p for p in tail.get_submodule(name).parameters(recurse=False)]
-        for decay, some in ((recipe.weight_decay, [p for p in own if p.ndim > 1]), (0.0, [p for p in own if p.ndim <= 1])):
-            if some:
-                groups.append({"params": some, "lr": recipe.lr * rate, "weight_decay": decay})
+        parameters = list(tail.get_submodule(name).parameters(recurse=False))
+        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        for group, decay in ((matrices, recipe.weight_decay), (vectors, 0.0)):
+            if group:
+                groups.append({"params": group, "lr": recipe.lr * rate, "weight_decay": decay})
     return groups
 
 # %% ../../nbs/baselines/surgical.ipynb #785b4d55
@@ -81,9 +85,11 @@ VARIANTS = ("block", "auto-rgn")
 class Surgical(Baseline):
     """Surgical fine-tuning (Lee et al., 2023): tune the block, or mostly the layers, with the largest relative gradient norm.
 
-    `variant` is `block` (one block, at the recipe's rate; `block` names it instead) or `auto-rgn` (every layer, at a rate in proportion to its
-    relative gradient norm). `preset` is the recipe (`finetuning.PRESETS`), lasting `epochs` passes over the repair set; `views` and
-    `failure_views` are the numbers of augmented views of each training image and failure.
+    - `variant`: `block` (one block, at the recipe's rate) or `auto-rgn` (every layer, at a rate in proportion to its relative gradient
+      norm).
+    - `block`: the name of the block, if it is not to be chosen.
+    - `preset` is the recipe (`finetuning.PRESETS`, or a `Recipe`), lasting `epochs` passes over the repair set; `views` and
+      `failure_views` are the numbers of augmented views of each training image and failure.
     """
 
     variant: str = "block"
@@ -100,25 +106,33 @@ class Surgical(Baseline):
         if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
         if self.block is not None and self.variant != "block":
-            raise ArchrepairError(f"variant {self.variant} tunes every layer and takes no block ({self.block}); leave it out, or use variant block")
+            raise ArchrepairError(f"variant {self.variant} tunes every layer and takes no block ({self.block}); leave it out, "
+                                  "or use variant block")
         require(self, epochs=0, views=1, failure_views=1)
 
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "Gradient norms on the failures, then `finetuning.finetune`."
-        original, how = problem.original, {"level": "network"}
-        problem.block = self.block
-        if not self.block:
-            parts = layers(original) if self.variant == "auto-rgn" else {name: get_block(original, name) for name in block_names(original)}
-            norms = problem.found["relative_norms"] = relative_norms(original, failure_gradient(problem), parts)
-            largest = max(norms, key=norms.get)
-            problem.block = largest if self.variant == "block" else None
-            if self.variant == "auto-rgn" and norms[largest] > 0:
-                recipe = self.preset if isinstance(self.preset, Recipe) else PRESETS[self.preset]
-                how["groups"] = partial(layer_rates, rates={name: norm / norms[largest] for name, norm in norms.items()}, recipe=recipe)
-        if problem.block:
-            how = {"level": "block", "where": problem.block}
-        tuned = finetune(original, problem.data, **how, preset=self.preset, epochs=self.epochs, views=self.views,
+        place = {"level": "block", "where": self.block} if self.block else self._choose(problem)
+        problem.block = place.get("where")
+        tuned = finetune(problem.original, problem.data, **place, preset=self.preset, epochs=self.epochs, views=self.views,
                          failure_views=self.failure_views, precision=problem.precision, seed=self.seed, meter=problem.meter,
                          checkpoint=problem.at("finetune"))
-        problem.history["finetune"], problem.found["point"] = tuned.history.epochs, tuned.point
+        problem.history["finetune"], problem.findings["point"] = tuned.history.epochs, tuned.point
         return tuned.model
+
+    def _choose(self, problem: Problem) -> dict[str, object]:
+        "What to tune, as arguments of `finetune`: the block of largest relative norm, or all layers at rates of their own."
+        original = problem.original
+        if self.variant == "block":
+            parts = {name: get_block(original, name) for name in block_names(original)}
+        else:
+            parts = layers(original)
+        norms = problem.findings["relative_norms"] = relative_norms(original, failure_gradient(problem), parts)
+        largest = max(norms, key=norms.get)
+        if self.variant == "block":
+            return {"level": "block", "where": largest}
+        if norms[largest] == 0:
+            return {"level": "network"}
+        recipe = self.preset if isinstance(self.preset, Recipe) else PRESETS[self.preset]
+        rates = {name: norm / norms[largest] for name, norm in norms.items()}
+        return {"level": "network", "groups": partial(layer_rates, rates=rates, recipe=recipe)}

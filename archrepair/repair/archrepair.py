@@ -187,6 +187,6 @@ class _Run:
         winner = copy.deepcopy(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
         config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision,
                   "control_epochs": self.control_epochs, "points": self.points}
-        return RepairResult(winner.eval(), self.method.name, self.block, self.genotype, verdict.chosen, str(verdict), verdict.losses,
-                            changes(self.model.state_dict(), winner.state_dict()), self.history, self.meter, self.control_meter, config,
-                            self.localization, self.networks, warnings=self.notes)
+        changed = changes(self.model.state_dict(), winner.state_dict())
+        return RepairResult(winner.eval(), self.method.name, self.block, self.genotype, verdict, changed, self.history, self.meter,
+                            self.control_meter, config, self.localization, self.networks, warnings=self.notes)

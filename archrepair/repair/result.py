@@ -27,6 +27,7 @@ from ..deploy.report import summary_of, write_report
 from ..nas.genotype import Genotype
 from ..networks.blocks import get_block, replace_block
 from ..networks.models import load_weights, save_weights
+from .verdict import Verdict
 from ..training.cost import CostMeter
 from ..training.evaluation import Evaluation
 
@@ -50,9 +51,8 @@ def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, st
 class RepairResult:
     """What a repair returns.
 
-    `model` is the network to deploy. `accepted` says whether that is the searched repair, `verdict` why in one sentence, `chosen` which
-    candidate it is (`repaired`, `control`, `original`), and `validation` the loss of each. `changed` names every differing entry of the
-    state dict. `cost` counts the whole repair; `control_cost` is the part spent on the control it was compared with. `footprint` is
+    `model` is the network to deploy, and `verdict` says which of the `candidates` (`repaired`, `control`, `original`) that is and why.
+    `changed` names every differing entry of the state dict. `cost` counts the whole repair; `control_cost` is the part spent on the control it was compared with. `footprint` is
     what the network weighed and took before and after (`footprint.footprints`), where someone has measured it.
     """
 
@@ -60,9 +60,7 @@ class RepairResult:
     method: str
     block: str | None
     genotype: Genotype | None
-    chosen: str
-    verdict: str
-    validation: dict[str, float]
+    verdict: Verdict
     changed: dict[str, str]
     history: dict[str, list[dict]]
     cost: CostMeter
@@ -75,14 +73,24 @@ class RepairResult:
     footprint: dict[str, dict] = field(default_factory=dict)
 
     @property
+    def chosen(self) -> str:
+        "Which candidate `model` is."
+        return self.verdict.chosen
+
+    @property
     def accepted(self) -> bool:
         "Did the method's own repair win?"
-        return self.chosen == "repaired"
+        return self.verdict.accepted
+
+    @property
+    def validation(self) -> dict[str, float]:
+        "The validation loss of each candidate."
+        return self.verdict.losses
 
     def to_dict(self) -> dict:
         "Everything but the networks, as JSON-able values."
         return {
-            "method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": self.verdict,
+            "method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": str(self.verdict),
             "validation": {name: round(loss, 5) for name, loss in self.validation.items()}, "changed": self.changed,
             "history": self.history,
             "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,

@@ -15,7 +15,7 @@ __all__ = ['ORDER', 'Verdict', 'judge']
 ORDER = ("repaired", "original", "control")  # who wins ties
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """Which candidate to deploy, and why.
 
@@ -39,6 +39,8 @@ class Verdict:
         losses = ", ".join(f"{name} {self.losses[name]:.4f}" for name in ORDER if math.isfinite(self.losses.get(name, math.nan)))
         outcome = ("accepted" if self.accepted else "rejected") + (", architecture unchanged" if self.unchanged else "")
         return f"{outcome}: {self.reason}" + (f" (loss: {losses})" if losses else "")
+
+    __repr__ = __str__  # a notebook shows the sentence
 
 
 def judge(losses: dict[str, float], *, method: str = "", unchanged: bool = False) -> Verdict:

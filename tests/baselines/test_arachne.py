@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize, pareto_front, spread_by_label
+from archrepair.baselines.arachne import Arachne, forward_impact, impacts, localize_weights, pareto_front, spread_by_label, well_handled
 from archrepair.baselines.parts.common import Problem
-from archrepair.baselines.parts.patches import Population, Site, downstream, patch, patchable, tap
+from archrepair.baselines.parts.patches import Site, downstream, patchable, tap
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
@@ -17,17 +17,10 @@ from archrepair.networks.models import MODELS, create_model
 from archrepair.repair.result import changes
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict
-from archrepair.training.rows import Features, image_features
+from archrepair.training.rows import image_features
+from support.populations import assert_equal_the_loop, rand, rows_of, small_net
 
 QUICK = {"population": 6, "iterations": 2, "positives": 30}
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def rows_of(x: torch.Tensor, labels: torch.Tensor) -> Features:
-    return Features(labels, lambda positions, view: x[positions])
 
 
 # --- the front
@@ -63,21 +56,21 @@ def test_localization_names_the_weights_of_the_front():
                   for name, both in measures.items() for index in torch.cartesian_prod(*map(torch.arange, both[0].shape)).tolist()]
         if keep:
             points = [p for p in points if p[2] >= sorted((q[2] for q in points), reverse=True)[keep - 1]]
-        wanted = [points[i] for i in brute_force([p[2] for p in points], [p[3] for p in points])]
-        found = localize(measures, other, keep)
-        assert [(s.layer, s.index) for s in found] == [p[:2] for p in wanted]
-        assert [v for s in found for v in (s.gradient_loss, s.forward_impact)] == pytest.approx([v for p in wanted for v in p[2:]])
+        expected = [points[i] for i in brute_force([p[2] for p in points], [p[3] for p in points])]
+        front = localize_weights(measures, other, keep)
+        assert [(s.layer, s.index) for s in front] == [p[:2] for p in expected]
+        assert [v for s in front for v in (s.gradient_loss, s.forward_impact)] == pytest.approx([v for p in expected for v in p[2:]])
 
 
 def test_localization_without_anything_to_find():
     nothing = torch.zeros(2, 3)
     with pytest.raises(ArchrepairError, match="no weight of fc has any influence"):
-        localize({"fc": (nothing, nothing)})
+        localize_weights({"fc": (nothing, nothing)})
     with pytest.raises(ArchrepairError, match="not finite"):
-        localize({"fc": (nothing, nothing + torch.nan)})
+        localize_weights({"fc": (nothing, nothing + torch.nan)})
     only = torch.zeros(2, 3)
     only[1, 2] = 1
-    assert [s.index for s in localize({"fc": (only, nothing)})] == [(1, 2)], "weights that do nothing at all are no candidates"
+    assert [s.index for s in localize_weights({"fc": (only, nothing)})] == [(1, 2)], "weights that do nothing at all are no candidates"
 
 
 # --- the measures
@@ -119,21 +112,6 @@ def test_forward_impact_of_a_convolution_is_the_loop(layer, normalized):
     assert torch.allclose(forward_impact(layer, x, g, normalized).double(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(4, 6, (1, 2), groups=2, dilation=2, padding=(0, 1)),
-                                   nn.Conv2d(4, 4, 3, groups=4, padding="same", padding_mode="reflect"), nn.Conv1d(4, 3, 3, stride=2),
-                                   nn.Linear(7, 3)], ids=["stride", "groups", "depthwise", "1d", "linear"])
-def test_what_a_weight_taps_is_how_the_output_moves(layer):
-    layer, x = layer.double(), rand(2, 4, 6, 7) if isinstance(layer, nn.Conv2d) else rand(2, 4, 7)
-    before = layer(x)
-    for index in (tuple(int(i) for i in torch.unravel_index(torch.tensor(n), layer.weight.shape)) for n in range(layer.weight.numel())):
-        moved = copy.deepcopy(layer)
-        moved.weight.data[index] += 0.5
-        difference = (moved(x) - before) / 0.5
-        axis = -1 if isinstance(layer, nn.Linear) else 1
-        assert torch.allclose(difference.select(axis, index[0]), tap(layer, x, before, index), atol=1e-9)
-        assert int((difference.abs() > 1e-9).any(tuple(d for d in range(difference.ndim) if d != axis % difference.ndim)).sum()) <= 1
-
-
 def test_a_weight_without_activation_has_no_impact():
     for layer, x in ((nn.Linear(4, 3), rand(5, 4, dtype=torch.float32)), (nn.Conv2d(4, 3, 3), rand(5, 4, 6, 6, dtype=torch.float32))):
         x[:, 2] = 0
@@ -143,11 +121,6 @@ def test_a_weight_without_activation_has_no_impact():
             layer.weight.data[:, 2] *= 1000
             large = forward_impact(layer, x, g, normalized)
             assert not small[:, 2].any() and not large[:, 2].any() and torch.equal(small, large) and small[:, 0].all()
-
-
-def small_net(inplace: bool) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 5, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(80, 3)).eval()
 
 
 def test_impacts_are_means_over_the_inputs():
@@ -181,82 +154,6 @@ def test_impacts_of_no_inputs_are_zero():
 # --- the cut and the population
 
 
-@pytest.mark.parametrize("layers, where, direct", [
-    (["fc"], "fc", True), (["layer4.1.conv2"], "layer4.1", False), (["layer4.1.conv1"], "layer4.1", False),
-    (["layer4.0.downsample.0"], "layer4.0", False), (["layer3.1.conv2", "fc"], "layer3.1", False),
-    (["layer4.0.conv1", "layer4.0.downsample.0", "fc"], "layer4.0", False), (["conv1"], "conv1", True)])
-def test_the_network_is_cut_as_late_as_it_can_be(problem, digits, layers, where, direct):
-    example = problem.transform(digits.batch(torch.arange(3)))
-    there = downstream(problem.network, layers, example)
-    assert there.cut.name == where and there.direct == direct and 0 < there.share <= 1
-    assert torch.equal(there.tail(there.cut.features(example)), copy.deepcopy(problem.network).eval()(example))
-    for name in layers:
-        assert torch.equal(there.modules[name].weight, problem.network.get_submodule(name).weight)
-        assert there.modules[name] in list(there.tail.modules())
-
-
-class Branching(nn.Module):
-    "No clean cut before either layer, and one that decides by its data."
-
-    def __init__(self):
-        super().__init__()
-        self.left, self.right, self.head = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 3)
-
-    def forward(self, x):
-        x = x.flatten(1)
-        return self.head(self.left(x).relu_() + self.right(x) if float(x.sum()) < 1e9 else x)
-
-
-def members(there, sites, count=5, seed=3):
-    before = torch.stack([there.modules[s.layer].weight.detach()[s.index] for s in sites])
-    return before + 0.5 * rand(count, len(sites), seed=seed, dtype=torch.float32)
-
-
-def assert_equal_the_loop(network, layers, x, sites):
-    there = downstream(network, layers)
-    population, values = Population(there, sites), members(there, sites)
-    got = population.logits(values, there.cut.features(x))
-    for member, logits in zip(values, got):
-        alone = patch(copy.deepcopy(network).eval(), sites, member.tolist())
-        with torch.no_grad():
-            assert torch.allclose(logits, alone(x), atol=2e-5 * max(1.0, float(logits.abs().max())))
-    with torch.no_grad():
-        assert not torch.allclose(got[0], network(x), atol=1e-4), "the patches do nothing"
-    return population, values
-
-
-@pytest.mark.parametrize("layers", [["fc"], ["layer4.1.conv2"], ["layer4.0.downsample.0"],
-                                    ["layer4.0.conv1", "layer4.0.downsample.0", "fc"]])
-def test_a_population_is_the_loop_over_its_members(problem, digits, layers):
-    network = copy.deepcopy(problem.network).eval()
-    x, labels = problem.transform(digits.batch(torch.arange(12))), digits.labels[:12]
-    sites = [Site(name, index) for name in layers for index in (
-        tuple(int(i) for i in torch.unravel_index(torch.tensor(n * 37 + 5), network.get_submodule(name).weight.shape)) for n in range(4))]
-    population, values = assert_equal_the_loop(network, layers, x, sites)
-    features = population.network.cut.features(x)
-    tally = population.tally(values, rows_of(features, labels))
-    for m, member in enumerate(values):
-        logits = predict(patch(copy.deepcopy(network), sites, member.tolist()), rows_of(x, labels))
-        loss = nn.functional.cross_entropy(logits, labels, reduction="none")
-        right = logits.argmax(1) == labels
-        assert int(tally.right[m]) == int(right.sum()) and float(tally.loss[m]) == pytest.approx(float(loss.sum()), rel=1e-4)
-        assert float(tally.credit[m]) == pytest.approx(float(right.sum() + (1 / (1 + loss[~right])).sum()), rel=1e-4)
-    pieces = population.tally(values, rows_of(features, labels), size=1)
-    assert torch.equal(pieces.right, tally.right) and torch.allclose(pieces.loss, tally.loss, rtol=1e-5)
-    unmoved = population.logits(population.before[None], features)[0]
-    assert torch.allclose(unmoved, network(x), atol=1e-5)
-
-
-def test_a_network_that_cannot_be_cut(untouched):
-    network = Branching().eval()
-    sites = [Site("left", (1, 3)), Site("right", (0, 2)), Site("head", (2, 5))]
-    with untouched(network):
-        assert downstream(network, ["left"]).cut.prefix is None
-        assert_equal_the_loop(network, ["left", "right", "head"], rand(6, 8, dtype=torch.float32), sites)
-        measures = impacts(downstream(network, ["left"]), rows_of(rand(6, 8, dtype=torch.float32), torch.arange(6) % 3))
-    assert measures["left"][0].any() and measures["left"][1].any()
-
-
 class Tokens(nn.Module):
     "Layers in a list, on B×tokens×features; one that is never called."
 
@@ -277,17 +174,10 @@ def test_layers_in_lists_and_on_tokens():
     network, x = Tokens().eval(), rand(6, 30, dtype=torch.float32)
     for layers in (["stages.0"], ["stages.1.2"], ["stages.1.0", "head"]):
         there = downstream(network, layers, x)
-        found = localize(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
-        assert_equal_the_loop(network, layers, x, found)
+        front = localize_weights(impacts(there, rows_of(there.cut.features(x), torch.arange(6) % 3)))
+        assert_equal_the_loop(network, layers, x, front)
     with pytest.raises(ArchrepairError, match="spare.*never called"):
         downstream(network, ["spare"], x)
-
-
-def test_a_tally_of_no_inputs():
-    there = downstream(small_net(True), ["5"])
-    population = Population(there, [Site("5", (0, 0))])
-    tally = population.tally(torch.zeros(3, 1), rows_of(torch.zeros(0, 80), torch.zeros(0, dtype=torch.int64)))
-    assert not torch.stack([tally.right, tally.loss, tally.credit]).any()
 
 
 # --- the method
@@ -297,15 +187,15 @@ def test_a_tally_of_no_inputs():
                                      {"min_step": 0.2, "pull": 4.1}])
 def test_only_the_weights_of_the_front_change(problem, options):
     result = Arachne(**QUICK | options).repair(problem.network, problem.scenario.data)
-    front, mended = result.config["front"], result.candidates["repaired"]
+    front, repaired = result.config["front"], result.candidates["repaired"]
     state = copy.deepcopy(problem.network.state_dict())
-    assert 1 <= len(front) < 60
+    assert front and len({(entry["layer"], *entry["index"]) for entry in front}) == len(front)
     for entry in front:
         weight = state[f"{entry['layer']}.weight"]
         assert float(weight[tuple(entry["index"])]) == entry["before"]
         weight[tuple(entry["index"])] = entry["after"]
-    assert all(torch.equal(v, mended.state_dict()[k]) for k, v in state.items()), "the front is the whole difference"
-    assert set(changes(problem.network.state_dict(), mended.state_dict())) <= {f"{entry['layer']}.weight" for entry in front}
+    assert all(torch.equal(v, repaired.state_dict()[k]) for k, v in state.items()), "the front is the whole difference"
+    assert set(changes(problem.network.state_dict(), repaired.state_dict())) <= {f"{entry['layer']}.weight" for entry in front}
     best = [entry["best"] for entry in result.history["search"]]
     assert best == sorted(best) and result.config["fitness"] == best[-1]
     assert result.block == ("fc" if "layers" not in options else None)
@@ -314,11 +204,11 @@ def test_only_the_weights_of_the_front_change(problem, options):
         assert all(2 * float(weight.min()) - 1e-6 <= entry["after"] <= 2 * float(weight.max()) + 1e-6 for entry in front)
 
 
-def test_fitness_is_what_the_mended_network_does(problem):
+def test_fitness_is_what_the_repaired_network_does(problem):
     data = problem.scenario.data
     result = Arachne(population=10, iterations=3, positives=40, precision="fp32").repair(problem.network, data)
-    mended, n = result.candidates["repaired"], 40
-    logits = predict(mended, data.failures, problem.transform)
+    repaired, n = result.candidates["repaired"], 40
+    logits = predict(repaired, data.failures, problem.transform)
     loss = float(nn.functional.cross_entropy(logits, data.failures.labels))
     bad = (int((logits.argmax(1) == data.failures.labels).sum()) + 1) / (loss + 1)
     assert bad <= result.config["fitness"] <= bad + n + 1
@@ -339,18 +229,21 @@ def test_what_it_costs(problem):
     assert cost[10].backwards == cost[20].backwards == pytest.approx(2 * len(data.failures) * share)
 
 
-def test_guards_are_inputs_that_the_network_gets_right(problem, digits):
+def test_guards_are_inputs_that_the_network_gets_right(problem):
+    "The first of an order that holds the classes in their proportions."
     data = problem.scenario.data
-    kept = Problem(freeze(copy.deepcopy(problem.network)), data, meter=CostMeter())
+    here = Problem(freeze(copy.deepcopy(problem.network)), data, meter=CostMeter())
     there = downstream(problem.network, ["fc"])
-    method = Arachne()
-    rows = method._positives(kept, there, 50, 0)
+    order = spread_by_label(data.train.labels, here.generator("positives"))
+    right = predict(problem.network, data.train, problem.transform).argmax(1) == data.train.labels
+    expected = data.train.labels[order[right[order]]]
+    rows = well_handled(here, there, 50, 0)
     assert len(rows) == 50 and (predict(there.tail, rows).argmax(1) == rows.labels).all()
-    assert rows.labels.bincount().min() >= 2, "classes in their proportions"
-    assert not kept.warnings
-    everything = method._positives(kept, there, 100_000, 0)
-    assert len(everything) == int((predict(problem.network, data.train, problem.transform).argmax(1) == data.train.labels).sum())
-    assert len(kept.warnings) == 1 and "100000 were asked for" in kept.warnings[0]
+    assert torch.equal(rows.labels, expected[:50]) and not here.warnings
+    assert torch.equal(well_handled(here, there, 10, 30).labels, expected[:30]) and not here.warnings
+    assert torch.equal(well_handled(here, there, 100_000, 0).labels, expected)
+    assert len(here.warnings) == 1 and "100000 were asked for" in here.warnings[0]
+    assert torch.equal(well_handled(here, there, None, 0).labels, expected) and len(here.warnings) == 1
 
 
 def test_a_network_that_is_right_about_nothing(problem):
@@ -360,8 +253,8 @@ def test_a_network_that_is_right_about_nothing(problem):
     wrong = (predict(problem.network, train, problem.transform).argmax(1) + 1) % 10
     turned = ImageSet(train.images, wrong, train.classes, train.name)
     for options in ({}, {"search": "de"}):
-        result = Arachne(population=4, iterations=1, **options).repair(
-            problem.network, RepairData(data.failures, turned, data.val, data.transform, data.val_failures, 0.5))
+        repair_set = RepairData(data.failures, turned, data.val, data.transform, data.val_failures, 0.5)
+        result = Arachne(population=4, iterations=1, precision="fp32", **options).repair(problem.network, repair_set)
         assert result.config["positives"] == 0 and (options or any("only 0 training images" in w for w in result.warnings))
 
 
@@ -404,11 +297,11 @@ def test_convolutions_of_every_family(name, layer, digits):
     network = settled(name, digits)
     x = digits.batch(torch.arange(6)).permute(0, 3, 1, 2).float() / 64
     there = downstream(network, [layer])
-    found = localize(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
-    assert len(found) >= 1
+    front = localize_weights(impacts(there, rows_of(there.cut.features(x), digits.labels[:6])))
+    assert front
     weight = network.get_submodule(layer).weight
     center = tuple(k // 2 for k in weight.shape[2:])
-    sites = [*found, Site(layer, (1, 0, *center))]
+    sites = [*front, Site(layer, (1, 0, *center))]
     assert_equal_the_loop(network, [layer], x, list({s.index: s for s in sites}.values()))
 
 

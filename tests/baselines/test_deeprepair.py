@@ -2,7 +2,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,159 +14,29 @@ from archrepair.baselines.parts.augmented import to_float, to_uint8
 from archrepair.baselines.parts.augmix import OPERATIONS, Mixer, Mixing
 from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.styles import (
-    STYLIZERS,
-    find_stylizer,
-    fourier,
-    haar,
     haar_wct,
-    inverse_haar,
-    moments,
-    restyle,
-    whiten_and_color,
 )
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.training.fit import Recipe
+from support.states import same_state
+from support.textures import textured_pictures
 
 SIZES = (8, 32, 64, 224)
-
-
-def pictures(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    "Color images with texture, float n×3×size×size in gray levels."
-    generator = torch.Generator().manual_seed(seed)
-    smooth = nn.functional.interpolate(torch.rand(n, 3, 4, 4, generator=generator), size, mode="bilinear")
-    mixing = torch.rand(n, 3, 3, generator=generator)
-    texture = (mixing @ torch.randn(n, 3, size * size, generator=generator)).view(n, 3, size, size)
-    return (smooth * 160 + 40 + 12 * texture).clamp(0, 255).round()
-
-
-def moments_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Mean and covariance of B×C×P."
-    values = values.double()
-    centerd = values - values.mean(-1, keepdim=True)
-    return values.mean(-1), centerd @ centerd.mT / values.shape[-1]
 
 
 @pytest.fixture
 def little(problem):
     data = problem.scenario.data
     few = lambda part, k: part.select(torch.arange(min(k, len(part))))
-    return Problem(problem.network, RepairData(few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)))
-
-
-def same(one, two):
-    return all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    parts = few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)
+    return Problem(problem.network, RepairData(*parts))
 
 
 def negative(content, style):
     "A stylizer of the user's own."
     return 255 - content
-
-
-# --- stylizers
-
-
-def test_haar_by_hand():
-    image = torch.tensor([[1.0, 2, 5, 5], [3, 4, 5, 5]])
-    bands = haar(image)
-    assert bands[:, 0, 0].tolist() == [5, -1, -2, 0] and bands[:, 0, 1].tolist() == [10, 0, 0, 0]
-    assert torch.equal(inverse_haar(bands), image)
-
-
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
-def test_haar_is_orthonormal_and_undone(h, w, seed):
-    x = torch.randn(2, 3, 2 * h, 2 * w, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    assert torch.allclose(inverse_haar(haar(x)), x) and torch.isclose(haar(x).square().sum(), x.square().sum())
-
-
-def test_whitening_and_coloring_by_hand():
-    content, style = (pictures(3, 16, seed).double().flatten(2) for seed in (0, 1))
-    found = whiten_and_color(content, style[..., :100])
-    for c, s, f in zip(content.numpy(), style[..., :100].numpy(), found.numpy()):
-        root = lambda m, e: (lambda v, w: w @ np.diag(v ** e) @ w.T)(*np.linalg.eigh(np.cov(m, bias=True)))
-        expected = root(s, 0.5) @ root(c, -0.5) @ (c - c.mean(1, keepdims=True)) + s.mean(1, keepdims=True)
-        assert np.allclose(f, expected)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("levels", [0, 1, 2])
-def test_painted_statistics_are_the_styles(size, levels):
-    content, style = pictures(2, size, 1), pictures(2, size, 2)
-    painted = haar_wct(content, style, levels)
-    ours, theirs = painted, style
-    for _ in range(levels):  # every detail band of every level
-        ours, theirs = haar(ours.double()), haar(theirs.double())
-        for band in range(1, 4):
-            for a, b in zip(moments_of(ours[:, :, band].flatten(2)), moments_of(theirs[:, :, band].flatten(2))):
-                assert torch.allclose(a, b, rtol=1e-4, atol=0.02)
-        ours, theirs = ours[:, :, 0], theirs[:, :, 0]
-    for found, expected in ((painted, style), (ours, theirs)):  # the whole image, and the last average
-        for a, b in zip(moments_of(found.flatten(2)), moments_of(expected.flatten(2))):
-            assert torch.allclose(a, b, rtol=1e-4, atol=0.05)
-    for stylizer in (moments, fourier):
-        assert torch.allclose(stylizer(content, style).mean((2, 3)), style.mean((2, 3)), atol=0.05)
-
-
-def test_alpha():
-    content, style = pictures(3, 32, 1), pictures(3, 32, 2)
-    for stylizer in STYLIZERS.values():
-        assert torch.equal(restyle(content, style, stylizer, 0.0), content)
-        whole = restyle(content, style, stylizer, 1.0)
-        assert torch.equal(whole, stylizer(content, style).clamp(0, 255).round())
-        half = restyle(content, style, stylizer, 0.5)
-        assert torch.allclose(half, (0.5 * content + 0.5 * stylizer(content, style)).clamp(0, 255).round(), atol=1)
-        assert torch.equal(half, half.round()) and 0 <= float(half.min()) and float(half.max()) <= 255
-
-
-@pytest.mark.parametrize("name", sorted(STYLIZERS))
-@pytest.mark.parametrize("size", [*SIZES, 9, 33])
-def test_an_image_in_its_own_style_stays(name, size):
-    x = pictures(2, size, 3)
-    assert float((restyle(x, x, STYLIZERS[name]) - x).abs().max()) <= 1
-    assert STYLIZERS[name](x, pictures(2, size, 4)).shape == x.shape
-
-
-@pytest.mark.parametrize("name", sorted(STYLIZERS))
-def test_degenerate_images_do_no_harm(name):
-    "Gray, flat and black images, as content and as style."
-    gray = pictures(1, 32)[:, :1].expand(1, 3, 32, 32)
-    cases = [gray, torch.full((1, 3, 32, 32), 77.0), torch.zeros(1, 3, 32, 32), pictures(1, 32)]
-    for content in cases:
-        for style in cases:
-            painted = STYLIZERS[name](content, style)
-            assert painted.isfinite().all() and float(painted.abs().max()) < 3000
-    assert torch.allclose(haar_wct(gray, cases[3]).mean((2, 3)), cases[3].mean((2, 3)), atol=0.05)
-    painted = haar_wct(cases[3], gray)
-    assert torch.allclose(painted[:, :1], painted, atol=0.05)  # a gray style makes gray images
-    assert torch.allclose(haar_wct(cases[1], cases[3]).mean((2, 3)), cases[3].mean((2, 3)), atol=0.05)
-
-
-def test_images_are_painted_one_by_one():
-    content, style = pictures(5, 16, 1), pictures(5, 16, 2)
-    for stylizer in STYLIZERS.values():
-        for i in range(5):
-            assert torch.allclose(stylizer(content, style)[i], stylizer(content[i:i + 1], style[i:i + 1])[0], atol=1e-3)
-
-
-def test_amplitudes_are_the_styles_and_phases_the_contents():
-    content, style = pictures(1, 16, 1).double(), pictures(1, 16, 2).double()
-    spectrum, other, found = (torch.fft.fft2(x) for x in (content, style, fourier(content, style)))
-    assert torch.allclose(found.abs(), other.abs(), atol=1e-6 * float(other.abs().max()))
-    strong = other.abs() > 1
-    assert torch.allclose((found / spectrum)[strong].angle(), torch.zeros(int(strong.sum()), dtype=torch.float64), atol=1e-6)
-
-
-def test_finding_a_stylizer():
-    assert find_stylizer("moments") is moments and find_stylizer("archrepair.baselines.parts.styles:fourier") is fourier
-    with pytest.raises(ArchrepairError, match="unknown stylizer 'haar-wtc': did you mean 'haar-wct'"):
-        find_stylizer("haar-wtc")
-    for name in ("no.such:thing", "archrepair.baselines.parts.styles:nothing", "archrepair.baselines.parts.styles:__name__"):
-        with pytest.raises(ArchrepairError, match="is nothing that can be called"):
-            find_stylizer(name)
-    with pytest.raises(ArchrepairError, match=r"made \(2, 3, 4, 4\) of \(2, 3, 8, 8\)"):
-        restyle(pictures(2, 8), pictures(2, 8), lambda c, s: c[..., ::2, ::2])
 
 
 # --- references
@@ -222,23 +91,23 @@ def test_the_list_of_operations_holds_the_style(little, monkeypatch):
 
 def test_without_styles_it_is_augmix(little):
     class JustAugMix(Mixing):
-        def mend(self, problem):
+        def run_method(self, problem):
             return self.tune(problem, Mixer())
 
     settings = {"epochs": 1, "keep": "last", "seed": 2}
     plain, none, styled = (m.repair(little.original, little.data).candidates["repaired"]
                            for m in (JustAugMix(**settings), DeepRepair(stylizer="none", **settings), DeepRepair(**settings)))
-    assert same(plain, none) and not same(plain, styled)
+    assert same_state(plain, none) and not same_state(plain, styled)
 
 
 @pytest.mark.parametrize("stylizer", ["fourier", "moments", f"{__name__}:negative", negative])
 def test_other_stylizers(little, stylizer):
     method = DeepRepair(epochs=1, stylizer=stylizer, keep="last")
     result = method.repair(little.original, little.data)
-    assert not same(result.candidates["repaired"], little.original)
+    assert not same_state(result.candidates["repaired"], little.original)
     assert json.loads(json.dumps(result.to_dict()))["config"]["stylizer"] == (f"{__name__}:negative" if callable(stylizer) else stylizer)
     again = dataclasses.replace(method).repair(little.original, little.data)
-    assert same(again.candidates["repaired"], result.candidates["repaired"])
+    assert same_state(again.candidates["repaired"], result.candidates["repaired"])
 
 
 def test_painting_is_free_of_charge_and_leaves_failures_as_they_are(little):
@@ -250,7 +119,8 @@ def test_painting_is_free_of_charge_and_leaves_failures_as_they_are(little):
 
 
 def test_one_failure_is_a_style(little):
-    one = RepairData(little.data.failures.select(torch.tensor([3])), little.data.train, little.data.val, little.data.transform, little.data.val_failures)
+    data = little.data
+    one = RepairData(data.failures.select(torch.tensor([3])), data.train, data.val, data.transform, data.val_failures)
     assert sum(DeepRepair(epochs=1).repair(little.original, one).config["styles"]) == 1
 
 
@@ -258,17 +128,19 @@ def test_one_failure_is_a_style(little):
 def test_every_size(size):
     "A network of one layer, images of any size."
     generator = torch.Generator().manual_seed(0)
-    images = lambda n: ImageSet(to_uint8(pictures(n, size, n)), torch.arange(n) % 2, ("a", "b"))
+    images = lambda n: ImageSet(to_uint8(textured_pictures(n, size, n)), torch.arange(n) % 2, ("a", "b"))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     for p in network.parameters():
         p.data = torch.randn(p.shape, generator=generator) * 0.2
-    result = DeepRepair(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=6)).repair(network, RepairData.of(images(4), images(8), val=images(4)))
-    assert not same(result.candidates["repaired"], network)
+    data = RepairData.of(images(4), images(8), val=images(4))
+    result = DeepRepair(epochs=1, keep="last", preset=Recipe(epochs=1, batch_size=6)).repair(network, data)
+    assert not same_state(result.candidates["repaired"], network)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"clusters": 0}, "clusters is 0"), ({"per_class": 0}, "per_class is 0"), ({"alpha": 2.0}, "alpha is 2.0"), ({"alpha": -1.0}, "alpha is -1.0"),
-    ({"stylizer": "wct2"}, "unknown stylizer 'wct2'"), ({"stylizer": "no.such:thing"}, "nothing that can be called")])
+    ({"clusters": 0}, "clusters is 0"), ({"per_class": 0}, "per_class is 0"), ({"alpha": 2.0}, "alpha is 2.0"),
+    ({"alpha": -1.0}, "alpha is -1.0"),
+    ({"stylizer": "wct2"}, "unknown stylizer 'wct2'"), ({"stylizer": "no.such:thing"}, "cannot be called")])
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ArchrepairError, match=message):
         DeepRepair(**settings)

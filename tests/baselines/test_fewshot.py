@@ -14,22 +14,20 @@ from archrepair.corruptions.randomness import image_keys
 from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.networks.models import create_model, list_models
+from support.states import same_state
 
 
 @pytest.fixture
 def little(problem):
     data = problem.scenario.data
     few = lambda part, k: part.select(torch.arange(min(k, len(part))))
-    return Problem(problem.network, RepairData(few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)))
+    parts = few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)
+    return Problem(problem.network, RepairData(*parts))
 
 
 def batch(problem, n=40):
     train = problem.data.train
     return to_float(train.images[:n]), train.labels[:n], image_keys("augmix 0 1", torch.arange(n))
-
-
-def same(one, two):
-    return all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -62,9 +60,9 @@ def test_one_candidate_and_no_failure_ends_with_the_same_network(little):
     settings = {"epochs": 2, "failure_views": 2, "seed": 3, "keep": "last"}
     one, two = (method.repair(little.original, little.data).candidates["repaired"]
                 for method in (FewShot(candidates=1, lam_max=0.0, **settings), DeepRepair(stylizer="none", **settings)))
-    assert same(one, two) and not same(one, little.original)
+    assert same_state(one, two) and not same_state(one, little.original)
     guided = FewShot(candidates=2, **settings).repair(little.original, little.data).candidates["repaired"]
-    assert not same(one, guided)
+    assert not same_state(one, guided)
 
 
 @given(st.integers(0, 2**20), st.floats(0, 1))
@@ -112,8 +110,9 @@ def test_distances_by_hand(little):
     features = guide.look(to_uint8(x))
     found = guide.distance(features, labels)
     for i in range(len(x)):
-        own = guide.labels == labels[i] if (guide.labels == labels[i]).any() else torch.ones_like(guide.labels, dtype=torch.bool)
-        assert float(found[i]) == pytest.approx(float((guide.features[own] - features[i]).norm(dim=1).min()), abs=2e-2)
+        of_class = guide.labels == labels[i]
+        rivals = of_class if of_class.any() else torch.ones_like(of_class)
+        assert float(found[i]) == pytest.approx(float((guide.features[rivals] - features[i]).norm(dim=1).min()), abs=2e-2)
 
 
 def test_more_candidates_come_nearer(little):
@@ -147,7 +146,7 @@ def test_one_failure_is_enough(little):
     one = RepairData(data.failures.select(torch.tensor([0])), data.train, data.val, data.transform, data.val_failures.select(torch.tensor([], dtype=torch.long)))
     assert isinstance(one.failures, ImageSet)
     result = FewShot(epochs=1, candidates=2, keep="last").repair(little.original, one)  # whatever validates best, the last epoch has learned
-    assert any("only 0 failures" in w for w in result.warnings) and not same(result.candidates["repaired"], little.original)
+    assert any("only 0 failures" in w for w in result.warnings) and not same_state(result.candidates["repaired"], little.original)
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"candidates": 0}, "candidates is 0"), ({"lam_max": 1.5}, "lam_max is 1.5"),

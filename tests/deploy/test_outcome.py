@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from archrepair.deploy.outcome import verdict_banner
+from archrepair.repair.verdict import Verdict
 from archrepair.training.evaluation import compare, evaluate
 from support.reports import VERDICTS, Checked, make, page_of
 
@@ -14,7 +15,7 @@ def test_the_verdict_leads(parts, undrawn):
     for chosen, tone in (("repaired", "good"), ("control", "even"), ("original", "bad")):
         page = Checked(page_of(make(parts, chosen), scenario=parts[1]))
         assert f"banner {tone}" in [a.get("class") for a in page.all("div")]
-        sentence = VERDICTS[chosen].split(" (")[0].partition(": ")[2]
+        sentence = VERDICTS[chosen].reason
         assert f"{'Accepted' if chosen == 'repaired' else 'Rejected'}: {sentence}." in page.words
         assert ("The network that is returned does not use it" in page.words) == (chosen != "repaired")
     assert "Nothing: the network returned is the original" in page.words and not page.all("img")
@@ -71,6 +72,6 @@ def test_examples_are_the_answers_that_changed(parts, undrawn):
 
 
 def test_nan_and_unknown_names_are_shown_as_such(parts, undrawn):
-    result = make(parts, validation={"original": float("nan"), "repaired": 0.25, "mine": 3.0})
+    result = make(parts, verdict=Verdict("repaired", {"original": float("nan"), "repaired": 0.25, "mine": 3.0}, "a reason"))
     page = Checked(page_of(result)).words
     assert "the network as it came –" in page and "mine 3.0000" in page and "nan" not in page.lower()

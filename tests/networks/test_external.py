@@ -227,7 +227,7 @@ def test_a_transformer_is_repaired_by_its_weights_and_everything_says_so(capsys)
     assert done.repair["genotype"] is None and set(done.repair["validation"]) == {"original", "repaired"}
     assert done.repair["block"] in ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1")
     assert f"note: {why}" in done.err and done.repair["verdict"] in done.out
-    assert not done.repair["accepted"] or "its weights alone repaired" in done.repair["verdict"] and "control" not in done.repair["verdict"]
+    assert not done.repair["accepted"] or "weights only" in done.repair["verdict"] and "control" not in done.repair["verdict"]
     assert "weights only: cannot relax EncoderBlock" in (done.folder / "report.html").read_text()
     assert {p.name for p in done.folder.iterdir()} == FILES - {"genotype.json"}
     capsys.readouterr()

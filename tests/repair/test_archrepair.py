@@ -253,7 +253,7 @@ def test_the_most_suspicious_layer_of_a_block_is_searched_alone(_problem, at_lay
     again = ArchRepair(**SETTINGS | {"block": at_layer.block, "level": "layer", "search_epochs": 2}).repair(network, _problem.scenario.data)
     assert again.localization is None and again.genotype == at_layer.genotype  # a layer that is named is not looked for
     assert all(same(again.candidates[n].state_dict(), at_layer.candidates[n].state_dict()) for n in again.candidates)
-    one = dataclasses.replace(at_layer, chosen="repaired", model=at_layer.candidates["repaired"])
+    one = dataclasses.replace(at_layer, verdict=dataclasses.replace(at_layer.verdict, chosen="repaired"), model=at_layer.candidates["repaired"])
     loaded = load(one.save(tmp_path), network)
     with torch.inference_mode():
         assert torch.equal(loaded(images), one.model(images))
@@ -304,7 +304,7 @@ def test_the_layer_level_from_the_command_line(home):
 def test_save_and_load(_problem, searched, result, images, chosen, tmp_path):
     genotype, network = searched
     model = {"repaired": network, "original": copy.deepcopy(_problem.network), "control": result.candidates["control"]}[chosen]
-    one = dataclasses.replace(result, genotype=genotype, chosen=chosen, model=model)
+    one = dataclasses.replace(result, genotype=genotype, verdict=dataclasses.replace(result.verdict, chosen=chosen), model=model)
     given = create_model("resnet18", 10, width=0.125, stem_stride=2, seed=9).train()  # its weights do not matter, its shape does
     before = state_of(given)
     again = load(one.save(tmp_path / "new" / "folder"), given)
@@ -330,7 +330,7 @@ def test_the_real_result_comes_back(_problem, result, tmp_path):
 ], ids=["no info", "half info", "list", "empty info", "no genotype", "another genotype", "no weights", "zeros", "truncated"])
 def test_a_damaged_folder_is_one_line(_problem, searched, result, tmp_path, spoil):
     genotype, network = searched
-    dataclasses.replace(result, genotype=genotype, chosen="repaired", model=network).save(tmp_path)
+    dataclasses.replace(result, genotype=genotype, verdict=dataclasses.replace(result.verdict, chosen="repaired"), model=network).save(tmp_path)
     spoil(tmp_path)
     with pytest.raises(ArchrepairError) as error:
         load(tmp_path, _problem.network)
@@ -342,7 +342,7 @@ def test_a_damaged_folder_is_one_line(_problem, searched, result, tmp_path, spoi
 def test_load_on_another_architecture_is_one_line(searched, result, tmp_path, other, chosen):
     genotype, network = searched
     model = network if chosen == "repaired" else result.candidates["control"]
-    dataclasses.replace(result, genotype=genotype, chosen=chosen, model=model).save(tmp_path)
+    dataclasses.replace(result, genotype=genotype, verdict=dataclasses.replace(result.verdict, chosen=chosen), model=model).save(tmp_path)
     name, width = {"width": ("resnet18", 0.25), "depth": ("resnet50", 0.125), "family": ("vgg16", 0.125)}[other]
     with pytest.raises(ArchrepairError) as error:
         load(tmp_path, create_model(name, 10, width=width))

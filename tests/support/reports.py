@@ -13,6 +13,7 @@ from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import BlockGraph, Edge, Node
 from archrepair.repair.localization import Localization
 from archrepair.repair.result import RepairResult, changes
+from archrepair.repair.verdict import Verdict
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import compare, evaluate, is_correct, predict
 
@@ -20,9 +21,11 @@ VOID = {"meta", "img"}
 
 CLASSES = ("<script>alert(1)</script>", 'b"&\'', "ünïcode")
 
-VERDICTS = {"repaired": "accepted: the repaired block is no worse (loss: repaired 0.2500, control 0.5000)",
-            "control": "not accepted: plain fine-tuning validates better (loss: repaired 0.7500, control 0.5000)",
-            "original": "not accepted: no candidate validates better (loss: repaired 2.0000, original 1.0000)"}
+LOSSES = {"original": 1.0, "repaired": 0.25, "control": 0.5}
+
+VERDICTS = {"repaired": Verdict("repaired", LOSSES, "the repaired block is no worse"),
+            "control": Verdict("control", LOSSES, "plain fine-tuning validates better"),
+            "original": Verdict("original", LOSSES, "no candidate validates better")}
 
 RECORD = {"cell": {"method": "archrepair", "model": "resnet18", "dataset": "toy:fog:3", "tier": "smoke", "protocol": "clean", "seed": 7},
           "versions": {"archrepair": "9.9", "commit": "abc1234"}, "metrics": {}, "repair": {}, "path": "x.json"}
@@ -111,8 +114,7 @@ def make(parts, chosen="repaired", **more) -> RepairResult:
     config = {"strategy": "pc-darts", "block": "layer<1>", "localized": True, "preset": "default", "seed": 7, "name": "archrepair",
               "points": {"repaired": 0.75, "control": 1.0}}
     result = RepairResult(
-        model=networks[chosen], method="archrepair", block="layer<1>", genotype=searched(), chosen=chosen, verdict=VERDICTS[chosen],
-        validation={"original": 1.0, "repaired": 0.25, "control": 0.5},
+        model=networks[chosen], method="archrepair", block="layer<1>", genotype=searched(), verdict=VERDICTS[chosen],
         changed=changes(networks["original"].state_dict(), networks[chosen].state_dict()), history=history,
         cost=CostMeter(1234.4, 567.0, 8.9, 7.5, 10 * 2**20), control_cost=CostMeter(4321.0, 89.0, 1.2, 1.0, 11 * 2**20), config=config,
         localization=located(), candidates=dict(networks), metrics=metrics_of(networks, scenario, chosen),

@@ -20,3 +20,9 @@ def assert_same_state(before: dict, model: torch.nn.Module) -> None:
     changed = [k for k, v in before["state"].items() if not torch.equal(v, after["state"][k])]
     assert not changed, f"changed: {changed}"
     assert [before[k] for k in SAME] == [after[k] for k in SAME]
+
+
+def same_state(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    "Have two networks equal parameters and buffers, to the last bit?"
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())

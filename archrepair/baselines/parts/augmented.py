@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PADDINGS', 'PRESETS', 'BUDGETS', 'Images', 'to_float', 'to_uint8', 'warp', 'Augmented']
+__all__ = ['PADDINGS', 'AUGMENTATION_RECIPES', 'BUDGETS', 'Images', 'to_float', 'to_uint8', 'warp', 'Augmented']
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #c7ca0138
 from .common import Baseline, Problem, require
@@ -27,7 +27,7 @@ from ...training.rows import Features, Rows, draw_view, spread_views
 class Images:
     """D_repair as uint8 images, failures last; `labels` int64 N.
 
-    Training images come in one of `views` views a pass; of every failure there are `failure_views` rows, one a view (`blocks.draw_view`).
+    Training images come in one of `views` views per pass; of every failure there are `failure_views` rows, one per view (`rows.draw_view`).
     """
 
     def __init__(self, problem: Problem, views: int = 1, failure_views: int = 1):
@@ -82,7 +82,7 @@ def warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     return views.view(b, 3, v, h, w).transpose(1, 2)
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #7e416443
-PRESETS: dict[str, Recipe] = {
+AUGMENTATION_RECIPES: dict[str, Recipe] = {
     "default": replace(FINETUNING["default"], imitation=0.0),
     "paper": FINETUNING["paper"],
 }
@@ -91,12 +91,13 @@ BUDGETS = ("epochs", "cost")
 
 @dataclass
 class Augmented(Baseline):
-    """What repair by augmentation has to be told, whatever the augmentation.
+    """The settings of repair by augmentation, whatever the augmentation.
 
-    `preset` is the recipe (`PRESETS`, or a `Recipe`): `default` is that of the other methods here, without their imitation term; `paper`
-    the comparison's in §4.1. It lasts `epochs` passes over the repair set, or, with `budget="cost"`, as many as cost what plain training
-    for `epochs` does. A failure is seen in `failure_views` views. `keep`: the weights of the `best` epoch on validation (the ones that came in
-    included) or of the `last`.
+    - `preset`: the recipe (`AUGMENTATION_RECIPES`, or a `Recipe`). `default` is that of the other methods here, without their imitation
+      term; `paper` is that of the comparison in §4.1.
+    - `epochs`: passes over the repair set; with `budget="cost"`, as many as cost what plain training for `epochs` passes does.
+    - `failure_views`: in how many augmented views a failure is seen in each pass.
+    - `keep`: the weights of the `best` epoch on validation (those that came in included) or of the `last`.
     """
 
     preset: str | Recipe = "default"
@@ -106,25 +107,25 @@ class Augmented(Baseline):
     budget: str = "epochs"
 
     def __post_init__(self):
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
+        if not isinstance(self.preset, Recipe) and self.preset not in AUGMENTATION_RECIPES:
+            raise unknown("preset", self.preset, AUGMENTATION_RECIPES)
         for what, known in (("keep", ("best", "last")), ("budget", BUDGETS)):
             if getattr(self, what) not in known:
                 raise unknown(what, getattr(self, what), known)
         require(self, epochs=0, failure_views=1)
 
     def recipe(self, problem: Problem, cost: float) -> Recipe:
-        "The recipe to train with, where a sample costs `cost` forward passes (a backward counts two): plain training costs 3."
-        recipe = self.preset if isinstance(self.preset, Recipe) else PRESETS[self.preset]
+        "The recipe to train with, if a sample costs `cost` forward passes (a backward counts two): plain training costs 3."
+        recipe = self.preset if isinstance(self.preset, Recipe) else AUGMENTATION_RECIPES[self.preset]
         epochs = self.epochs
         if self.budget == "cost" and epochs:
             epochs = max(1, math.floor(epochs * 3 / cost))
-        problem.found["passes"] = epochs
+        problem.findings["passes"] = epochs
         return replace(recipe, epochs=epochs, precision=problem.precision, seed=self.seed)
 
     def train(self, problem: Problem, network: nn.Module, images: Images, read: Callable[[Tensor, int], Tensor], recipe: Recipe,
               **more) -> History:
-        """Train `network` in place on what `read(positions, pass)` makes of the images: network input, one or several a position.
+        """Train `network` in place on what `read(positions, pass)` makes of the images: network input, one or several per position.
 
         `more` are arguments of `training.fit`.
         """

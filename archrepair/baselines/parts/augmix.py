@@ -53,7 +53,7 @@ def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #4e94fd27
 def _moved(x: Tensor, a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
-    "Every image by a matrix of its own, rounded to gray levels; numbers stand for all images."
+    "Every image moved by a matrix of its own, rounded to gray levels; a plain number applies to all images."
     columns = [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x)) for v in (a, b, tx, c, d, ty)]
     return warp(x, torch.stack(columns, 1).view(-1, 1, 2, 3))[:, 0].round_()
 
@@ -65,12 +65,12 @@ def rotate(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 
 def shear_x(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    "Slant rows by 0.03·level pixels a row either way."
+    "Slant rows by 0.03·level pixels per row either way."
     return _moved(x, 1, level * 0.03 * sign, 0, 0, 1, 0)
 
 
 def shear_y(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    "Slant columns by 0.03·level pixels a column either way."
+    "Slant columns by 0.03·level pixels per column either way."
     return _moved(x, 1, 0, 0, level * 0.03 * sign, 1, 0)
 
 
@@ -130,7 +130,7 @@ class Mixer:
     def chains(self, images: Tensor, plan: Plan, replacements: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """The ends of all chains: float B×3×H×W in gray levels to B×W×3×H×W.
 
-        `replacements[name](positions)` gives what operation `name` puts in the place of the images at those positions of the batch.
+        `replacements[name](positions)` returns what operation `name` replaces the images at those positions of the batch with.
         """
         b, w = plan.steps.shape[:2]
         x = images.repeat_interleave(w, 0)
@@ -177,9 +177,10 @@ def jensen_shannon(logits: tuple[Tensor, ...]) -> Tensor:
 # %% ../../../nbs/baselines/parts/augmix.ipynb #a2340456
 @dataclass
 class Mixing(Augmented):
-    """What repair by AugMix has to be told: the chains (`width`, `depth`, `severity`: see `Mixer`) and the weight `jsd` of consistency.
+    """The settings of repair by AugMix, beside those of `Augmented`.
 
-    `views`: augmented views of a training image, one a pass, from which its mixes start.
+    - `width`, `depth` (≥ 1) and `severity` (0.1 to 10) of the chains: see `Mixer`. `jsd` (≥ 0) is the weight of consistency.
+    - `views`: the number of augmented views of a training image, one per pass, from which its mixes start.
     """
 
     width: int = 3

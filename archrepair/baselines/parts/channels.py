@@ -27,11 +27,11 @@ def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision
                 meter: CostMeter | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """Mean activation, max(z, 0) averaged over positions, of every neuron on every row, and the logits of all rows.
 
-    For each layer of `wiring` a float32 N×channels on the CPU, ≥ 0; logits float32 N×classes. A layer that is called more than once has the mean of
-    its calls. `network` is in eval mode.
+    For each layer of `wiring` a float32 N×channels on the CPU, ≥ 0; logits float32 N×classes. A layer that is called more than once has
+    the mean of its calls. `network` is in eval mode.
     """
     device = next(network.parameters()).device
-    found: dict[str, list[Tensor]] = {layer: [] for layer in wiring.layers}
+    states: dict[str, list[Tensor]] = {layer: [] for layer in wiring.layers}
     logits = []
     for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
         calls: dict[str, list[Tensor]] = defaultdict(list)
@@ -39,50 +39,50 @@ def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision
         with torch.no_grad(), autocast(device, precision), watch(network, wiring, see):
             logits.append(network(rows.batch(positions)).float().cpu())
         for layer, values in calls.items():
-            found[layer].append(torch.stack(values).mean(0).cpu())
+            states[layer].append(torch.stack(values).mean(0).cpu())
     if meter:
         meter.add(len(rows))
-    return {layer: torch.cat(values) for layer, values in found.items()}, torch.cat(logits)
+    return {layer: torch.cat(values) for layer, values in states.items()}, torch.cat(logits)
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #a3b6838c
 def last_layer(network: nn.Module, wiring: Wiring, example: Tensor) -> tuple[str | None, int]:
     "The conv or linear layer that gives the logits (None where the last one is a neuron layer), and how often one input calls it."
-    called: list[str] = []
+    calls: list[str] = []
     with ExitStack() as hooks:
         for name, m in network.named_modules():
             if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-                hooks.callback(m.register_forward_hook(lambda m, args, output, name=name: called.append(name)).remove)
+                hooks.callback(m.register_forward_hook(lambda m, args, output, name=name: calls.append(name)).remove)
         with torch.no_grad():
             network(example)
-    head = next((name for name in reversed(called) if name not in wiring.layers), None)
-    return head, called.count(head)
+    head = next((name for name in reversed(calls) if name not in wiring.layers), None)
+    return head, calls.count(head)
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #7b62f754
 def own_parameters(network: nn.Module, wiring: Wiring, layer: str) -> dict[str, nn.Parameter]:
-    """Parameters with a row a neuron of `layer`: its weight and bias, and those of the BatchNorm that reads it, by name.
+    """Parameters with one row per neuron of `layer`: its weight and bias, and those of the BatchNorm that reads it, by name.
 
     Raises `ArchrepairError` for a layer whose weight is computed from others.
     """
     modules = [layer, *(m for m, owners in wiring.owners.items() if layer in owners and m != layer)]
-    found = {f"{m}.{name}": p for m in modules for name, p in network.get_submodule(m).named_parameters(recurse=False)}
-    if f"{layer}.weight" not in found:
+    parameters = {f"{m}.{name}": p for m in modules for name, p in network.get_submodule(m).named_parameters(recurse=False)}
+    if f"{layer}.weight" not in parameters:
         raise ArchrepairError(f"the weight of layer {layer} is computed from other parameters; repair the whole network, or another layer")
-    return found
+    return parameters
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #3b01aeeb
 @contextmanager
 def only_rows(parameters: Iterable[nn.Parameter], rows: Tensor) -> Iterator[Callable[[], None]]:
     "Let training move nothing but `rows` (int64) of the parameters; yields what must be called after every step."
-    kept, handles = [], []
+    states, handles = [], []
     for p in parameters:
         mask = torch.zeros(len(p), *[1] * (p.ndim - 1), dtype=torch.bool, device=p.device)
         mask[rows.to(p.device)] = True
-        kept.append((p, p.detach().clone(), mask))
+        states.append((p, p.detach().clone(), mask))
         handles.append(p.register_hook(lambda gradient, mask=mask: gradient * mask))
 
     @torch.no_grad()
     def restore() -> None:
-        for p, before, mask in kept:
+        for p, before, mask in states:
             p.copy_(torch.where(mask, p, before))
 
     try:

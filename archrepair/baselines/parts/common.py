@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 import zlib
 from abc import ABC, abstractmethod
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Problem', 'Baseline', 'judge', 'require']
+__all__ = ['Checkpoints', 'Problem', 'Baseline', 'require']
 
 # %% ../../../nbs/baselines/parts/common.ipynb #c72a5bb4
 from ...core.errors import ArchrepairError, first_line, write_atomic
@@ -26,19 +25,70 @@ from ...data.scenario import RepairData
 from ...nas.layout import layout_of, make_safe
 from ...networks.blocks import freeze
 from ...repair.result import RepairResult, changes
+from ...repair.verdict import judge
 from ...training.cost import CostMeter
 from ...training.evaluation import is_correct, predict, validation_loss
 from ...training.fit import History, Recipe, default_precision, fit
 from ...training.rows import Features, Rows, image_features, spread_views
+
+# %% ../../../nbs/baselines/parts/common.ipynb #85ac634e
+class Checkpoints:
+    """The files that a killed run goes on from, in `folder` (None: none are written); each holds a state and the cost so far.
+
+    `settings` identify the run: files of a run with other settings are refused. `meter` is read when a file is written, and set back when
+    it is read, so that what was computed before counts once.
+    """
+
+    def __init__(self, folder: Path | None, settings: str, meter: CostMeter):
+        self.folder, self.settings, self.meter = folder, settings, meter
+        self.started = time.perf_counter(), time.process_time()
+
+    def _elapsed(self) -> tuple[float, float]:
+        "Seconds, and CPU seconds, since this run began."
+        return time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+
+    def at(self, name: str) -> Path | None:
+        "The file of that name, or None if none are written."
+        return self.folder / f"{name}.pt" if self.folder else None
+
+    def save(self, name: str, state: dict[str, object]) -> None:
+        "Write tensors, numbers, strings, and lists and dicts of them."
+        if path := self.at(name):
+            meter, (seconds, cpu_seconds) = self.meter, self._elapsed()
+            cost = [meter.forwards, meter.backwards, meter.seconds + seconds, meter.cpu_seconds + cpu_seconds]
+            content = {"settings": self.settings, "cost": cost, "state": state}
+            write_atomic(path, lambda temporary: torch.save(content, temporary))
+
+    def resume(self, name: str) -> dict | None:
+        """What `save` wrote last, or None; from here on the cost is what it was then.
+
+        Raises `ArchrepairError` for a damaged file and for one of other settings.
+        """
+        path = self.at(name)
+        if path is None or not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            forwards, backwards, seconds, cpu_seconds = content["cost"]
+            settings, state = content["settings"], content["state"]
+        except Exception as error:  # a damaged file: each format has exceptions of its own
+            raise ArchrepairError(f"cannot resume from {path} ({first_line(error)[:80]}); remove it to start afresh") from None
+        if settings != self.settings:
+            raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
+        elapsed = self._elapsed()
+        self.meter.forwards, self.meter.backwards = forwards, backwards
+        self.meter.seconds, self.meter.cpu_seconds = seconds - elapsed[0], cpu_seconds - elapsed[1]  # this run is added when it ends
+        return state
 
 # %% ../../../nbs/baselines/parts/common.ipynb #2610a50e
 @dataclass
 class Problem:
     """A network to repair and all that a method may use.
 
-    `original` is a frozen copy in eval mode. `data` is the repair set. `precision` is `fp32` or `bf16`. `meter` counts the cost.
-    `checkpoints` is a folder for what a killed run goes on from (None: nothing is kept).
-    A method fills `block` (where it works in one part only), `history` (lists of dicts), `found` (JSON-able) and `warnings`.
+    - `original` is a frozen copy in eval mode, `data` the repair set, `precision` `fp32` or `bf16`; `seed` seeds every random stream.
+    - `meter` counts the cost. `checkpoints` is a folder for what a killed run goes on from (None: nothing is written), and `settings` are
+      those of the method, so that no run goes on from another one's files.
+    - A method fills `block` (if it works in one part only), `history` (lists of dicts), `findings` (JSON-able) and `warnings`.
     """
 
     original: nn.Module
@@ -50,16 +100,16 @@ class Problem:
     settings: str = ""
     block: str | None = None
     history: dict[str, list[dict]] = field(default_factory=dict)
-    found: dict[str, object] = field(default_factory=dict)
+    findings: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         make_safe(self.original)
-        self.started, self._logits = (time.perf_counter(), time.process_time()), {}
+        self._files, self._logits = Checkpoints(self.checkpoints, self.settings, self.meter), {}
 
     @property
     def device(self) -> torch.device:
-        "Where the network is."
+        "The device the network is on."
         return next(self.original.parameters()).device
 
     def network(self) -> nn.Module:
@@ -71,7 +121,7 @@ class Problem:
         return image_features(getattr(self.data, part), self.data.transform, self.device, views, layout_of(self.original))
 
     def logits(self, part: str) -> Tensor:
-        "What the original answers to a part, float32 N×classes on the CPU; computed, and counted, once."
+        "The original's logits for a part, float32 N×classes on the CPU; computed, and counted, once."
         if part not in self._logits:
             self._logits[part] = predict(self.original, self.features(part), precision=self.precision, meter=self.meter)
         return self._logits[part]
@@ -83,7 +133,7 @@ class Problem:
     def rows(self, views: int = 1, failure_views: int = 1, *, teacher: bool = False) -> Rows:
         """D_repair to train on, failures last.
 
-        One of `views` augmented views of a training image an epoch, all `failure_views` of a failure in every epoch (`blocks.draw_view`).
+        One of `views` augmented views of a training image per epoch, all `failure_views` of a failure in every epoch (`rows.draw_view`).
         `teacher` adds the original's answers, for recipes with imitation.
         """
         failures = spread_views(self.data.failures, failure_views)
@@ -99,9 +149,9 @@ class Problem:
         return validation_loss(network, parts, self.data.failure_rate, precision=self.precision, meter=self.meter)
 
     def train(self, network: nn.Module, rows: Rows, recipe: Recipe, name: str = "train", **more) -> History:
-        """`training.fit` in place, with validation, cost and the checkpoint `name` filled in; its history is kept under `name`.
+        """`training.fit` in place, with validation, cost and the checkpoint `name` filled in; its history goes to `history[name]`.
 
-        `more` are arguments of `fit`; they win.
+        `more` are arguments of `fit`; they take precedence.
         """
         filled = {"validate": lambda: self.validate(network), "checkpoint": self.at(name), "meter": self.meter, "what": name, **more}
         history = fit(network, rows, recipe, **filled)
@@ -113,43 +163,23 @@ class Problem:
         return torch.Generator(device).manual_seed(self.seed * 1_000_003 + zlib.crc32(purpose.encode()))
 
     def at(self, name: str) -> Path | None:
-        "The checkpoint file of that name, or None where none are kept."
-        return self.checkpoints / f"{name}.pt" if self.checkpoints else None
+        "The checkpoint file of that name, or None if none are written."
+        return self._files.at(name)
 
-    def keep(self, name: str, **state: object) -> None:
-        "Write what a killed run needs to go on from here: tensors, numbers, strings, lists and dicts of them. The cost so far goes along."
-        if path := self.at(name):
-            seconds = [self.meter.seconds + time.perf_counter() - self.started[0], self.meter.cpu_seconds + time.process_time() - self.started[1]]
-            content = {"settings": self.settings, "cost": [self.meter.forwards, self.meter.backwards, *seconds], "state": state}
-            write_atomic(path, lambda temporary: torch.save(content, temporary))
+    def save_checkpoint(self, name: str, **state: object) -> None:
+        "Write what a killed run needs to go on from here (`Checkpoints.save`)."
+        self._files.save(name, state)
 
     def resume(self, name: str) -> dict | None:
-        """What `keep` wrote last, or None; from here on the cost is what it was then.
-
-        Raises `ArchrepairError` for a damaged file and for one of other settings.
-        """
-        path = self.at(name)
-        if path is None or not path.exists():
-            return None
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            forwards, backwards, seconds, computed = content["cost"]
-            same, state = content["settings"] == self.settings, content["state"]
-        except Exception as error:  # a damaged file: each format has exceptions of its own
-            raise ArchrepairError(f"cannot resume from {path} ({first_line(error)[:80]}); remove it to start afresh") from None
-        if not same:
-            raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
-        self.meter.forwards, self.meter.backwards = forwards, backwards
-        self.meter.seconds = seconds - (time.perf_counter() - self.started[0])  # what runs now is added when it ends
-        self.meter.cpu_seconds = computed - (time.process_time() - self.started[1])
-        return state
+        "What `save_checkpoint` wrote last, or None (`Checkpoints.resume`)."
+        return self._files.resume(name)
 
 # %% ../../../nbs/baselines/parts/common.ipynb #92f7dc49
 @dataclass
 class Baseline(ABC):
-    """The settings all baselines have, and the frame around `mend`.
+    """The settings all baselines have, and the frame around `run_method`.
 
-    `precision` is `fp32`, `bf16` or `auto` (`training.default_precision`).
+    `precision` is `fp32`, `bf16` or `auto` (`fit.default_precision`); `seed` seeds everything that is drawn; records hold `name`.
     """
 
     precision: str = "auto"
@@ -157,20 +187,21 @@ class Baseline(ABC):
     name: str = ""
 
     @abstractmethod
-    def mend(self, problem: Problem) -> nn.Module:
+    def run_method(self, problem: Problem) -> nn.Module:
         "The method itself: a network with the parameters and buffers of the original, by name and shape."
 
     def repair(self, model: nn.Module, data: RepairData, *, checkpoints: str | Path | None = None) -> RepairResult:
         """Repair `model` (untouched, its device is used) on `data`.
 
-        With `checkpoints`, a folder, a repair that was killed goes on where it was when it is called again. Raises `ArchrepairError`
-        for what a user can mend.
+        With `checkpoints`, a folder, a repair that was killed goes on where it was when it is called again. The result's `model` is the
+        method's network or a copy of the original, whichever validates better; `candidates["repaired"]` is always the method's own.
+        Raises `ArchrepairError` for mistakes that a user can correct.
         """
         precision = default_precision(model, next(model.parameters()).device) if self.precision == "auto" else self.precision
         problem = Problem(freeze(copy.deepcopy(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
         with problem.meter.running():
-            repaired = self.mend(problem)
+            repaired = self.run_method(problem)
             shapes = lambda network: {name: value.shape for name, value in network.state_dict().items()}
             if shapes(repaired) != shapes(model):
                 raise TypeError(f"{self.name} returned a network with other parameters than it was given: fold what was added into them")
@@ -178,25 +209,15 @@ class Baseline(ABC):
         trained = {name: p.requires_grad for name, p in model.named_parameters()}
         for name, p in repaired.named_parameters():  # what could be trained before can be trained again
             p.requires_grad_(trained[name]).grad = None
-        chosen, verdict = judge(losses, self.name)
+        verdict = judge(losses, method=self.name)
         warnings = list(problem.warnings)
         if len(data.val_failures) < 10:
             warnings.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
-        winner = copy.deepcopy(model if chosen == "original" else repaired).eval()
-        config = {**asdict(self), "precision": precision, "block": problem.block, **problem.found}
-        return RepairResult(winner, self.name, problem.block, None, chosen, verdict, losses, changes(model.state_dict(), winner.state_dict()),
-                            problem.history, problem.meter, CostMeter(), config, None, {"original": model, "repaired": repaired.eval()},
-                            warnings=warnings)
-
-
-def judge(losses: dict[str, float], name: str) -> tuple[str, str]:
-    "`repaired` or `original`, whichever validates better (the method wins ties), and why in one sentence."
-    shown = ", ".join(f"{who} {value:.4f}" for who, value in losses.items())
-    if not math.isfinite(losses["repaired"]):
-        return "original", f"not accepted: the validation loss of {name}'s network is no number; the original is returned unchanged ({shown})"
-    if losses["repaired"] <= losses["original"] or not math.isfinite(losses["original"]):
-        return "repaired", f"accepted: {name}'s network is no worse on validation than the original (loss: {shown})"
-    return "original", f"not accepted: the original validates better than {name}'s network, and is returned unchanged (loss: {shown})"
+        winner = copy.deepcopy(model if verdict.chosen == "original" else repaired).eval()
+        config = {**asdict(self), "precision": precision, "block": problem.block, **problem.findings}
+        changed = changes(model.state_dict(), winner.state_dict())
+        return RepairResult(winner, self.name, problem.block, None, verdict, changed, problem.history, problem.meter, CostMeter(), config,
+                            None, {"original": model, "repaired": repaired.eval()}, warnings=warnings)
 
 
 def require(method: Baseline, **least: float) -> None:

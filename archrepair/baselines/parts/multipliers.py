@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,54 +15,65 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['scalable', 'scaled', 'fold', 'responsibility', 'matched', 'Behavior', 'search_multipliers']
+__all__ = ['scalable', 'neurons_of', 'scaled', 'fold', 'neuron_table', 'responsibility', 'matched', 'Behavior',
+           'search_multipliers']
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #5df0b74a
-from .channels import last_layer
-from .swarm import Found, pso
+from .channels import activations, last_layer
+from .swarm import OptimizationResult, pso
 from ...networks.blocks import split
 from ...networks.neurons import Wiring
-from ...training.cost import work
+from ...training.cost import CostMeter, work
 from ...training.fit import autocast
+from ...training.rows import Features
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #a39f7da1
 def scalable(network: nn.Module, wiring: Wiring, example: Tensor) -> dict[str, tuple[str, ...]]:
     """The layers whose neurons can be multiplied exactly within their weights, each with the modules that return its pre-activation.
 
-    In the order of their first call. The last is the layer that gives the logits (where it can), so a class counts as a neuron too. `example`: one input.
+    In the order of their first call. The last is the layer that gives the logits (if it can be), so a class counts as a neuron too.
+    `example`: one network input.
     """
     modules = {layer: tuple(m for m, owners in wiring.owners.items() if layer in owners) for layer in wiring.layers}
     head, calls = last_layer(network, wiring, example)
     if head and calls == 1:
         modules[head] = (head,)
-    uses: dict[int, int] = defaultdict(int)
-    for _, p in network.named_parameters(remove_duplicate=False):
-        uses[id(p)] += 1
+    uses = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
 
     def exact(layer: str, name: str) -> bool:
-        own = dict(network.get_submodule(name).named_parameters(recurse=False))
-        return set(wiring.owners.get(name, (layer,))) == {layer} and "weight" in own and own.keys() <= {"weight", "bias"} and all(uses[id(p)] == 1 for p in own.values())
+        "Does module `name` return weight · (…) + bias for neurons of `layer` alone, with parameters that nothing else uses?"
+        parameters = dict(network.get_submodule(name).named_parameters(recurse=False))
+        serves_this_layer_only = set(wiring.owners.get(name, (layer,))) == {layer}
+        is_linear = "weight" in parameters and parameters.keys() <= {"weight", "bias"}
+        return serves_this_layer_only and is_linear and all(uses[id(p)] == 1 for p in parameters.values())
 
     return {layer: names for layer, names in modules.items() if names and all(exact(layer, name) for name in names)}
 
 
+def neurons_of(network: nn.Module, layers: dict[str, tuple[str, ...]]) -> list[tuple[str, int]]:
+    "All neurons (layer, channel) of `layers` (see `scalable`), in order."
+    return [(layer, channel) for layer in layers for channel in range(network.get_submodule(layer).weight.shape[0])]
+
+# %% ../../../nbs/baselines/parts/multipliers.ipynb #5e4416b9
 @contextmanager
 def scaled(network: nn.Module, layers: dict[str, tuple[str, ...]], places: Sequence[tuple[str, int]], factors: Tensor) -> Iterator[None]:
     """Multiply the neurons `places` (layer, channel) of `network` by `factors` while inside.
 
-    `factors` is M×places: inputs are then M groups of as many rows, and each group has multipliers of its own. `layers` are those of `scalable`.
+    `factors` is M×places: inputs are then M groups with equally many rows, and each group has multipliers of its own. `layers` are those of
+    `scalable`.
     """
     columns: dict[str, list[int]] = defaultdict(list)
     for i, (layer, _) in enumerate(places):
         columns[layer].append(i)
 
-    def hook(own: list[int]) -> Callable:
-        channels = torch.tensor([places[i][1] for i in own], device=factors.device)
+    def multiplier(columns_of_layer: list[int]) -> Callable:
+        "A forward hook that multiplies the channels of one layer."
+        channels = torch.tensor([places[i][1] for i in columns_of_layer], device=factors.device)
 
         def multiply(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             dim = output.ndim - 1 if isinstance(module, nn.Linear) else 1
             scale = torch.ones(len(factors), output.shape[dim], dtype=output.dtype, device=output.device)
-            scale[:, channels] = factors[:, own].to(scale)
+            scale[:, channels] = factors[:, columns_of_layer].to(scale)
             shape = [1] * output.ndim
             shape[0], shape[dim] = len(output), output.shape[dim]
             return output * scale.repeat_interleave(len(output) // len(factors), 0).view(shape)
@@ -70,15 +81,19 @@ def scaled(network: nn.Module, layers: dict[str, tuple[str, ...]], places: Seque
         return multiply
 
     with ExitStack() as hooks:
-        for layer, own in columns.items():
+        for layer, columns_of_layer in columns.items():
             for name in layers[layer]:
-                hooks.callback(network.get_submodule(name).register_forward_hook(hook(own)).remove)
+                handle = network.get_submodule(name).register_forward_hook(multiplier(columns_of_layer))
+                hooks.callback(handle.remove)
         yield
 
 
 @torch.no_grad()
 def fold(network: nn.Module, layers: dict[str, tuple[str, ...]], places: Sequence[tuple[str, int]], factors: Tensor) -> nn.Module:
-    "Multiply the neurons `places` of `network` for good, in place, within its weights: exactly what `scaled` does with one row of `factors`."
+    """Multiply the neurons `places` of `network` for good, in place, within its weights; returns the network.
+
+    That is exactly what `scaled` does with one row of `factors`.
+    """
     for (layer, channel), factor in zip(places, factors.tolist()):
         for name in layers[layer]:
             for p in network.get_submodule(name).parameters(recurse=False):
@@ -86,6 +101,16 @@ def fold(network: nn.Module, layers: dict[str, tuple[str, ...]], places: Sequenc
     return network
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #db7da78c
+def neuron_table(network: nn.Module, rows: Features, wiring: Wiring, layers: dict[str, tuple[str, ...]], *, precision: str = "fp32",
+                 meter: CostMeter | None = None) -> Tensor:
+    """Mean activation of every neuron of `layers` (see `scalable`) on every row, float32 N×neurons, in the order of `neurons_of`.
+
+    A class, where it counts as a neuron, is represented by its logit.
+    """
+    states, logits = activations(network, rows, wiring, precision=precision, meter=meter)
+    return torch.cat([states.get(layer, logits) for layer in layers], 1)
+
+
 def responsibility(positive: Tensor, negative: Tensor, *, normalize: bool = False) -> Tensor:
     """|mean over positives − mean over negatives| of every neuron, float64, from activations N×neurons and M×neurons.
 
@@ -99,22 +124,24 @@ def responsibility(positive: Tensor, negative: Tensor, *, normalize: bool = Fals
 
 
 def matched(labels: Tensor, pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Positions in `pool` (labels of the positives) of about `count` positives, label by label as frequent as in `labels`.
+    """Positions in `pool` (labels of the positives) of about `count` positives, with every label as frequent as in `labels`.
 
-    A label of which there are too few is drawn again and again; one of which there is none is left out.
+    A label of which there are too few is drawn repeatedly; one of which there is none is left out.
     """
-    found = []
+    samples = []
     for label in labels.unique().tolist():
-        own, wanted = torch.where(pool == label)[0], round(count * float((labels == label).float().mean()))
-        if len(own) and wanted:
-            order = torch.cat([torch.randperm(len(own), generator=generator) for _ in range(math.ceil(wanted / len(own)))])
-            found.append(own[order[:wanted]])
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+        members = torch.where(pool == label)[0]
+        quota = round(count * float((labels == label).float().mean()))
+        if len(members) and quota:
+            repeats = math.ceil(quota / len(members))
+            order = torch.cat([torch.randperm(len(members), generator=generator) for _ in range(repeats)])
+            samples.append(members[order[:quota]])
+    return torch.cat(samples) if samples else torch.zeros(0, dtype=torch.int64)
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #c2ec9ac9
 @dataclass
 class Behavior:
-    """Samples to score a network on: `features` enter `tail` (float N×…), `allowed` (bool N×outputs) are the answers that are good, and
+    """Samples to score a network on: `features` enter `tail` (float N×…), `allowed` (bool N×outputs) are the good answers, and
     `negative` (bool N) marks what violates, or did.
 
     `network` is the frozen network that `tail` is a part of; `share` is the part of its work that the tail does.
@@ -143,24 +170,26 @@ class Behavior:
 
     def good(self, layers: dict[str, tuple[str, ...]], places: list[tuple[str, int]], factors: Tensor, *, precision: str = "fp32",
              rows: int = 2000) -> Tensor:
-        "Bool M×N: which samples are answered well with each of M sets of multipliers (M×places), some `rows` passes at a time."
-        found = []
+        "Bool M×N: which samples are answered well with each of M sets of multipliers (M×places), about `rows` passes at a time."
+        batches = []
         with torch.no_grad(), autocast(self.features.device, precision), scaled(self.network, layers, places, factors):
             for some in torch.arange(len(self.features), device=self.features.device).split(max(1, rows // len(factors))):
                 x = self.features[some].repeat(len(factors), *[1] * (self.features.ndim - 1))
                 answers = self.tail(x).view(len(factors), len(some), -1).argmax(2)
-                found.append(self.allowed[some].expand(len(factors), -1, -1).gather(2, answers[..., None])[..., 0])
-        return torch.cat(found, 1)
+                allowed = self.allowed[some].expand(len(factors), -1, -1)
+                batches.append(allowed.gather(2, answers[..., None])[..., 0])
+        return torch.cat(batches, 1)
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #b1009ce1
 def search_multipliers(behavior: Behavior, layers: dict[str, tuple[str, ...]], places: list[tuple[str, int]],
                        stream: Callable[[str], torch.Generator], *, alpha: float = 0.5, particles: int = 20, iterations: int = 100,
-                       speed: float = 0.1, precision: str = "fp32", on_pass: Callable[[int], object] | None = None, **more) -> Found:
+                       speed: float = 0.1, precision: str = "fp32", on_pass: Callable[[int], object] | None = None,
+                       **more) -> OptimizationResult:
     """Find multipliers 1 + r, r in [−1, 1], of the neurons `places` by a particle swarm that begins at r = 0.
 
     It minimizes (1 − alpha)·violation + alpha·(1 − accuracy), the shares of negatives not answered well and of positives answered well; the
-    fitness returned is that with a minus. `speed` bounds the first velocities. `on_pass(n)` is told of every n samples through the tail;
-    `more` are arguments of `swarm.pso`.
+    fitness returned is the negative of it. `speed` bounds the first velocities. `on_pass(n)` is called for every n samples that pass the
+    tail. `more` are arguments of `swarm.pso`.
     """
     device = behavior.features.device
 

@@ -85,7 +85,7 @@ class Downstream:
 def downstream(model: nn.Module, layers: Sequence[str], example: Tensor | None = None) -> Downstream:
     """Cut a copy of `model` as late as possible before `layers`: at the first of them, or at the smallest module around it that can be cut.
 
-    Where there is no such cut the tail is the whole network. `example`, two network inputs or more, is for `share` and to try the cut.
+    If there is no such cut the tail is the whole network. `example` (two network inputs or more) is needed for `share`, and to try the cut.
     Raises `ArchrepairError` for a layer that is never called.
     """
     for where in dict.fromkeys(".".join(name.split(".")[:depth]) for name in layers for depth in range(name.count(".") + 1, 0, -1)):
@@ -133,7 +133,7 @@ def hooked(modules: dict[str, nn.Module], see: Callable[[str, nn.Module, Tensor,
 
 @dataclass(frozen=True)
 class Tally:
-    "What members of a population do on some inputs, float64 P each: inputs that are `right`, the sum of their `loss`, and their `credit`."
+    "What members of a population do on some inputs, float64 P each: the number that are `right`, the sum of `loss` (nats) and of `credit`."
 
     right: Tensor
     loss: Tensor

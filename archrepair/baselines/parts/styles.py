@@ -35,15 +35,15 @@ def fourier(content: Tensor, style: Tensor) -> Tensor:
 def whiten_and_color(content: Tensor, style: Tensor, floor: float = 1e-3) -> Tensor:
     """The linear map that gives values the mean and covariance of others: float64 …×C×P and …×C×Q to …×C×P.
 
-    x ↦ Σs^½ Σc^−½ (x − μc) + μs. Directions in which the content varies by less than `floor` have nothing to be stretched, and stay 0.
+    x ↦ Σs^½ Σc^−½ (x − μc) + μs. Directions in which the content varies by less than `floor` (variance) cannot be stretched, and become 0.
     """
     means = content.mean(-1, keepdim=True), style.mean(-1, keepdim=True)
-    centerd = content - means[0], style - means[1]
-    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centerd])
+    centered = content - means[0], style - means[1]
+    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centered])
     values, vectors = torch.linalg.eigh(covariances)
     powers = torch.stack([torch.where(values[0] > floor, values[0].clamp_min(floor).rsqrt(), 0), values[1].clamp_min(0).sqrt()])
     whitening, coloring = (vectors * powers[..., None, :]) @ vectors.mT
-    return coloring @ (whitening @ centerd[0]) + means[1]
+    return coloring @ (whitening @ centered[0]) + means[1]
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #6d659168
 def haar(x: Tensor) -> Tensor:
@@ -93,25 +93,25 @@ STYLIZERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"haar-wct": haar_wct
 def find_stylizer(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A stylizer by its name in `STYLIZERS`, or by `package.module:function`.
 
-    It is given contents and styles, float32 B×3×H×W in gray levels each, and returns B×3×H×W. Raises `ArchrepairError` for what is neither.
+    It takes contents and styles, float32 B×3×H×W in gray levels each, and returns B×3×H×W. Raises `ArchrepairError` for any other name.
     """
     if name in STYLIZERS:
         return STYLIZERS[name]
     if ":" not in name:
         raise unknown("stylizer", name, [*STYLIZERS, "package.module:function"])
     try:
-        found = resolve_name(name)
+        stylizer = resolve_name(name)
     except (ImportError, AttributeError, ValueError):
-        found = None
-    if not callable(found):
-        raise ArchrepairError(f"stylizer {name!r} is nothing that can be called; expected package.module:function, or one of "
+        stylizer = None
+    if not callable(stylizer):
+        raise ArchrepairError(f"stylizer {name!r} cannot be called; expected package.module:function, or one of "
                               f"{', '.join(STYLIZERS)}")
-    return found
+    return stylizer
 
 
 def restyle(content: Tensor, style: Tensor, stylizer: Callable[[Tensor, Tensor], Tensor], alpha: float = 1.0) -> Tensor:
     "(1 − alpha) · content + alpha · stylized, clipped and rounded to gray levels: float B×3×H×W both."
     painted = stylizer(content, style)
     if painted.shape != content.shape:
-        raise ArchrepairError(f"the stylizer made {tuple(painted.shape)} of {tuple(content.shape)}; expected images of the same shape")
+        raise ArchrepairError(f"the stylizer returned {tuple(painted.shape)} for {tuple(content.shape)}; expected images of the same shape")
     return ((1 - alpha) * content + alpha * painted).clamp(0, 255).round_()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['constriction', 'Found', 'pso', 'differential_evolution']
+__all__ = ['constriction', 'OptimizationResult', 'pso', 'differential_evolution']
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #e1cde07b
 from ...core.errors import ArchrepairError
@@ -28,11 +28,11 @@ def constriction(phi: float = 4.1) -> float:
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #46d1f6c7
 @dataclass
-class Found:
-    """What a search found: `best` (D), the position with the highest `fitness` seen.
+class OptimizationResult:
+    """What a search arrived at: `best` (D), the position with the highest `fitness` seen.
 
-    `elite` (P×D) are the best positions of the members, `history` one entry an iteration: `best` fitness so far, `mean` fitness of the
-    population. Iteration 0 is the population that came in.
+    `elite` (P×D) are the best positions of the members. `history` has one entry per iteration: the `best` fitness so far, and the `mean`
+    fitness of the population. Iteration 0 is the population that came in.
     """
 
     best: Tensor
@@ -42,16 +42,21 @@ class Found:
 
 
 def _score(objective: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
-    "Fitness of every member, float64 P; what is no number is as bad as can be."
+    "Fitness of every member, float64 P; NaN counts as −infinity."
     value = objective(position).detach().to(position.device, torch.float64)
     if value.shape != position.shape[:1]:
-        raise ValueError(f"the objective returned {tuple(value.shape)} for {tuple(position.shape)}; expected one value a member")
+        raise ValueError(f"the objective returned {tuple(value.shape)} for {tuple(position.shape)}; expected one value per member")
     return torch.where(value.isnan(), -math.inf, value)
 
 
 def _entry(iteration: int, fitness: Tensor, elite_fitness: Tensor) -> dict:
     finite = fitness[fitness.isfinite()]
     return {"iteration": iteration, "best": float(elite_fitness.max()), "mean": float(finite.mean()) if len(finite) else -math.inf}
+
+
+def _is_gain(before: float, after: float, tolerance: float) -> bool:
+    "Is the best fitness better by more than `tolerance`·(1 + |before|)?"
+    return after - before > tolerance * (1 + abs(before)) if math.isfinite(before) else after > before
 
 
 def _begin(objective: Callable[[Tensor], Tensor], start: Tensor, resume: dict | None, **more: Tensor) -> dict:
@@ -66,8 +71,8 @@ def _begin(objective: Callable[[Tensor], Tensor], start: Tensor, resume: dict | 
 
 
 def _run(state: dict, move: Callable[[dict, int], Tensor], iterations: int, patience: int | None, tolerance: float,
-         keep: Callable[..., object] | None, what: str) -> Found:
-    "Call `move(state, iteration)`, which returns the fitness of the new population, until there is no more to do or to gain."
+         save: Callable[..., object] | None, what: str) -> OptimizationResult:
+    "Call `move(state, iteration)`, which returns the fitness of the new population, for `iterations`, or until nothing more is gained."
     history = state["history"]
     with track(what, iterations) as advance:
         advance(len(history) - 1)
@@ -75,27 +80,29 @@ def _run(state: dict, move: Callable[[dict, int], Tensor], iterations: int, pati
             before = history[-1]["best"]
             fitness = move(state, len(history))
             history.append(_entry(len(history), fitness, state["elite_fitness"]))
-            gained = history[-1]["best"] - before > tolerance * (1 + abs(before)) if math.isfinite(before) else history[-1]["best"] > before
-            state["stale"] = 0 if gained else state["stale"] + 1
-            if keep:
-                keep(**state)
+            state["stale"] = 0 if _is_gain(before, history[-1]["best"], tolerance) else state["stale"] + 1
+            if save:
+                save(**state)
             advance(1, best=history[-1]["best"])
     winner = int(state["elite_fitness"].argmax())
-    return Found(state["elite"][winner].clone(), float(state["elite_fitness"][winner]), state["elite"], history)
+    return OptimizationResult(state["elite"][winner].clone(), float(state["elite_fitness"][winner]), state["elite"], history)
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #f5859b4e
 def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *, iterations: int = 100,
         inertia: float = constriction(), cognitive: float = 2.05 * constriction(), social: float = 2.05 * constriction(),
         velocity: Tensor | None = None, bounds: tuple[Tensor | float, Tensor | float] | None = None,
         min_step: Tensor | float | None = None, max_step: Tensor | float | None = None, patience: int | None = 10, tolerance: float = 0.0,
-        resume: dict | None = None, keep: Callable[..., object] | None = None, what: str = "particle swarm") -> Found:
+        resume: dict | None = None, save: Callable[..., object] | None = None, what: str = "particle swarm") -> OptimizationResult:
     """Maximize `objective`, which takes positions (P×D) and returns P fitnesses, with a swarm that begins at `start` (P×D).
 
-    v ← inertia·v + U(0, cognitive)·(own best − x) + U(0, social)·(swarm's best − x) and x ← x + v, a draw for every particle and dimension;
-    the defaults are the constricted swarm (`constriction`). `velocity` is the first v (default 0). Positions are kept within
-    `bounds` (low, high), and the size of every component of v between `min_step` and `max_step` where given. Stops after
-    `patience` iterations in a row that gain no more than `tolerance`·(1 + |best|) (None: never). `stream(purpose)` gives a seeded
-    generator on the CPU, as `Problem.generator` does. `keep(**state)` is called after every iteration; `resume` is such a state.
+    v ← inertia·v + U(0, cognitive)·(own best − x) + U(0, social)·(swarm's best − x) and x ← x + v, with a draw for every particle and
+    dimension; the defaults are the constricted swarm (`constriction`).
+
+    - `velocity` (P×D) is the first v (None: 0). Positions stay within `bounds` (low, high), and the size of every component of v between
+      `min_step` and `max_step` (None: no bound).
+    - It ends after `iterations`, or after `patience` in a row that gain no more than `tolerance`·(1 + |best|) (None: never).
+    - `stream(purpose)` returns a seeded generator on the CPU, as `Problem.generator` does.
+    - `save(**state)` is called after every iteration; `resume` is such a state. `what` names the search in the progress bar.
     """
     def move(state: dict, iteration: int) -> Tensor:
         draw = torch.rand((2, *start.shape), generator=stream(f"{what} {iteration}"), dtype=start.dtype).to(start.device)
@@ -114,7 +121,7 @@ def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[
         return fitness
 
     velocity = torch.zeros_like(start) if velocity is None else velocity.clone()
-    return _run(_begin(objective, start, resume, velocity=velocity), move, iterations, patience, tolerance, keep, what)
+    return _run(_begin(objective, start, resume, velocity=velocity), move, iterations, patience, tolerance, save, what)
 
 
 def _as(bound: Tensor | float | None, like: Tensor) -> Tensor | None:
@@ -124,13 +131,13 @@ def _as(bound: Tensor | float | None, like: Tensor) -> Tensor | None:
 def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *,
                            iterations: int = 100, scale: tuple[float, float] = (0.5, 1.0), crossover: float = 0.7,
                            bounds: tuple[Tensor | float, Tensor | float] | None = None, patience: int | None = 10, tolerance: float = 0.0,
-                           resume: dict | None = None, keep: Callable[..., object] | None = None,
-                           what: str = "differential evolution") -> Found:
+                           resume: dict | None = None, save: Callable[..., object] | None = None,
+                           what: str = "differential evolution") -> OptimizationResult:
     """Maximize `objective` (see `pso`) by differential evolution, rand/1/bin, of the population `start` (P×D, P ≥ 4).
 
-    Each generation draws one F from `scale`; every member is challenged by a + F·(b − c) of three others, taken over in each dimension
-    with probability `crossover` and in one in any case, clipped to `bounds`, and replaced where the challenger is no worse.
-    All else is as in `pso`.
+    Each generation draws one F from `scale`. Every member is challenged by a + F·(b − c) of three others, adopted in each dimension with
+    probability `crossover` and in one in any case, and clipped to `bounds`; it is replaced if the challenger is no worse. All else is as
+    in `pso`. Raises `ArchrepairError` for fewer than four members.
     """
     if len(start) < 4:
         raise ArchrepairError(f"a population of {len(start)}; differential evolution needs four members or more")
@@ -138,19 +145,19 @@ def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor,
     def move(state: dict, iteration: int) -> Tensor:
         generator, (members, dimensions) = stream(f"{what} {iteration}"), start.shape
         factor = scale[0] + (scale[1] - scale[0]) * float(torch.rand((), generator=generator))
-        keys = torch.rand(members, members, generator=generator).fill_diagonal_(2.0)  # a member is not one of its own three
+        keys = torch.rand(members, members, generator=generator).fill_diagonal_(2.0)  # a member is not among its three
         a, b, c = keys.argsort(1)[:, :3].T.to(start.device)
-        taken = torch.rand(members, dimensions, generator=generator) < crossover
-        taken[torch.arange(members), torch.randint(dimensions, (members,), generator=generator)] = True
-        own = state["elite"]
-        mutant = own[a] + factor * (own[b] - own[c])
+        from_mutant = torch.rand(members, dimensions, generator=generator) < crossover
+        from_mutant[torch.arange(members), torch.randint(dimensions, (members,), generator=generator)] = True
+        members_now = state["elite"]
+        mutant = members_now[a] + factor * (members_now[b] - members_now[c])
         if bounds is not None:
-            mutant = mutant.clamp(_as(bounds[0], own), _as(bounds[1], own))
-        trial = torch.where(taken.to(start.device), mutant, own)
+            mutant = mutant.clamp(_as(bounds[0], mutant), _as(bounds[1], mutant))
+        trial = torch.where(from_mutant.to(start.device), mutant, members_now)
         fitness = _score(objective, trial)
         better = fitness >= state["elite_fitness"]
-        elite = torch.where(better[:, None], trial, own)
+        elite = torch.where(better[:, None], trial, members_now)
         state |= {"position": elite, "elite": elite, "elite_fitness": torch.where(better, fitness, state["elite_fitness"])}
         return state["elite_fitness"]
 
-    return _run(_begin(objective, start, resume), move, iterations, patience, tolerance, keep, what)
+    return _run(_begin(objective, start, resume), move, iterations, patience, tolerance, save, what)

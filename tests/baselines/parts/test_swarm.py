@@ -62,24 +62,24 @@ def test_a_swarm_moves_as_a_loop_over_its_particles(options):
 def test_differential_evolution_moves_as_a_loop_over_its_members():
     x, steps = start(), 4
     found = differential_evolution(hill, x, stream, iterations=steps, scale=(0.4, 0.9), crossover=0.6, bounds=(-1.0, 1.5), patience=None)
-    own, value = x.clone(), hill(x)
+    members, value = x.clone(), hill(x)
     for i in range(1, steps + 1):
         generator = stream(f"differential evolution {i}")
         factor = 0.4 + 0.5 * float(torch.rand((), generator=generator))
         keys = torch.rand(12, 12, generator=generator)
         cross = torch.rand(12, 3, generator=generator) < 0.6
         forced = torch.randint(3, (12,), generator=generator)
-        following, scores = own.clone(), value.clone()
+        following, scores = members.clone(), value.clone()
         for p in range(12):
             a, b, c = sorted((q for q in range(12) if q != p), key=lambda q: keys[p, q])[:3]
-            trial = own[p].clone()
+            trial = members[p].clone()
             for d in range(3):
                 if cross[p, d] or d == forced[p]:
-                    trial[d] = min(max(own[a, d] + factor * (own[b, d] - own[c, d]), -1.0), 1.5)
+                    trial[d] = min(max(members[a, d] + factor * (members[b, d] - members[c, d]), -1.0), 1.5)
             if (score := hill(trial[None])[0]) >= value[p]:
                 following[p], scores[p] = trial, score
-        own, value = following, scores
-    assert torch.allclose(found.elite, own, atol=1e-12)
+        members, value = following, scores
+    assert torch.allclose(found.elite, members, atol=1e-12)
     assert found.fitness == pytest.approx(float(value.max()), abs=1e-12)
 
 
@@ -106,26 +106,26 @@ def test_seeds(name):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_killed_search_goes_on_where_it_was(name):
-    calls, kept = [], []
+    calls, states = [], []
 
     def objective(x):
         calls.append(len(x))
         return hill(x)
 
     def dying(**state):
-        kept.append(copy.deepcopy(state))
-        if len(kept) == 4:
+        states.append(copy.deepcopy(state))
+        if len(states) == 4:
             raise KeyboardInterrupt
 
     whole = SEARCHES[name](objective, start(), stream, iterations=9)
     once = len(calls)
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        SEARCHES[name](objective, start(), stream, iterations=9, keep=dying)
-    again = SEARCHES[name](objective, start(), stream, iterations=9, resume=kept[-1])
+        SEARCHES[name](objective, start(), stream, iterations=9, save=dying)
+    again = SEARCHES[name](objective, start(), stream, iterations=9, resume=states[-1])
     assert len(calls) == once == 10
     assert torch.equal(again.elite, whole.elite) and again.history == whole.history and again.fitness == whole.fitness
-    finished = SEARCHES[name](objective, start(), stream, iterations=4, resume=kept[-1])
+    finished = SEARCHES[name](objective, start(), stream, iterations=4, resume=states[-1])
     assert len(calls) == once and len(finished.history) == 5
 
 
@@ -155,7 +155,7 @@ def test_mistakes(name):
     for empty in (torch.zeros(0, 3), torch.zeros(5, 0), torch.zeros(5)):
         with pytest.raises(ArchrepairError, match="population"):
             SEARCHES[name](hill, empty, stream)
-    with pytest.raises(ValueError, match="one value a member"):
+    with pytest.raises(ValueError, match="one value per member"):
         SEARCHES[name](lambda x: x, start(), stream)
     if name == "de":
         with pytest.raises(ArchrepairError, match="four members or more"):
