@@ -182,7 +182,7 @@ def test_the_printed_table(project):
     frame = table.frame()
     assert list(frame.index) == ["original", *METHODS] and "full test" not in frame and f"p vs {METHODS[0]}" in frame
     assert frame.loc["original", "seconds"] == "–" and frame.loc[METHODS[1], "held out"] == f"{table.summary(METHODS[1])['held_out']}".removesuffix(" (n 2)")
-    assert "n = 2 seeds" in table.caption and "1 passes over" in table.caption and table.caption in table._repr_html_()
+    assert "n = 2 seeds" in table.caption and "1 pass over" in table.caption and table.caption in table._repr_html_()
     assert "full test" in replace(table, cell=replace(table.cell, protocol="paper")).frame()
 
 
