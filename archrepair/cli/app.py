@@ -346,7 +346,8 @@ def paper(tier: TierName = "auto", only: Annotated[list[str] | None, typer.Optio
           as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
     from archrepair.experiments.runs import Runs
-    from archrepair.paper.reproduce import plan, reproduce, spoken, tasks
+    from archrepair.paper.plan import plan, spoken, tasks
+    from archrepair.paper.reproduce import reproduce
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
     missing = "skip" if recorded else "run"
