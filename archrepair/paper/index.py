@@ -40,9 +40,14 @@ def _exhibit(card: dict) -> str:
 
 # %% ../../nbs/paper/05_index.ipynb #0463781a
 _STYLE = Html("""
-.archrepair.archrepair { max-width: 72rem; & table { display: table; width: auto; font-size: 0.85rem; }
-  & thead, & tbody { display: revert; } & tr { display: table-row; border: 0; } & tr > * { display: table-cell; padding: 0.2rem 0.6rem; }
-  & thead th { position: static; clip-path: none; text-align: right; } & td { text-align: right; white-space: nowrap; }
+.archrepair.archrepair { max-width: 72rem;
+  & table { display: table; width: auto; font-size: 0.85rem; }
+  & thead, & tbody { display: revert; }
+  & tr { display: table-row; border: 0; }
+  & tr > * { display: table-cell; padding: 0.2rem 0.6rem; }
+  & thead th { position: static; clip-path: none; text-align: right; white-space: nowrap; }
+  & thead th[colspan] { text-align: center; }
+  & td { text-align: right; white-space: nowrap; }
   & img { max-width: 100%; background: #fff; border-radius: 0.3rem; } }
 """)
 
