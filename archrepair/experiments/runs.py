@@ -105,7 +105,7 @@ class Runs:
     """Cells of one grid, read or run; see `record`, `network`, `right` and `localization`.
 
     `outputs`: the folder of results, by default the project's. `weights`: a file of the user's own in place of the cached originals;
-    `outputs` must then be a folder for this network alone. `force`: run every cell once more. `log`: gets a line for everything that is run.
+    `outputs` must then be a folder for this network alone. `force`: run every cell once more. `log`: gets a line for everything run.
     `done`: the files written so far, which `force` does not write again.
     """
 

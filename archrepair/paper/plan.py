@@ -57,7 +57,8 @@ def parameter_names(source: Path) -> list[str]:
 
 
 def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] = (), datasets: Sequence[str] = (),
-         methods: Sequence[str] = (), corruption: str = "auto", seeds: int = 0, protocol: str = "clean", missing: str = "run") -> list[Page]:
+         methods: Sequence[str] = (), corruption: str = "auto", seeds: int = 0, protocol: str = "clean",
+         missing: str = "run") -> list[Page]:
     """The pages that make the exhibits `only` (none: all), in the paper's order.
 
     A notebook makes all of its exhibits. `models`, `datasets` and `methods` default to the tier's and the paper's. Raises
