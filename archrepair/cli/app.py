@@ -346,7 +346,8 @@ def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = 
           as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
     from archrepair.experiments.runs import Runs
-    from archrepair.paper.reproduce import plan, reproduce, tasks
+    from archrepair.paper.plan import plan, tasks
+    from archrepair.paper.reproduce import reproduce
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
     missing = "skip" if recorded else "run"
@@ -360,7 +361,7 @@ def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = 
 
 def _show_plan(pages: list, todo: list, as_json: bool) -> None:
     "What a reproduction would execute and run, and how long it would take."
-    from archrepair.paper.reproduce import spoken
+    from archrepair.paper.plan import spoken
 
     if as_json:
         return print_json({

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'run', 'run_full', 'repair_into', 'digest', 'measure', 'versions',
+__all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', 'measure', 'run', 'run_full', 'repair_into',
            'summarize']
 
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
@@ -36,7 +36,7 @@ from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_of
 from ..networks.blocks import get_block
 from ..repair.result import Repairer, RepairResult
-from ..training.evaluation import compare, evaluate, is_correct, predict
+from ..training.evaluation import Evaluation, compare, evaluate, is_correct, predict
 
 # %% ../../nbs/experiments/03_cells.ipynb #0b085aa0
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 class Cell:
     """One run of the grid: which method repairs which network on which failures.
 
-    `dataset` may name a version, as in `cifar10:fog:3`. `block` None lets the method choose. `options` are (field, value) pairs for the
-    method (see `METHODS`), as in `(("strategy", "darts"),)`.
+    `dataset` may name a version, e.g. `cifar10:fog:3`. With `block` None the method chooses. `options` are (field, value) pairs for the
+    method (see `METHODS`), e.g. `(("strategy", "darts"),)`.
     """
 
     method: str = "archrepair"
@@ -66,8 +66,12 @@ class Cell:
         return replace(self, tier=tier.name, dataset=tier.dataset if self.dataset == "auto" else self.dataset,
                        options=tuple(sorted((str(k), v) for k, v in dict(self.options).items())))
 
+    def unrepaired(self) -> Cell:
+        "The cell of the network before repair, the same for every method, block and option; `original` names no method that could be run."
+        return replace(self, method="original", block=None, options=())
+
     def path(self, outputs: Path | None = None) -> Path:
-        "Where its record lies."
+        "The file of its record."
         cell = self.resolved()
         name = f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}-s{cell.seed}"
         if cell.options:
@@ -75,36 +79,46 @@ class Cell:
         return outputs_of(cell.tier, outputs) / "records" / slug(cell.dataset) / slug(cell.model) / f"{name}.json"
 
 # %% ../../nbs/experiments/03_cells.ipynb #9a410896
-def scenario_of(cell: Cell, start: Original | None = None, *, outputs: Path | None = None, device: str | torch.device = "auto") -> tuple[Original, Scenario]:
-    "The original and the repair problem of a cell. Raises `NoFailures` where the network makes no mistake."
+def scenario_of(cell: Cell, unrepaired: Original | None = None, *, outputs: Path | None = None,
+                device: str | torch.device = "auto") -> tuple[Original, Scenario]:
+    """The original and the repair problem of a cell; `unrepaired` None: the original from the cache, or trained now.
+
+    Raises `NoFailures` where the network makes no mistake.
+    """
     cell = cell.resolved()
-    start = start or original(cell.model, cell.dataset, cell.tier, cell.seed, device=device, outputs=outputs)
+    unrepaired = unrepaired or original(cell.model, cell.dataset, cell.tier, cell.seed, device=device, outputs=outputs)
     base, corruption, _ = parse_version(cell.dataset)
     test = load_dataset(cell.dataset, "test")
     clean = test if corruption is None else load_dataset(base, "test")
-    right = is_correct(predict(start.network, test, start.transform), test.labels)
-    scenario = build_scenario(start.train, test, right, clean=clean, protocol=cell.protocol, n_failures=start.tier.failures,
-                              n_train=start.tier.repair_train, transform=start.transform, seed=cell.seed)
-    return start, scenario
+    right = is_correct(predict(unrepaired.network, test, unrepaired.transform), test.labels)
+    scenario = build_scenario(unrepaired.train, test, right, clean=clean, protocol=cell.protocol, n_failures=unrepaired.tier.failures,
+                              n_train=unrepaired.tier.repair_train, transform=unrepaired.transform, seed=cell.seed)
+    return unrepaired, scenario
 
-
+# %% ../../nbs/experiments/03_cells.ipynb #011572ee
 def method_of(cell: Cell, tier: Tier) -> Repairer:
     "The method of a cell with the tier's lengths and the cell's own options. Raises `ArchrepairError` for unknown names."
     kind = method_class(cell.method)
-    settings: dict[str, Any] = {"search_epochs": tier.search_epochs, "finetune_epochs": tier.finetune_epochs, "epochs": tier.search_epochs + tier.finetune_epochs,
-                "views": tier.views, "failure_views": tier.failure_views, "seed": cell.seed, "block": cell.block}
-    if cell.block is not None and "block" not in kind.__dataclass_fields__:
+    fields = kind.__dataclass_fields__
+    if cell.block is not None and "block" not in fields:
         raise ArchrepairError(f"{cell.method} does not take a block ({cell.block}); leave it out, or choose another method")
-    settings = {k: v for k, v in settings.items() if k in kind.__dataclass_fields__} | dict(cell.options)
-    wrong = [k for k in settings if k not in kind.__dataclass_fields__]
-    if wrong:
-        raise unknown(f"option of {cell.method}", wrong[0], kind.__dataclass_fields__)
+    defaults = {"search_epochs": tier.search_epochs, "finetune_epochs": tier.finetune_epochs,
+                "epochs": tier.search_epochs + tier.finetune_epochs, "views": tier.views, "failure_views": tier.failure_views,
+                "seed": cell.seed, "block": cell.block}
+    settings: dict[str, Any] = {name: value for name, value in defaults.items() if name in fields} | dict(cell.options)
+    for name in settings:
+        if name not in fields:
+            raise unknown(f"option of {cell.method}", name, fields)
     return kind(**settings)
 
 # %% ../../nbs/experiments/03_cells.ipynb #f98a2308
 @dataclass
 class Record:
-    "A finished cell: `cell`, `metrics` (before, after, change), `repair` (RepairResult.to_dict), `versions`, `path`."
+    """A finished cell, as its file holds it.
+
+    `cell`: its fields; `metrics`: see `measure`; `repair`: `RepairResult.to_dict` without metrics; `versions`: what it ran on, and the
+    digest of the weights repaired; `path`: the file.
+    """
 
     cell: dict
     metrics: dict
@@ -114,21 +128,68 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        "A record from its file. Raises `ArchrepairError` for a file that is none."
+        "A record from its file. Raises `ArchrepairError` for a file that is not a record."
         try:
             record = cls(**json.loads(path.read_text()), path=str(path))
             if not all(isinstance(part, dict) and part for part in (record.cell, record.metrics, record.repair, record.versions)):
                 raise ValueError("a part is empty")
             return record
         except (OSError, ValueError, TypeError) as error:
-            raise ArchrepairError(f"{path} is no record ({first_line(error)}); remove it, or run the cell again with force") from None
+            raise ArchrepairError(f"{path} is not a record ({first_line(error)}); remove it, or run the cell again with force") from None
 
     def accuracy(self, which: str = "held_out", when: str = "after") -> float:
         "Accuracy in per cent on one of the scenario's sets, before or after."
         return self.metrics[when][which]["accuracy"]
 
 
-def run(cell: Cell, *, force: bool = False, outputs: Path | None = None, device: str | torch.device = "auto", start: Original | None = None) -> Record:
+def digest(path: str | Path) -> str:
+    "SHA-256 of a file, its first 16 digits. Raises `ArchrepairError` for a file that cannot be read."
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ArchrepairError(f"cannot read {path}: {error.strerror or error}; give a file of weights") from None
+
+
+def versions() -> dict[str, str]:
+    "What a record ran on: package, commit, Python, torch, machine, time."
+    try:
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home(), capture_output=True, text=True, timeout=5)
+        commit = git.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = ""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"archrepair": archrepair.__version__, "commit": commit, "python": platform.python_version(), "torch": torch.__version__,
+            "machine": gpu or f"{platform.machine()}, {os.cpu_count()} CPUs", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+# %% ../../nbs/experiments/03_cells.ipynb #2b2d60d2
+def measure(network: nn.Module, result: RepairResult, scenario: Scenario) -> dict:
+    """Before, after and change on every set of the scenario.
+
+    `after` and `change` are those of the network returned; `candidates` has the same for every other network but the original;
+    `images` counts the images of each kind.
+    """
+    before = evaluate(network, scenario)
+
+    def against_before(candidate: nn.Module) -> dict:
+        after = evaluate(candidate, scenario)
+        return {"after": _scores(after), "change": {name: asdict(change) for name, change in compare(before, after, scenario).items()}}
+
+    others = {name: candidate for name, candidate in result.candidates.items() if name != "original"}
+    data = scenario.data
+    return {"before": _scores(before),
+            "candidates": {name: against_before(candidate) for name, candidate in others.items()},
+            **against_before(result.model),
+            "images": {"test": scenario.test.name, "failures": len(data.failures), "val_failures": len(data.val_failures),
+                       "train": len(data.train), "val": len(data.val), "held_out": len(scenario.held_out),
+                       "failure_rate": round(data.failure_rate, 4)}}
+
+
+def _scores(evaluation: Evaluation) -> dict[str, dict]:
+    return {name: asdict(score) for name, score in evaluation.scores.items()}
+
+# %% ../../nbs/experiments/03_cells.ipynb #ebf65e54
+def run(cell: Cell, *, force: bool = False, outputs: Path | None = None, device: str | torch.device = "auto",
+        unrepaired: Original | None = None) -> Record:
     """Run a cell, or read its record where there is one; see `run_full` for the networks themselves.
 
     Safe to interrupt: a second call resumes. Raises what the method raises.
@@ -136,33 +197,35 @@ def run(cell: Cell, *, force: bool = False, outputs: Path | None = None, device:
     path = cell.path(outputs)
     if path.exists() and not force:
         return Record.read(path)
-    return run_full(cell, path, outputs=outputs, device=device, start=start)[0]
+    return run_full(cell, path, outputs=outputs, device=device, unrepaired=unrepaired)[0]
 
 
-def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str | torch.device = "auto", start: Original | None = None,
+def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str | torch.device = "auto",
+             unrepaired: Original | None = None,
              keep: Callable[[Record, RepairResult, Scenario], object] | None = None) -> tuple[Record, RepairResult, Scenario]:
     """Run a cell and write its record to `path`; returns the result with its networks and the scenario as well.
 
-    `keep` may write more files beside the record, which comes last: where it is, everything is.
+    `unrepaired` is the original to repair, by default that of the cell. `keep` may write more files beside the record, which comes last.
     """
     cell = cell.resolved()
     method = method_of(cell, resolve_tier(cell.tier))
-    start, scenario = scenario_of(cell, start, outputs=outputs, device=device)
+    unrepaired, scenario = scenario_of(cell, unrepaired, outputs=outputs, device=device)
     options: dict[str, Any] = dict(cell.options)
     for name in [cell.block] if cell.block is not None else options.get("blocks") or ():
-        get_block(start.network, name, whole=True)  # before anything is written
-    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), "weights": digest(start.path)})
+        get_block(unrepaired.network, name, whole=True)  # before anything is written
+    weights = digest(unrepaired.path)
+    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), "weights": weights})
     try:
-        result = method.repair(start.network, scenario.data, checkpoints=checkpoints)
+        result = method.repair(unrepaired.network, scenario.data, checkpoints=checkpoints)
     except TrainingDiverged:  # and would again
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
-    result.metrics = measure(start.network, result, scenario)
+    result.metrics = measure(unrepaired.network, result, scenario)
     example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
-    result.footprint = footprints(start.network, result.model, example)
-    record = Record(asdict(cell), result.metrics, {k: v for k, v in result.to_dict().items() if k != "metrics"},
-                    {**versions(), "weights": digest(start.path)})
-    content = {k: v for k, v in asdict(record).items() if k != "path"}
+    result.footprint = footprints(unrepaired.network, result.model, example)
+    repair = {key: value for key, value in result.to_dict().items() if key != "metrics"}
+    record = Record(asdict(cell), result.metrics, repair, {**versions(), "weights": weights})
+    content = {key: value for key, value in asdict(record).items() if key != "path"}
     record.path = str(path)
     if keep:
         path.unlink(missing_ok=True)  # an earlier record would vouch for files that are about to be replaced
@@ -179,12 +242,13 @@ def _claim(folder: Path, identity: dict) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
     return write_text(label, text).parent
 
+# %% ../../nbs/experiments/03_cells.ipynb #bb01bf37
+def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "auto",
+                force: bool = False, log: Callable[[str], None] = print) -> Record:
+    """Run a cell and write everything into `folder`: record, repaired weights, genotype and report.
 
-def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "auto", force: bool = False,
-                log: Callable[[str], None] = print) -> Record:
-    """Run a cell and write all there is to see into `folder`: record, repaired weights, genotype and report.
-
-    Where the folder holds the record of the same cell and weights, nothing is run unless `force`; of another cell, it is an error.
+    If the folder holds the record of the same cell and weights, nothing is run unless `force`. Raises `ArchrepairError` if it holds that of
+    another.
     """
     cell, folder = cell.resolved(), Path(folder)
     path = folder / "record.json"
@@ -206,10 +270,10 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
         result.report(folder / "report.html", scenario=scenario, record=asdict(record))
 
     try:
-        start = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, device=device)
-        if start.path.stem.endswith(OWN):
+        unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, device=device)
+        if unrepaired.path.stem.endswith(OWN):
             log(f"{cell.model} brings weights of its own, which are repaired; `archrepair train` would train them")
-        return run_full(cell, path, device=device, start=start, keep=keep)[0]
+        return run_full(cell, path, device=device, unrepaired=unrepaired, keep=keep)[0]
     except ArchrepairError:
         if fresh and not any(folder.iterdir()):
             folder.rmdir()
@@ -223,52 +287,20 @@ def _same(record: Record, cell: Cell, weights: str | Path | None) -> bool:
     used = Path(weights or weights_of(cell.model, cell.dataset, cell.tier, cell.seed))
     return record.versions.get("weights") == digest(used) if weights or used.exists() else True
 
-
-def digest(path: str | Path) -> str:
-    "SHA-256 of a file, its first 16 digits. Raises `ArchrepairError` for a file that cannot be read."
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise ArchrepairError(f"cannot read {path}: {error.strerror or error}; give a file of weights") from None
-
-
-def measure(network: nn.Module, result: RepairResult, scenario: Scenario) -> dict:
-    "Before, after and change on every set of the scenario, for the network returned and for every other candidate."
-    before = evaluate(network, scenario)
-    scores = lambda evaluation: {name: asdict(score) for name, score in evaluation.scores.items()}
-    metrics: dict[str, Any] = {"before": scores(before), "candidates": {}}
-    for name, candidate in {**result.candidates, "returned": result.model}.items():
-        if name != "original":
-            after = evaluate(candidate, scenario)
-            change = {k: asdict(c) for k, c in compare(before, after, scenario).items()}
-            metrics["candidates"][name] = {"after": scores(after), "change": change}
-    metrics |= metrics["candidates"].pop("returned")
-    metrics["images"] = {"test": scenario.test.name, "failures": len(scenario.data.failures), "val_failures": len(scenario.data.val_failures),
-                         "train": len(scenario.data.train), "val": len(scenario.data.val), "held_out": len(scenario.held_out),
-                         "failure_rate": round(scenario.data.failure_rate, 4)}
-    return metrics
-
-
-def versions() -> dict[str, str]:
-    "What a record ran on: package, commit, Python, torch, machine, time."
-    try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home(), capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {"archrepair": archrepair.__version__, "commit": commit, "python": platform.python_version(), "torch": torch.__version__,
-            "machine": gpu or f"{platform.machine()}, {os.cpu_count()} CPUs", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-
-
+# %% ../../nbs/experiments/03_cells.ipynb #6f2b2c38
 def summarize(records: Sequence[Record], which: Sequence[str] = ("held_out", "clean_held_out")) -> pd.DataFrame:
-    "Mean, standard deviation and n of accuracy before, after and of the difference, over records (a DataFrame, one row a set)."
+    """Accuracy before and after and the difference, over records: one row per set of images.
+
+    `before`, `after` and `change` are means, `sd` is that of the change, `n` the number of records.
+    """
     import pandas as pd
 
     rows = []
     for name in which:
-        pairs = [(r.accuracy(name, "before"), r.accuracy(name)) for r in records if name in r.metrics["before"]]
+        pairs = [(record.accuracy(name, "before"), record.accuracy(name)) for record in records if name in record.metrics["before"]]
         if pairs:
-            before, after = (pd.Series(v) for v in zip(*pairs))
+            before, after = (pd.Series(values) for values in zip(*pairs))
             change = after - before
-            rows.append({"set": name, "before": before.mean(), "after": after.mean(), "change": change.mean(), "sd": change.std(), "n": len(pairs)})
+            rows.append({"set": name, "before": before.mean(), "after": after.mean(), "change": change.mean(), "sd": change.std(),
+                         "n": len(pairs)})
     return pd.DataFrame(rows).set_index("set")

@@ -5,12 +5,13 @@
 # %% ../../nbs/experiments/05_comparison.ipynb #fb4e20c5
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['FIGURES', 'scores_of', 'MethodTable', 'compare_methods', 'one_original', 'BlockTable', 'compare_blocks']
+__all__ = ['SCORES', 'scores_of', 'MethodTable', 'compare_methods', 'one_original', 'BlockTable', 'compare_blocks']
 
 # %% ../../nbs/experiments/05_comparison.ipynb #44230213
 from ..core.errors import ArchrepairError, unknown
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/experiments/05_comparison.ipynb #84cbbbc2
-FIGURES: dict[str, str] = {
-    "held_out": "held out", "unseen": "unseen fixed", "seen": "seen fixed", "negative_flips": "flips", "clean": "clean", "full": "full test",
-    "robust": "robust mean", "strict": "robust strict", "seconds": "seconds", "forwards": "forwards", "backwards": "backwards"}
+SCORES: dict[str, str] = {  # each score of a run and its column in a table
+    "held_out": "held out", "unseen": "unseen fixed", "seen": "seen fixed", "negative_flips": "flips", "clean": "clean",
+    "full": "full test", "robust": "robust mean", "strict": "robust strict",
+    "seconds": "seconds", "forwards": "forwards", "backwards": "backwards"}
 
 
 def scores_of(record: Record, score: str = "repaired") -> dict[str, float]:
-    """The figures of one record, of the method's own network (`repaired`) or of the one it would deploy (`returned`).
+    """What a record says of the method's own network (`repaired`) or of the one it would deploy (`returned`), by the names of `SCORES`.
 
-    `clean` (held out, uncorrupted) is there only where the failing version is a corruption.
+    Accuracies, rates and `gain` are in per cent; `accepted` is 0 or 1. `clean` (held out, uncorrupted) is given only where the failures
+    come from a corruption.
     """
     if score not in ("repaired", "returned"):
         raise unknown("network to score", score, ("repaired", "returned"))
@@ -45,15 +48,16 @@ def scores_of(record: Record, score: str = "repaired") -> dict[str, float]:
     return {"held_out": after["held_out"]["accuracy"], "gain": after["held_out"]["accuracy"] - record.accuracy("held_out", "before"),
             "unseen": change["unseen"]["repair_rate"], "seen": change["seen"]["repair_rate"],
             "negative_flips": change["held_out"]["negative_flips"], **clean, "full": after["full"]["accuracy"],
-            "seconds": cost["seconds"], "forwards": cost["forwards"], "backwards": cost["backwards"], "accepted": float(record.repair["accepted"])}
+            "seconds": cost["seconds"], "forwards": cost["forwards"], "backwards": cost["backwards"],
+            "accepted": float(record.repair["accepted"])}
 
 
 @dataclass(repr=False)
 class MethodTable:
     """Methods on one grid.
 
-    `runs`: one dict a method (by label, `original` first) and seed, with `figures`; `tests`: Wilcoxon's test of each method's held-out accuracy
-    against that of the first; `versions`: those of robust accuracy; `budget`: one line.
+    `runs`: one dict per method (by label; `original` is one of them) and seed, with its scores; `tests`: Wilcoxon's test of each method's
+    held-out accuracy against that of the first; `versions`: those that robust accuracy is taken over; `budget`: one line.
     """
 
     cell: Cell
@@ -65,8 +69,9 @@ class MethodTable:
     budget: str
 
     def summary(self, label: str) -> dict[str, Summary]:
-        "Each figure of one method over the seeds."
-        return {key: Summary.of(run.get(key) for run in self.runs if run["method"] == label) for key in (*FIGURES, "gain", "accepted")}
+        "Each score of one method over the seeds."
+        own_runs = [run for run in self.runs if run["method"] == label]
+        return {key: Summary.of(run.get(key) for run in own_runs) for key in (*SCORES, "gain", "accepted")}
 
     @property
     def caption(self) -> str:
@@ -76,16 +81,16 @@ class MethodTable:
                 f"{f'mean ± sd of n = {n} seeds' if n > 1 else 'n = 1 seed'}; each method's own network. Budget: {self.budget}")
 
     def frame(self) -> pd.DataFrame:
-        "Methods × figures as text (mean ± sd over more than one seed), without columns that nobody has."
+        "Methods × scores as text (mean ± sd over more than one seed), without columns that no method has."
         import pandas as pd
 
+        digits = {"seconds": ".1f", "forwards": ",.0f", "backwards": ",.0f"}
+        columns = {key: title for key, title in SCORES.items() if key != "full" or self.cell.protocol == "paper"}
         rows = {}
         for label in ("original", *self.labels):
-            found = self.summary(label)
-            digits = {"seconds": ".1f", "forwards": ",.0f", "backwards": ",.0f"}
-            rows[label] = {title: _short(found[key], digits.get(key, ".2f"), len(self.seeds)) for key, title in FIGURES.items()
-                           if key != "full" or self.cell.protocol == "paper"}
-            accepted = found["accepted"]
+            summary = self.summary(label)
+            rows[label] = {title: _short(summary[key], digits.get(key, ".2f"), len(self.seeds)) for key, title in columns.items()}
+            accepted = summary["accepted"]
             rows[label]["accepted"] = f"{round(accepted.mean * accepted.n)}/{accepted.n}" if accepted.n else "–"
             if len(self.seeds) > 1:
                 rows[label][f"p vs {self.labels[0]}"] = f"{self.tests[label].p:.3g}" if label in self.tests else "–"
@@ -106,36 +111,37 @@ class MethodTable:
 
 
 def _short(summary: Summary, spec: str, n: int) -> str:
-    "As in a table of `n` runs, whose caption says n: it is repeated only where a figure has fewer."
+    "The summary for a table whose caption says `n`: without n, unless this one has fewer."
     return format(summary, spec).removesuffix(f" (n {n})")
 
 
-def compare_methods(methods: Sequence[str], cell: Cell | None = None, *, seeds: Sequence[int] | None = None, corruptions: Sequence[str] = (),
-                    epochs: int | None = None, score: str = "repaired", runs: Runs | None = None) -> MethodTable:
-    """Repair the same network on the same failures with every method (as `method_cell` reads them), once a seed.
+def compare_methods(methods: Sequence[str], cell: Cell | None = None, *, seeds: Sequence[int] | None = None,
+                    corruptions: Sequence[str] = (), epochs: int | None = None, score: str = "repaired",
+                    runs: Runs | None = None) -> MethodTable:
+    """Repair the same network on the same failures with every method (as `method_cell` reads them), once per seed.
 
-    `cell` says everything but the method; `seeds` default to the cell's. `corruptions` (see `versions_of`) are what robust accuracy is
-    taken over: none, and it is not computed. `epochs` is the budget, default the tier's. Finished runs are read from their records.
+    `cell` says everything but the method; `seeds` default to the cell's. Robust accuracy is taken over `corruptions` (see `versions_of`);
+    without any it is not computed. `epochs` is the budget, by default the tier's. Finished runs are read from their records.
     """
     cell, runs = (cell or Cell()).resolved(), runs or Runs()
     seeds = list(dict.fromkeys(seeds or [cell.seed]))
     labels = list(dict.fromkeys(text.strip() for text in methods))
     if not labels:
         raise ArchrepairError(f"no method to compare; choose from {', '.join(METHODS)}")
-    made = {label: method_cell(label, cell, epochs) for label in labels}
+    cells = {label: method_cell(label, cell, epochs) for label in labels}
     versions = versions_of(cell.dataset, corruptions)
-    before = replace(cell, method="original", block=None, options=())
     rows: list[dict] = []
     for seed in seeds:
         records = {}
-        for label, of in made.items():
-            robust = _robust(runs, replace(of, seed=seed), versions)
-            records[label] = record = runs.record(replace(of, seed=seed))
+        for label, method in cells.items():
+            robust = _robust(runs, replace(method, seed=seed), versions)
+            records[label] = record = runs.record(replace(method, seed=seed))
             rows.append({"method": label, "seed": seed, "block": record.repair["block"], **scores_of(record, score), **robust})
         weights = one_original(records, seed)
         names = (("held_out", "held_out"), ("clean", "clean_held_out"), ("full", "full"))
         scores = {name: record.accuracy(key, "before") for name, key in names if key in record.metrics["before"]}
-        rows.append({"method": "original", "seed": seed, **scores, **_robust(runs, replace(before, seed=seed), versions, weights)})
+        robust = _robust(runs, replace(cell.unrepaired(), seed=seed), versions, weights)
+        rows.append({"method": "original", "seed": seed, **scores, **robust})
     accuracies = {label: [row["held_out"] for row in rows if row["method"] == label] for label in labels}
     tests = {label: wilcoxon(accuracies[label], accuracies[labels[0]]) for label in labels[1:]} if len(seeds) > 1 else {}
     return MethodTable(cell, labels, seeds, versions, rows, tests, _budget(cell, epochs, record))
@@ -145,33 +151,36 @@ def _robust(runs: Runs, cell: Cell, versions: Sequence[str], weights: str | None
     "Robust accuracy of a cell's own network, mean and strict, and the accuracy in each version."
     if not versions:
         return {}
-    found = robust_accuracy(runs.right(cell, versions, weights))
-    return {"robust": found.mean, "strict": found.strict, "versions": {version: score.accuracy for version, score in found.scores.items()}}
+    robust = robust_accuracy(runs.right(cell, versions, weights))
+    accuracies = {version: score.accuracy for version, score in robust.scores.items()}
+    return {"robust": robust.mean, "strict": robust.strict, "versions": accuracies}
 
 
 def one_original(records: Mapping[str, Record], seed: int) -> str:
     "The digest of the original that all records of a seed were made from. Raises `ArchrepairError` where there are two."
-    found = {record.versions.get("weights", "") for record in records.values()}
-    if len(found) > 1:
+    digests = {record.versions.get("weights", "") for record in records.values()}
+    if len(digests) > 1:
         paths = ", ".join(sorted(record.path for record in records.values()))
-        raise ArchrepairError(f"the records of seed {seed} repair {len(found)} different originals; remove the old ones or --force to run all again: "
-                              f"{paths}")
-    return found.pop()
+        raise ArchrepairError(f"the records of seed {seed} repair {len(digests)} different originals; remove the old ones or --force to "
+                              f"run all again: {paths}")
+    return digests.pop()
 
 
 def _budget(cell: Cell, epochs: int | None, record: Record) -> str:
+    "The budget of a comparison in one sentence."
     tier, images = resolve_tier(cell.tier), record.metrics["images"]
     passes = epochs or tier.search_epochs + tier.finetune_epochs
-    return (f"{passes} passes over the {images['train'] + images['failures']:,} images of the repair set; forwards and backwards count images "
-            "through the whole network")
+    size = images["train"] + images["failures"]
+    return (f"{passes} pass{'es' * (passes != 1)} over the {size:,} images of the repair set; forwards and backwards count images through "
+            "the whole network")
 
 # %% ../../nbs/experiments/05_comparison.ipynb #1f6997d6
 @dataclass(repr=False)
 class BlockTable:
     """Every block repaired in turn.
 
-    `runs`: one dict a block and seed, with `figures` and `suspicious`, the number of its neurons among the most suspicious. `localized` and
-    `best` (by held-out accuracy): a block a seed. `correlation`: of suspicious neurons and gain, means over the seeds.
+    `runs`: one dict per block and seed, with its scores and `suspicious`, the number of its neurons among the most suspicious. `localized`
+    and `best` (by held-out accuracy): one block per seed. `correlation`: between suspicious neurons and gain, both averaged over the seeds.
     """
 
     cell: Cell
@@ -190,35 +199,40 @@ class BlockTable:
     @property
     def lost(self) -> Summary:
         "Points lost by trusting the localization instead of knowing the best block (of the seeds whose localized block was repaired)."
-        pairs = [(s, l, b) for s, l, b in zip(self.seeds, self.localized, self.best) if l in self.blocks]
-        return Summary.of(self.gain(b, s).mean - self.gain(l, s).mean for s, l, b in pairs)
+        losses = []
+        for seed, localized, best in zip(self.seeds, self.localized, self.best):
+            if localized in self.blocks:
+                losses.append(self.gain(best, seed).mean - self.gain(localized, seed).mean)
+        return Summary.of(losses)
 
     @property
     def verdict(self) -> str:
         "The answer in one sentence."
-        hits = sum(l == b for l, b in zip(self.localized, self.best))
-        names = lambda found: ", ".join(dict.fromkeys(found))
-        rho, n = self.correlation.statistic, len(self.seeds)
-        said = f"the localized block ({names(self.localized)}) was the best to repair in {hits} of {n} run{'s' * (n > 1)}"
-        said += f" (best: {names(self.best)}), which cost {_short(self.lost, '.2f', 1)} points" if hits < n and self.lost.n else ""
-        missing = [l for l in dict.fromkeys(self.localized) if l not in self.blocks]
-        said += f"; {', '.join(missing)} was not among the blocks repaired" if missing else ""
-        return said + (f"; rank correlation of suspicion and gain {rho:+.2f} (n {self.correlation.n} blocks, p {self.correlation.p:.2g})"
-                       if rho == rho else "; suspicion puts these blocks in no order")
+        n, hits = len(self.seeds), sum(localized == best for localized, best in zip(self.localized, self.best))
+        localized, best = list(dict.fromkeys(self.localized)), list(dict.fromkeys(self.best))
+        text = f"the localized block ({', '.join(localized)}) was the best to repair in {hits} of {n} run{'s' * (n > 1)}"
+        if hits < n and self.lost.n:
+            text += f" (best: {', '.join(best)}), which cost {_short(self.lost, '.2f', 1)} points"
+        if missing := [block for block in localized if block not in self.blocks]:
+            text += f"; {', '.join(missing)} was not among the blocks repaired"
+        rho = self.correlation.statistic
+        if math.isnan(rho):
+            return f"{text}; suspicion puts these blocks in no order"
+        return f"{text}; rank correlation of suspicion and gain {rho:+.2f} (n {self.correlation.n} blocks, p {self.correlation.p:.2g})"
 
     def frame(self) -> pd.DataFrame:
-        "Blocks × suspicion, gain and figures as text."
+        "Blocks × suspicion, gain and scores as text."
         import pandas as pd
 
         rows, n = {}, len(self.seeds)
+        columns = {"suspicious": ".3g", "gain": "+.2f", "held_out": ".2f", "unseen": ".2f", "seen": ".2f", "negative_flips": ".2f",
+                   "clean": ".2f", "seconds": ".1f"}
         for block in self.blocks:
-            mine = [run for run in self.runs if run["block"] == block]
-            found = {key: Summary.of(run.get(key) for run in mine) for key in ("suspicious", "gain", *FIGURES)}
-            marks = [f"{word} {count}/{n}" if n > 1 else word
-                     for word, count in (("localized", self.localized.count(block)), ("best", self.best.count(block))) if count]
-            rows[block] = {"suspicious": _short(found["suspicious"], ".3g", n), "gain": _short(found["gain"], "+.2f", n),
-                           **{FIGURES[k]: _short(found[k], ".2f", n) for k in ("held_out", "unseen", "seen", "negative_flips", "clean")},
-                           "seconds": _short(found["seconds"], ".1f", n), "": ", ".join(marks)}
+            own_runs = [run for run in self.runs if run["block"] == block]
+            summary = {key: Summary.of(run.get(key) for run in own_runs) for key in columns}
+            rows[block] = {SCORES.get(key, key): _short(summary[key], spec, n) for key, spec in columns.items()}
+            counts = {"localized": self.localized.count(block), "best": self.best.count(block)}
+            rows[block][""] = ", ".join(f"{word} {count}/{n}" if n > 1 else word for word, count in counts.items() if count)
         frame = pd.DataFrame.from_dict(rows, orient="index")
         return frame.loc[:, (frame != "–").any()]
 
@@ -234,30 +248,33 @@ class BlockTable:
         return self.frame().style.set_caption(self.verdict).to_html()
 
 
-def compare_blocks(cell: Cell | None = None, blocks: Sequence[str] | None = None, *, method: str = "archrepair", seeds: Sequence[int] | None = None,
-                   epochs: int | None = None, score: str = "repaired", runs: Runs | None = None) -> BlockTable:
+def compare_blocks(cell: Cell | None = None, blocks: Sequence[str] | None = None, *, method: str = "archrepair",
+                   seeds: Sequence[int] | None = None, epochs: int | None = None, score: str = "repaired",
+                   runs: Runs | None = None) -> BlockTable:
     """Repair every block (or those of `blocks`) in turn with `method`, and compare with the localization.
 
     `method` must be one that takes a block. The other arguments are those of `compare_methods`.
     """
     cell, runs = (cell or Cell()).resolved(), runs or Runs()
-    made = method_cell(method, replace(cell, block=None), epochs)
-    if "block" not in method_class(made.method).__dataclass_fields__:
+    repair = method_cell(method, replace(cell, block=None), epochs)
+    if "block" not in method_class(repair.method).__dataclass_fields__:
         able = [name for name in METHODS if "block" in method_class(name).__dataclass_fields__]
-        raise ArchrepairError(f"{made.method} does not take a block; expected one of {', '.join(able)}")
+        raise ArchrepairError(f"{repair.method} does not take a block; expected one of {', '.join(able)}")
     seeds = list(dict.fromkeys(seeds or [cell.seed]))
-    found = {seed: runs.localization(replace(cell, seed=seed)) for seed in seeds}
-    every = found[seeds[0]]["blocks"]
-    chosen = list(blocks) if blocks else every
-    if wrong := [b for b in chosen if b not in every]:
-        raise unknown("block", wrong[0], every)
-    rows = []
+    localizations = {seed: runs.localization(replace(cell, seed=seed)) for seed in seeds}
+    all_blocks = localizations[seeds[0]]["blocks"]
+    blocks = list(blocks or all_blocks)
+    for block in blocks:
+        if block not in all_blocks:
+            raise unknown("block", block, all_blocks)
+    rows: list[dict] = []
     for seed in seeds:
-        records = {block: runs.record(replace(made, seed=seed, block=block)) for block in chosen}
+        records = {block: runs.record(replace(repair, seed=seed, block=block)) for block in blocks}
         one_original(records, seed)
-        rows += [{"block": block, "seed": seed, "suspicious": found[seed]["summary"][block]["count"], **scores_of(record, score)}
-                 for block, record in records.items()]
+        suspicious = {block: localizations[seed]["summary"][block]["count"] for block in blocks}
+        for block, record in records.items():
+            rows.append({"block": block, "seed": seed, "suspicious": suspicious[block], **scores_of(record, score)})
+    localized = [localizations[seed]["block"] for seed in seeds]
     best = [max((row for row in rows if row["seed"] == seed), key=lambda row: row["held_out"])["block"] for seed in seeds]
-    mean = lambda key: [Summary.of(row[key] for row in rows if row["block"] == block).mean for block in chosen]
-    return BlockTable(cell, method.strip(), chosen, seeds, [found[seed]["block"] for seed in seeds], best, rows,
-                      spearman(mean("suspicious"), mean("gain")))
+    mean = lambda key: [Summary.of(row[key] for row in rows if row["block"] == block).mean for block in blocks]
+    return BlockTable(cell, method.strip(), blocks, seeds, localized, best, rows, spearman(mean("suspicious"), mean("gain")))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OWN', 'Original', 'build_network', 'original', 'weights_of', 'pick_device', 'outputs_of', 'slug', 'accuracy_of',
+__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'original', 'accuracy_of',
            'write_version']
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
@@ -34,7 +34,11 @@ from ..training.rows import image_features
 # %% ../../nbs/experiments/01_originals.ipynb #c48aa0ce
 @dataclass(frozen=True)
 class Original:
-    "A trained network to be repaired, the dataset and training images it saw, its transform, its tier, where its weights lie."
+    """A trained network that has not been repaired.
+
+    `dataset` is what it was trained on (never a corrupted version), `train` those images, `transform` the normalization it expects,
+    `path` the file of its weights.
+    """
 
     network: nn.Module
     dataset: str
@@ -54,7 +58,42 @@ def build_network(model: str, images: ImageSet, tier: Tier, seed: int = 0) -> nn
     return create_model(model, len(images.classes), image_size=images.size, width=tier.width, stem_stride=tier.stem_stride if small else 1,
                         seed=seed)
 
+# %% ../../nbs/experiments/01_originals.ipynb #236e02a2
+def outputs_of(tier: str | Tier, outputs: Path | None = None) -> Path:
+    "The folder of a tier's results: `outputs/<tier>` of the project, or of `outputs`."
+    return (outputs or home() / "outputs") / resolve_tier(tier).name
 
+
+def slug(name: str) -> str:
+    "The name of a dataset or network in a form that file names allow; a path is shortened to its last part and a digest."
+    if "/" in name or "\\" in name:
+        kind, _, path = name.partition(":")
+        name = f"{kind}~{Path(path.split(':')[0]).name}~{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    return name.replace(":", "~")
+
+
+def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:
+    "The file that keeps an original's weights; all versions of a dataset share one."
+    return outputs_of(tier, outputs) / "originals" / f"{slug(parse_version(dataset)[0])}-{slug(model)}-s{seed}.safetensors"
+
+# %% ../../nbs/experiments/01_originals.ipynb #1d82f6e5
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    "The device to compute on; `auto` is the GPU where there is one. Raises `ArchrepairError` for a device that does not work here."
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise unknown("device", str(device), ["auto", "cpu", "cuda"]) from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ArchrepairError("device cuda was asked for but torch sees no GPU; use device cpu or auto")
+    try:
+        (torch.zeros(1, device=chosen) + 1).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ArchrepairError(f"device {device} does not work here ({first_line(error)[:80]}); use auto, cpu or cuda") from None
+    return chosen
+
+# %% ../../nbs/experiments/01_originals.ipynb #94df51ef
 OWN = "-own"  # ends the name of weights that a factory brought
 
 
@@ -63,8 +102,8 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
              force: bool = False, own: bool = True) -> Original:
     """The network of that name trained on `dataset` (without corruption) at `tier`, from the cache or trained now.
 
-    `weights` takes a file of the user's own instead; `out` is where to keep the weights in place of the tier's cache, and `force`
-    trains again where there are some. With `own`, a factory's network that comes with trained weights is taken with them. Raises
+    `weights` names a file of the user's own to read instead. `out` is where to keep the weights in place of the tier's cache; `force`
+    trains again even if they are there. With `own`, a factory's network that comes with trained weights is taken with them. Raises
     `ArchrepairError` for unknown names and for a checkpoint of another architecture.
     """
     tier = resolve_tier(tier)
@@ -82,61 +121,32 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
         path = path.with_stem(f"{path.stem}{OWN}")  # written each time: the factory may load others tomorrow
         save_weights(network, str(path))
     else:
-        checkpoint, seen = path.with_suffix(".checkpoint.pt"), train.select(holdout(train.labels, 0.1, 0)[0])
-        try:
-            train_original(network, seen, tier, transform=transform, device=device, seed=seed, checkpoint=checkpoint)
-        except TrainingDiverged:  # and would again
-            checkpoint.unlink(missing_ok=True)
-            raise
-        if any((getattr(m, "momentum", None) or 1) < 0.1 for m in network.modules()):  # as in torchvision's MobileNets, made for 600 epochs
-            rows = image_features(seen, transform, device)  # after a few, the running statistics are still those of fresh weights
-            recalibrate(network, (rows.batch(positions) for positions in torch.arange(len(rows)).split(tier.batch_size)))
-        save_weights(network, str(path))
-        checkpoint.unlink(missing_ok=True)
+        _train_into(path, network, train, tier, transform, device, seed)
     return Original(network.to(device).eval(), base, train, transform, tier, path)
 
 
-def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:
-    "Where the weights of an original are kept; of a version of a dataset it is that of the dataset."
-    return outputs_of(tier, outputs) / "originals" / f"{slug(parse_version(dataset)[0])}-{slug(model)}-s{seed}.safetensors"
-
-
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    "`auto` is the GPU where there is one. Raises `ArchrepairError` for a device that is not there."
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _train_into(path: Path, network: nn.Module, train: ImageSet, tier: Tier, transform: Normalize, device: torch.device, seed: int) -> None:
+    "Train the network on nine tenths of `train` with the tier's recipe, resuming if it was interrupted, and write its weights to `path`."
+    checkpoint = path.with_suffix(".checkpoint.pt")
+    seen = train.select(holdout(train.labels, 0.1, 0)[0])
     try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise unknown("device", str(device), ["auto", "cpu", "cuda"]) from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ArchrepairError("device cuda was asked for but torch sees no GPU; use device cpu or auto")
-    try:
-        (torch.zeros(1, device=chosen) + 1).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ArchrepairError(f"device {device} does not work here ({first_line(error)[:80]}); use auto, cpu or cuda") from None
-    return chosen
+        train_original(network, seen, tier, transform=transform, device=device, seed=seed, checkpoint=checkpoint)
+    except TrainingDiverged:  # and would again
+        checkpoint.unlink(missing_ok=True)
+        raise
+    if any((getattr(m, "momentum", None) or 1) < 0.1 for m in network.modules()):  # statistics that move too slowly for so few epochs
+        rows = image_features(seen, transform, device)
+        recalibrate(network, (rows.batch(positions) for positions in torch.arange(len(rows)).split(tier.batch_size)))
+    save_weights(network, str(path))
+    checkpoint.unlink(missing_ok=True)
 
-
-def outputs_of(tier: str | Tier, outputs: Path | None = None) -> Path:
-    "The folder of a tier's results: `outputs/<tier>` of the project, or of `outputs`."
-    return (outputs or home() / "outputs") / resolve_tier(tier).name
-
-
-def slug(name: str) -> str:
-    "The name of a dataset or network as it may stand in a file's name; paths are shortened to a digest."
-    if "/" in name or "\\" in name:
-        kind, _, path = name.partition(":")
-        name = f"{kind}~{Path(path.split(':')[0]).name}~{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    return name.replace(":", "~")
-
-# %% ../../nbs/experiments/01_originals.ipynb #48d413d4
-def accuracy_of(start: Original, dataset: str) -> Score:
+# %% ../../nbs/experiments/01_originals.ipynb #9fe55a14
+def accuracy_of(unrepaired: Original, dataset: str) -> Score:
     "Accuracy on the test split of a dataset or of a version of it."
     test = load_dataset(dataset, "test")
-    return Score.of(is_correct(predict(start.network, test, start.transform), test.labels))
+    return Score.of(is_correct(predict(unrepaired.network, test, unrepaired.transform), test.labels))
 
-
+# %% ../../nbs/experiments/01_originals.ipynb #48d413d4
 def write_version(name: str, out: str | Path, limit: int | None = None) -> ImageSet:
     "Write the (first `limit`) test images of a dataset's version as an npz file in test order; returns them."
     if limit is not None and limit < 1:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 # %% auto #0
-__all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'STAND_INS', 'EXHIBITS', 'Settings', 'Requirement', 'everywhere', 'blocks_of',
+__all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'SMOKE_DATASETS', 'EXHIBITS', 'Settings', 'Requirement', 'everywhere', 'blocks_of',
            'few_methods', 'Exhibit', 'requirements']
 
 # %% ../../nbs/paper/02_exhibits.ipynb #94f1203b
@@ -28,20 +28,21 @@ from ..repair.finetuning import LEVELS
 # %% ../../nbs/paper/02_exhibits.ipynb #25d792b7
 PAPER_METHODS = tuple(name for name, method in METHODS.items() if method.role in ("paper", "ours"))  # the order of Table 5
 FEW_CORRUPTIONS = {"smoke": ("frost", "contrast", "fog"), "lite": ("gaussian_noise", "motion_blur", "fog")}  # digits do not mind noise
-STAND_INS = ("digits:fog:3", "digits:contrast:3")  # at the smoke tier, for CIFAR-10 and Tiny-ImageNet: on clean digits too little fails
+SMOKE_DATASETS = ("digits:fog:3", "digits:contrast:3")  # for CIFAR-10 and Tiny-ImageNet: on clean digits too little fails
 
 
 def _names(text: str | Sequence[str]) -> tuple[str, ...]:
+    "Names separated by commas, each once."
     parts = text.split(",") if isinstance(text, str) else text
     return tuple(dict.fromkeys(filter(None, (part.strip() for part in parts))))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the tables and figures are made for; see `of`.
+    """What a run of a notebook covers: networks, dataset, corruptions, methods, tier, seeds and protocol; see `of`.
 
     `dataset` names the version that clean repairs draw their failures from; `corruptions` are those repaired on one by one (§5.2), at
-    `severity` 1 to 5. `methods` None: those of the paper's own table.
+    `severity` 1 to 5. With `methods` None each table takes the methods that the paper shows in it.
     """
 
     models: tuple[str, ...] = ("resnet18",)
@@ -64,37 +65,41 @@ class Settings:
         if protocol not in PROTOCOLS:
             raise unknown("protocol", protocol, PROTOCOLS)
         if not isinstance(seeds, int) or seeds < 0 or severity not in range(1, 6):
-            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's), and 1 to 5")
-        chosen = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}.get(corruption) or _names(corruption)
-        for name in chosen:
+            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) and a "
+                                  "severity from 1 to 5")
+        families = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}
+        corruptions = families.get(corruption) or _names(corruption)
+        for name in corruptions:
             if name not in PAPER_CORRUPTIONS:
                 raise unknown("corruption", name, ["auto", "all", *PAPER_CORRUPTIONS])
-        dataset = (STAND_INS[0] if size.name == "smoke" else size.dataset) if dataset == "auto" else dataset
+        if dataset == "auto":
+            dataset = SMOKE_DATASETS[0] if size.name == "smoke" else size.dataset
         parse_version(dataset)
-        made = cls((model,) if models == "auto" else _names(models), dataset, tuple(chosen), severity,
-                   None if methods == "auto" else _names(methods), size.name, tuple(range(seed, seed + (seeds or size.seeds))), protocol)
-        if not made.models or made.methods == ():
+        settings = cls(models=(model,) if models == "auto" else _names(models), dataset=dataset, corruptions=tuple(corruptions),
+                       severity=severity, methods=None if methods == "auto" else _names(methods), tier=size.name,
+                       seeds=tuple(range(seed, seed + (seeds or size.seeds))), protocol=protocol)
+        if not settings.models or settings.methods == ():
             raise ArchrepairError(f"models {models!r}, methods {methods!r}: expected at least one of both")
-        return made
+        return settings
 
     @property
     def stem(self) -> str:
-        "What tells the files of these settings from those of others: networks, dataset, protocol."
+        "Networks, dataset and protocol as part of a file name, which tells the files of these settings from those of others."
         networks = "+".join(self.models) if len(self.models) < 3 else f"{len(self.models)}-networks"
         return f"{networks}-{self.dataset}-{self.protocol}".replace(":", "~").replace("/", "~")
 
     @property
     def uses_second_dataset(self) -> bool:
-        "Is this the dataset of the second of two like figures (5 and 7), Tiny-ImageNet?"
-        return parse_version(self.dataset)[0] == "tiny-imagenet" or self.dataset == STAND_INS[1]
+        "Is the dataset Tiny-ImageNet, or its replacement at the smoke tier? Figures 5 and 7 show it; Figures 4 and 6 show any other."
+        return parse_version(self.dataset)[0] == "tiny-imagenet" or self.dataset == SMOKE_DATASETS[1]
 
     def version(self, corruption: str) -> str:
-        "A corrupted version of the dataset; of `clean` it is the dataset as clean repairs take it."
+        "The name of the dataset under a corruption at this severity; for `clean`, the version that clean repairs draw their failures from."
         return self.dataset if corruption == "clean" else f"{parse_version(self.dataset)[0]}:{corruption}:{self.severity}"
 
     def cell(self, method: str = "archrepair", model: str | None = None, seed: int | None = None, *, corruption: str = "clean",
              block: str | None = None, epochs: int | None = None) -> Cell:
-        "A cell of the grid; `method` may carry settings, as in `arachne:search=de`."
+        "A cell of the grid, by default of the first network and seed; `method` may carry settings, e.g. `arachne:search=de`."
         plain = Cell("archrepair", model or self.models[0], self.version(corruption), self.seeds[0] if seed is None else seed, self.tier,
                      self.protocol, block)
         return method_cell(method, plain, epochs)
@@ -106,7 +111,7 @@ class Settings:
 # %% ../../nbs/paper/02_exhibits.ipynb #f72fb8e7
 @dataclass(frozen=True)
 class Requirement:
-    "A cell to be run, and versions of the dataset, by name, on which the repaired network is to be evaluated besides."
+    "A cell whose record is needed, and the versions of the dataset, by name, on which its repaired network must have been evaluated too."
 
     cell: Cell
     versions: tuple[str, ...] = ()
@@ -141,7 +146,7 @@ def _robust_clean(settings: Settings) -> Iterator[Requirement]:
 
 
 def few_methods(settings: Settings) -> tuple[str, ...]:
-    "The methods of Table 7: of the paper's, the five it took."
+    "The methods of Table 7: the settings' own, or those five of the paper's seven that it shows there."
     return settings.methods or tuple(m for m in PAPER_METHODS if m not in ("mode", "fewshot"))
 
 
@@ -172,7 +177,10 @@ def _ablation(settings: Settings) -> Iterator[Requirement]:
 # %% ../../nbs/paper/02_exhibits.ipynb #edda8a8a
 @dataclass(frozen=True)
 class Exhibit:
-    "One table or figure: its `title`, the `notebook` that makes it, what it needs, and the `models` the paper shows."
+    """One table or figure: its `title`, the `notebook` that makes it, the `models` the paper shows, its `requirements` by settings.
+
+    `uses_second_dataset` is None for exhibits that are made for every dataset; see `Settings.uses_second_dataset`.
+    """
 
     title: str
     notebook: str
@@ -182,7 +190,8 @@ class Exhibit:
 
 
 _SIX = ("vgg16", "resnet18", "resnet50", "resnet101", "densenet121", "efficientnet_b0")
-_FOUR, _THREE, _TWO, _ONE = ("resnet18", "resnet50", "resnet101", "densenet121"), ("resnet18", "resnet50", "resnet101"), _SIX[1:3], _SIX[1:2]
+_FOUR = ("resnet18", "resnet50", "resnet101", "densenet121")
+_THREE, _TWO, _ONE = _FOUR[:3], _FOUR[:2], _FOUR[:1]
 
 EXHIBITS: dict[str, Exhibit] = {
     "table1": Exhibit("Repair at four levels", "02_finetuning", _THREE, _levels),
@@ -204,14 +213,14 @@ EXHIBITS: dict[str, Exhibit] = {
 
 
 def requirements(names: Sequence[str], settings: Settings) -> list[Requirement]:
-    """What these exhibits need, each cell once, with all versions that any of them asks for; the paper's order.
+    """What these exhibits require, in the paper's order: each cell once, with all versions that any of them asks for.
 
     Raises `ArchrepairError` for an unknown exhibit.
     """
-    found: dict[Cell, dict[str, None]] = {}
+    versions_of: dict[Cell, dict[str, None]] = {}  # a dict of versions, as a set that keeps their order
     for name in names:
         if name not in EXHIBITS:
             raise unknown("table or figure", name, EXHIBITS)
         for requirement in EXHIBITS[name].requirements(settings):
-            found.setdefault(requirement.cell, {}).update(dict.fromkeys(requirement.versions))
-    return [Requirement(cell, tuple(versions)) for cell, versions in found.items()]
+            versions_of.setdefault(requirement.cell, {}).update(dict.fromkeys(requirement.versions))
+    return [Requirement(cell, tuple(versions)) for cell, versions in versions_of.items()]

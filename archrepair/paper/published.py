@@ -13,7 +13,7 @@ from ..core import registry
 from ..core.errors import ArchrepairError, unknown
 
 # %% auto #0
-__all__ = ['COLUMNS', 'PRINTED', 'published_path', 'published', 'published_table', 'display_name']
+__all__ = ['COLUMNS', 'DISPLAY_NAMES', 'published_path', 'published', 'published_table', 'display_name']
 
 # %% ../../nbs/paper/01_published.ipynb #638e70f5
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def published_path() -> Path:
 
     for start in (Path.cwd(), Path(archrepair.__file__).resolve().parent):
         for folder in (start, *start.parents):
-            found = folder / "data" / "published.csv"
-            if found.is_file():
-                return found
+            path = folder / "data" / "published.csv"
+            if path.is_file():
+                return path
     raise ArchrepairError("data/published.csv was not found above the current folder: run from a checkout of archrepair, or pass path=")
 
 # %% ../../nbs/paper/01_published.ipynb #2ef72028
 def published(table: int | None = None, path: str | os.PathLike | None = None) -> pd.DataFrame:
-    """The published numbers in long form, in the paper's order; `table` keeps one table.
+    """The published numbers in long form, in the paper's order; of one `table` only, if it is given.
 
     Columns: table (int), part, row, column (str), value (float), unit (`%`, `s`, `min`, `neurons` or empty), note (empty where certain).
     Raises `ArchrepairError` for a missing or foreign file and for a table the paper does not print in numbers.
@@ -83,7 +83,7 @@ def published_table(table: int, part: str | None = None, path: str | os.PathLike
     return wide.rename_axis(index=None, columns=[None] * wide.columns.nlevels)
 
 # %% ../../nbs/paper/01_published.ipynb #b6796154
-PRINTED: dict[str, dict[str, str]] = {
+DISPLAY_NAMES: dict[str, dict[str, str]] = {
     "model": registry.MODELS.labels(),
     "dataset": registry.DATASETS.labels(),
     "method": {"original": "Original", **registry.METHODS.labels()},
@@ -93,8 +93,11 @@ PRINTED: dict[str, dict[str, str]] = {
 
 
 def display_name(kind: str, name: str) -> str:
-    "The paper's name of a model, dataset, method (settings after a colon are kept), level or corruption; the name itself where it has none."
-    if kind not in PRINTED:
-        raise unknown("kind of name", kind, PRINTED)
-    head, colon, rest = name.partition(":")
-    return PRINTED[kind].get(head, head) + (f" ({rest})" if colon else "")
+    """The paper's name of a model, dataset, method, level or corruption; what the paper does not show keeps our name.
+
+    Settings after a colon follow in brackets. Raises `ArchrepairError` for an unknown kind.
+    """
+    if kind not in DISPLAY_NAMES:
+        raise unknown("kind of name", kind, DISPLAY_NAMES)
+    head, colon, settings = name.partition(":")
+    return DISPLAY_NAMES[kind].get(head, head) + (f" ({settings})" if colon else "")

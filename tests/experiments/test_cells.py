@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 import archrepair.experiments.cells as module
-import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import load_dataset
 from archrepair.data.images import holdout
 from archrepair.experiments.cells import Cell, Record, run, run_full, scenario_of
-from archrepair.experiments.originals import Original, original
+from archrepair.experiments.originals import Original
 from archrepair.networks.models import create_model, save_weights
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.result import load
@@ -30,7 +29,7 @@ CELL = Cell(dataset=DATASET, tier="smoke", block="layer4", options=SHORT)
 
 
 @pytest.fixture(scope="module")
-def start(_problem, digits, tmp_path_factory) -> Original:
+def unrepaired(_problem, digits, tmp_path_factory) -> Original:
     "The shared network as an original."
     path = tmp_path_factory.mktemp("original") / "network.safetensors"
     save_weights(_problem.network, str(path))
@@ -42,7 +41,7 @@ def record():
     return json.loads((finished() / "outputs" / "repair" / "record.json").read_text())
 
 
-# --- where a record lies
+# --- the path of a record
 
 def test_paths_are_stable():
     assert Cell(dataset="cifar10:fog:3", tier="lite").path(Path("o")).as_posix() == (
@@ -55,8 +54,8 @@ def test_paths_are_stable():
 
 def test_whatever_defines_a_run_is_in_its_path(home, monkeypatch):
     changes = [{"method": "apricot"}, {"model": "vgg16"}, {"dataset": "digits"}, {"seed": 1}, {"tier": "lite"}, {"protocol": "paper"},
-               {"block": None}, {"block": "layer3"}, {"options": ()}, {"options": SHORT[:1]}, {"options": (("finetune_epochs", 2), SHORT[1])},
-               {"options": (*SHORT, ("strategy", "darts"))}]
+               {"block": None}, {"block": "layer3"}, {"options": ()}, {"options": SHORT[:1]},
+               {"options": (("finetune_epochs", 2), SHORT[1])}, {"options": (*SHORT, ("strategy", "darts"))}]
     paths = {dataclasses.replace(CELL, **change).path() for change in [{}, *changes]}
     assert len(paths) == len(changes) + 1
     assert set(Cell.__dataclass_fields__) == {key for change in changes for key in change}  # nothing that defines a run is forgotten
@@ -72,9 +71,9 @@ def test_paths_of_ones_own_data_do_not_collide(home):
 
 # --- once
 
-def test_run_once_force_and_resume(start, tmp_path, monkeypatch):
+def test_run_once_force_and_resume(unrepaired, tmp_path, monkeypatch):
     path = CELL.path(tmp_path)
-    first = run(CELL, outputs=tmp_path, start=start)
+    first = run(CELL, outputs=tmp_path, unrepaired=unrepaired)
     assert first.path == str(path) and [p.name for p in path.parent.iterdir()] == [path.name]
     content, calls = path.read_bytes(), []
     monkeypatch.setattr(module, "run_full", lambda *a, **k: calls.append(a) or (first, None, None))
@@ -91,37 +90,39 @@ def test_a_broken_record_is_named_and_nothing_is_run(tmp_path, monkeypatch, text
     path = CELL.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    with pytest.raises(ArchrepairError, match="is no record.*with force") as error:
+    with pytest.raises(ArchrepairError, match="is not a record.*with force") as error:
         run(CELL, outputs=tmp_path)
     assert str(path) in str(error.value) and "\n" not in str(error.value) and path.read_text() == text
 
 
-@pytest.mark.parametrize(("change", "message"), [({"method": "x"}, "unknown method"), ({"options": (("epochs", 3),)}, "unknown option of archrepair"),
-                                                 ({"options": (("search_epochs", -1),)}, "search_epochs"), ({"tier": "x"}, "unknown tier"),
-                                                 ({"protocol": "x"}, "unknown protocol"), ({"block": "x"}, "unknown block")])
-def test_a_cell_that_makes_no_sense_leaves_nothing(start, tmp_path, change, message):
+@pytest.mark.parametrize(("change", "message"), [
+    ({"method": "x"}, "unknown method"), ({"options": (("epochs", 3),)}, "unknown option of archrepair"),
+    ({"options": (("search_epochs", -1),)}, "search_epochs"), ({"tier": "x"}, "unknown tier"), ({"protocol": "x"}, "unknown protocol"),
+    ({"block": "x"}, "unknown block")])
+def test_a_cell_that_makes_no_sense_leaves_nothing(unrepaired, tmp_path, change, message):
     with pytest.raises(ArchrepairError, match=message):
-        run(dataclasses.replace(CELL, **change), outputs=tmp_path, start=start)
+        run(dataclasses.replace(CELL, **change), outputs=tmp_path, unrepaired=unrepaired)
     assert not [p for p in tmp_path.rglob("*.json") if p.name != "run.json"]
 
 
-def test_a_diverged_run_leaves_nothing(start, tmp_path, monkeypatch):
+def test_a_diverged_run_leaves_nothing(unrepaired, tmp_path, monkeypatch):
     def diverge(self, model, data, *, checkpoints):
         (checkpoints / "search.pt").write_text("half")
         raise TrainingDiverged("the loss is nan")
 
     monkeypatch.setattr(ArchRepair, "repair", diverge)
     with pytest.raises(TrainingDiverged):
-        run(CELL, outputs=tmp_path, start=start)
+        run(CELL, outputs=tmp_path, unrepaired=unrepaired)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() or "checkpoints" in p.name]
 
 
-# --- what stands in it
+# --- what it holds
 
 def test_the_schema_of_a_record(record):
     assert record.keys() == {"cell", "metrics", "repair", "versions"}
-    assert record["cell"] == {"method": "archrepair", "model": "resnet18", "dataset": DATASET, "seed": 0, "tier": "smoke", "protocol": "clean",
-                              "block": None, "options": [["finetune_epochs", 1], ["preset", "default"], ["search_epochs", 2], ["strategy", "pc-darts"]]}
+    options = [["finetune_epochs", 1], ["preset", "default"], ["search_epochs", 2], ["strategy", "pc-darts"]]
+    assert record["cell"] == {"method": "archrepair", "model": "resnet18", "dataset": DATASET, "seed": 0, "tier": "smoke",
+                              "protocol": "clean", "block": None, "options": options}
     sets, metrics = {"full", "held_out", "clean_full", "clean_held_out"}, record["metrics"]
     assert metrics.keys() == {"before", "after", "change", "candidates", "images"} and set(metrics["candidates"]) == {"repaired", "control"}
     for part in (metrics, *metrics["candidates"].values()):
@@ -131,11 +132,13 @@ def test_the_schema_of_a_record(record):
                 assert score.keys() == {"accuracy", "n", "low", "high"} and 0 <= score["low"] <= score["accuracy"] <= score["high"] <= 100
             change, before, after = part["change"][name], metrics["before"][name], part["after"][name]
             assert change.keys() == {"fixed", "broken", "repair_rate", "negative_flips", "p"}
-            assert change["fixed"] - change["broken"] == pytest.approx((after["accuracy"] - before["accuracy"]) * before["n"] / 100, abs=0.02)
+            difference = (after["accuracy"] - before["accuracy"]) * before["n"] / 100
+            assert change["fixed"] - change["broken"] == pytest.approx(difference, abs=0.02)
     assert metrics["before"]["full"]["n"] == 597 and metrics["before"]["held_out"]["n"] == metrics["images"]["held_out"] == 298
     chosen = record["repair"]["chosen"]
     assert metrics["after"] == (metrics["before"] if chosen == "original" else metrics["candidates"][chosen]["after"])
-    assert set(record["repair"]["cost"]) == {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"} == set(record["repair"]["control_cost"])
+    costs = {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"}
+    assert set(record["repair"]["cost"]) == set(record["repair"]["control_cost"]) == costs
     assert all(record["repair"]["cost"].values()) and record["repair"]["localization"] and record["repair"]["config"]["localized"]
     assert record["versions"].keys() == {"archrepair", "commit", "python", "torch", "machine", "time", "weights"}
     assert record["versions"]["torch"] == torch.__version__ and record["versions"]["weights"] == module.digest(finished() / ORIGINAL)
@@ -169,28 +172,29 @@ def test_the_accuracies_are_true(record):
 
 
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
-def test_images_used_are_held_out_of_every_version(start, protocol):
+def test_images_used_are_held_out_of_every_version(unrepaired, protocol):
     cell = dataclasses.replace(CELL, protocol=protocol)
-    _, scenario = scenario_of(cell, start)
+    _, scenario = scenario_of(cell, unrepaired)
     used, held_out = set(scenario.used.tolist()), set(scenario.held_out.tolist())
     given = scenario.data.failures.index.tolist() + scenario.data.val_failures.index.tolist()
     assert sorted(given) == sorted(used) and not used & held_out
-    assert scenario.test.name.startswith(DATASET) and scenario.clean.name.startswith("digits/") and len(scenario.test) == len(scenario.clean) == 597
+    assert scenario.test.name.startswith(DATASET) and scenario.clean.name.startswith("digits/")
+    assert len(scenario.test) == len(scenario.clean) == 597
     assert torch.equal(scenario.test.labels, scenario.clean.labels) and not torch.equal(scenario.test.images, scenario.clean.images)
-    evaluated = module.evaluate(start.network, scenario)
+    evaluated = module.evaluate(unrepaired.network, scenario)
     assert {name: score.n for name, score in evaluated.scores.items()} == {"full": 597, "held_out": len(held_out), "clean_full": 597,
                                                                           "clean_held_out": len(held_out)}
     assert len(held_out) == (298 if protocol == "clean" else 597 - len(used))
-    train = {bytes(image.numpy()) for image in start.train.images}
+    train = {bytes(image.numpy()) for image in unrepaired.train.images}
     assert all(bytes(image.numpy()) in train for image in (*scenario.data.train.images[:50], *scenario.data.val.images[:50]))
-    again = scenario_of(cell, start)[1]
+    again = scenario_of(cell, unrepaired)[1]
     assert torch.equal(again.used, scenario.used) and torch.equal(again.held_out, scenario.held_out)
 
 
-def test_a_network_without_mistakes(start, tmp_path, monkeypatch):
+def test_a_network_without_mistakes(unrepaired, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "is_correct", lambda logits, labels: torch.ones(len(labels), dtype=torch.bool))
     with pytest.raises(NoFailures, match="makes no mistake"):
-        run(CELL, outputs=tmp_path, start=start)
+        run(CELL, outputs=tmp_path, unrepaired=unrepaired)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -203,48 +207,8 @@ def test_summaries(record):
     after = record["metrics"]["after"]["held_out"]["accuracy"]
     assert list(table.index) == ["held_out", "clean_held_out"] and row["n"] == 3
     assert (row["before"], row["after"], row["change"]) == pytest.approx((before, after + 1, after + 1 - before))
-    assert row["sd"] == pytest.approx(math.sqrt(3)) and math.isclose(records[0].accuracy(), after) and records[0].accuracy("held_out", "before") == before
-
-
-# --- the original
-
-def test_the_original_is_trained_once(home, monkeypatch):
-    furnish(home, repaired=False)
-    before = tree(home)
-    monkeypatch.setattr(originals, "train_original", lambda *a, **k: pytest.fail("was trained"))
-    start = original(tier="smoke")
-    assert start.path == home / ORIGINAL and not start.network.training and tree(home) == before
-    monkeypatch.setattr(originals, "train_original", lambda network, *a, **k: network.fc.bias.data.fill_(7))
-    original(tier="smoke", force=True)
-    assert load_file(home / ORIGINAL)["fc.bias"].eq(7).all() and tree(home).keys() == before.keys()
-
-
-def test_the_training_of_an_original_resumes(home, monkeypatch):
-    from archrepair.training import fit as training
-
-    save, saved = training._save, []
-
-    def interrupted(path, *more):
-        save(path, *more)
-        saved.append(path)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "_save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        original(tier="smoke")
-    assert saved[1].exists() and not (home / ORIGINAL).exists()
-    original(tier="smoke")
-    assert len(saved) == TIERS["smoke"].train_epochs  # none was trained twice
-    assert (home / ORIGINAL).read_bytes() == (finished() / ORIGINAL).read_bytes() and [p.name for p in saved[0].parent.iterdir()] == [ORIGINAL.name]
-
-
-@pytest.mark.parametrize("device", ["cpu:x", "tpu9", "meta", "mps", "cuda:99"])
-def test_devices_that_are_not_there(device):
-    with pytest.raises(ArchrepairError, match="device") as error:
-        originals.pick_device(device)
-    assert "\n" not in str(error.value)
-    assert originals.pick_device("cpu").type == "cpu"
+    assert row["sd"] == pytest.approx(math.sqrt(3))
+    assert (records[0].accuracy("held_out", "before"), records[0].accuracy()) == (before, after)
 
 
 # --- interrupted
@@ -261,21 +225,28 @@ def test_checkpoints_of_another_run_are_not_taken(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["run.json"]
 
 
-def test_a_repair_is_claimed_by_its_cell_and_its_weights(start, tmp_path, monkeypatch):
+def test_a_repair_is_claimed_by_its_cell_and_its_weights(unrepaired, tmp_path, monkeypatch):
     claimed = []
-    monkeypatch.setattr(module, "_claim", lambda folder, identity: claimed.append((folder, identity)) or (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def claim(folder, identity):
+        claimed.append((folder, identity))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_claim", claim)
     for cell in (CELL, dataclasses.replace(CELL, dataset="digits")):
         with pytest.raises(KeyboardInterrupt):
-            run_full(cell, tmp_path / "record.json", start=start)
+            run_full(cell, tmp_path / "record.json", unrepaired=unrepaired)
     (one, first), (two, second) = claimed
-    assert one == two and first != second and first["weights"] == module.digest(start.path)
+    assert one == two and first != second and first["weights"] == module.digest(unrepaired.path)
 
 
 KILLER = """
 import os, signal, sys
 import matplotlib.pyplot, scipy.stats, sklearn.datasets  # once, before the forks
-import archrepair.deploy.report, archrepair.experiments.cells, archrepair.training.fit as training
 from archrepair.cli.app import main
+from archrepair.deploy import report
+from archrepair.experiments import cells
+from archrepair.training import fit as training
 
 save = training._save
 for file, after in (("search.pt", 1), ("control.pt", 2)):

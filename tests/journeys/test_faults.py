@@ -185,7 +185,7 @@ def test_repair_has_nowhere_to_write(room, idle, capsys, place):
     (room / "file").write_text("mine")
     (room / "taken" / "record.json").mkdir(parents=True)
     out = {"a file": room / "file", "below a file": room / "file" / "x", "no file system": Path("/proc/x"), "a folder for a record": room / "taken"}[place]
-    message = "is no record" if place == "a folder for a record" else "cannot write"
+    message = "is not a record" if place == "a folder for a record" else "cannot write"
     one_line(capsys, room, message, *REPAIR, "--out", out)
 
 

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.paper.published import published, published_path, published_table
+from archrepair.core.registry import METHODS as METHODS_BY_NAME
+from archrepair.paper.exhibits import PAPER_METHODS
+from archrepair.paper.published import DISPLAY_NAMES, display_name, published, published_path, published_table
 
 METHODS = ["Original", "MODE", "Apricot", "Arachne", "SENSEI", "Few-Shot", "DeepRepair", "ArchRepair"]
 NETWORKS = ["VGG-16", "ResNet-18", "ResNet-50", "ResNet-101", "DenseNet-121", "EfficientNet-B0"]
@@ -155,7 +157,7 @@ def test_found_from_any_folder(tmp_path, monkeypatch):
     own.parent.mkdir(parents=True)
     own.write_bytes(home.read_bytes())
     (tmp_path / "project" / "nbs").mkdir()
-    monkeypatch.chdir(tmp_path / "project" / "nbs")  # the tree we stand in goes first
+    monkeypatch.chdir(tmp_path / "project" / "nbs")  # the tree we are in goes first
     assert published_path().samefile(own)
 
 
@@ -185,6 +187,19 @@ def test_missing_everywhere(tmp_path, monkeypatch):
 def test_unknown_table_or_part(call):
     with pytest.raises(ArchrepairError, match="unknown"):
         call()
+
+
+def test_display_names_are_those_of_the_published_tables():
+    table5, table7 = published(5), published(7)
+    assert [display_name("method", m) for m in ("original", *PAPER_METHODS)] == list(dict.fromkeys(table5["row"]))
+    assert list(DISPLAY_NAMES["corruption"].values()) == list(dict.fromkeys(table7["column"]))
+    assert list(DISPLAY_NAMES["model"].values()) == list(dict.fromkeys(table5["column"]))
+    assert set(DISPLAY_NAMES["dataset"].values()) == set(table5["part"])
+    assert set(DISPLAY_NAMES["level"].values()) == set(published(1)["row"])
+    assert set(DISPLAY_NAMES["method"]) - {"original"} <= set(METHODS_BY_NAME)
+    assert display_name("method", "arachne:search=de") == "Arachne (search=de)" and display_name("model", "timm:x") == "timm (x)"
+    with pytest.raises(ArchrepairError, match="unknown kind of name"):
+        display_name("color", "red")
 
 
 def test_import_is_light():

@@ -10,9 +10,9 @@ torch.set_num_threads(snakemake.threads)
 
 from archrepair import Cell, original, run  # noqa: E402
 
-given = {**snakemake.params.cell, "options": tuple((name, value) for name, value in snakemake.params.cell["options"])}
-cell, outputs, device = Cell(**given), Path(snakemake.config["outputs"]), snakemake.config["device"]
-start = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=snakemake.input.weights, device=device)
-record = run(cell, outputs=outputs, device=device, start=start)
+fields = {**snakemake.params.cell, "options": tuple((name, value) for name, value in snakemake.params.cell["options"])}
+cell, outputs, device = Cell(**fields), Path(snakemake.config["outputs"]), snakemake.config["device"]
+unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=snakemake.input.weights, device=device)
+record = run(cell, outputs=outputs, device=device, unrepaired=unrepaired)
 assert Path(record.path) == Path(snakemake.output[0]), f"{record.path} was written where {snakemake.output[0]} was promised"
 print(record.repair["verdict"])

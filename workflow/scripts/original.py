@@ -1,4 +1,4 @@
-"Train one original, or find it trained."
+"Train one original, or read it if it is trained already."
 # ruff: noqa: F821 - Snakemake puts the object `snakemake` into a script's globals
 import sys
 from pathlib import Path
@@ -11,5 +11,6 @@ torch.set_num_threads(snakemake.threads)
 from archrepair import original  # noqa: E402
 
 cell = snakemake.params.cell
-start = original(cell["model"], cell["dataset"], cell["tier"], cell["seed"], device=snakemake.config["device"], out=snakemake.output[0], own=False)
-print(f"{start.path}: {cell['model']} on {start.dataset}, tier {start.tier.name}, seed {cell['seed']}")
+unrepaired = original(cell["model"], cell["dataset"], cell["tier"], cell["seed"], device=snakemake.config["device"],
+                      out=snakemake.output[0], own=False)
+print(f"{unrepaired.path}: {cell['model']} on {unrepaired.dataset}, tier {unrepaired.tier.name}, seed {cell['seed']}")

@@ -1,0 +1,86 @@
+"""What a table says of its records."""
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from archrepair.paper.exhibits import Requirement
+from archrepair.paper.tables import ResultTable, collect_rows, keep_common_seeds, runs_as_values
+from support.exhibits import SMOKE, recorded
+
+
+def values(**rows: list[float]) -> pd.DataFrame:
+    "Values of `ResultTable.of`: accuracies of one network by method."
+    return pd.DataFrame([{"row": row, "column": "ResNet-18", "score": "full", "value": value} for row, several in rows.items()
+                         for value in several])
+
+
+PAPER = pd.DataFrame({"ResNet-18": {"Original": 85.0, "MODE": 85.48}})
+
+
+def test_a_table_says_mean_spread_n_paper_and_difference():
+    accuracies = values(Original=[80.0, 82.0], MODE=[84.0, 86.0], Apricot=[84.0])
+    table = ResultTable.of("table5", "Accuracy", SMOKE, accuracies, PAPER, commits=["b", "a", "b", ""])
+    long = table.long
+    assert list(long["mean"]) == [81.0, 85.0, 84.0] and list(long["n"]) == [2, 2, 1]
+    assert long["sd"].iloc[0] == pytest.approx(math.sqrt(2)) and math.isnan(long["sd"].iloc[2])
+    assert math.isnan(long["paper"].iloc[2])
+    assert list(long["difference"].round(2))[:2] == [-4.0, -0.48]
+    frame = table.frame(("<b>", "</b>"))["ResNet-18"]
+    assert frame.loc["MODE", "full test"] == "<b>85.00 ± 1.41</b>" and frame.loc["Apricot", "full test"] == "84.00 (n 1)"
+    assert frame.loc["Original", "difference"] == "-4.00" and frame.loc["Apricot", "paper"] == "–"
+    assert table.commits == ("a", "b")
+    assert all(words in table.caption for words in ("n = 1 to 2", "tier smoke", "commit a, b"))
+    assert "**85.00 ± 1.41**" in table.markdown() and table.markdown().count("\n|") == 5
+
+
+def test_the_scores_of_a_column_stand_together():
+    both = pd.concat([values(MODE=[1.0]).assign(column=column, score=score) for score in ("full", "held_out") for column in ("A", "B")])
+    frame = ResultTable.of("table5", "", SMOKE, both, pd.DataFrame({"A": {"MODE": 2.0}})).frame()
+    assert list(frame.columns) == [("A", "full test"), ("A", "paper"), ("A", "difference"), ("A", "held out"), ("B", "full test"),
+                                   ("B", "held out")]
+
+
+def test_the_original_is_never_the_best_and_ties_share():
+    table = ResultTable.of("table5", "", SMOKE, values(Original=[99.0], MODE=[84.001], Apricot=[84.004]))
+    assert [text.startswith("<b>") for text in table.frame(("<b>", "</b>")).iloc[:, 0]] == [False, True, True]
+    least = ResultTable.of("table4", "", SMOKE, values(MODE=[3.0], Apricot=[2.0]), better="min")
+    assert [text.startswith("*") for text in least.frame(("*", "*")).iloc[:, 0]] == [False, True]
+    assert not any("*" in text for text in replace(least, better="").frame(("*", "*")).iloc[:, 0])
+
+
+def test_a_missing_cell_is_a_dash():
+    ragged = pd.concat([values(MODE=[1.0], Apricot=[2.0]), values(MODE=[3.0]).assign(column="VGG-16")])
+    assert ResultTable.of("table5", "", SMOKE, ragged).frame().loc["Apricot", ("VGG-16", "full test")] == "–"
+
+
+def test_rows_are_the_records():
+    _, runs, rows = recorded()
+    assert list(rows["method"]) == ["retrain", "surgical"] and (rows["corruption"] == "fog").all() and (rows["full before"] > 0).all()
+    for row in rows.itertuples():
+        after = row.record.metrics["candidates"]["repaired"]["after"]
+        assert row.full == after["full"]["accuracy"] and row.held_out == after["held_out"]["accuracy"] and row.cpu_seconds > 0
+        assert runs.has_network(row.cell)  # they will be asked for by the figure
+    table = runs_as_values(rows, "method", "model")
+    assert list(dict.fromkeys(table["row"])) == ["Original", "Retraining", "Surgical"] and len(table) == 2 * 3
+    assert collect_rows([Requirement(SMOKE.cell("mode"))], runs, missing="skip").empty
+
+
+def test_methods_are_compared_on_the_same_seeds():
+    rows = pd.DataFrame({"seed": [0, 0, 1, 1, 2], "method": ["a", "b", "a", "b", "a"]})
+    assert list(keep_common_seeds(rows, "method")["seed"]) == [0, 0, 1, 1]
+    assert list(keep_common_seeds(rows[:1], "method")["seed"]) == [0]
+    assert list(keep_common_seeds(rows[rows["method"] == "a"], "method")["seed"]) == [0, 1, 2]
+    assert keep_common_seeds(rows[:0], "method").empty
+
+
+def test_a_saved_table_can_be_read_back(tmp_path):
+    table = ResultTable.of("table5", "Accuracy <of> all", SMOKE, values(Original=[80.0], MODE=[84.0]), PAPER, commits=["abc"])
+    csv, markdown, card = table.save(tmp_path)
+    frame = pd.read_csv(csv)
+    assert " ".join(frame) == "row column score mean sd n paper difference unit tier protocol commit" and len(frame) == 2
+    assert markdown.read_text() == table.markdown()
+    content = json.loads(card.read_text())
+    assert card.name == "table5-resnet18-digits~fog~3-clean.json" and content["notebook"] == "03_rq1" and "84.00" in content["html"]
