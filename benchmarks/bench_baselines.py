@@ -132,10 +132,12 @@ def sensei_variants(images=128, variants=10, size=32):
     apart = (naive(unslanted, True) - sensei.variants(pictures, unslanted).permute(0, 1, 4, 2, 3)).abs()
     blurred = (naive(genes, False) - sensei.variants(pictures, genes).permute(0, 1, 4, 2, 3)).abs().mean()
     assert float(apart.max()) <= 1.0 and float(blurred) < 5, f"{float(apart.max())}, {float(blurred)} gray levels apart"
-    batched, four, single = seconds(lambda: sensei.variants(pictures, genes)), seconds(lambda: naive(genes, False)), seconds(lambda: naive(unslanted, True))
+    batched = seconds(lambda: sensei.variants(pictures, genes))
+    four, single = seconds(lambda: naive(genes, False)), seconds(lambda: naive(unslanted, True))
     return {"images": images, "variants": variants, "size": size, "seconds a batch": round(batched, 4), "naive, four calls": round(four, 3),
             "naive, one call": round(single, 3), "ratio": round(four / batched, 1), "ratio to one call": round(single / batched, 1),
-            "largest difference, gray levels": round(float(apart.max()), 2), "mean difference to four resamplings": round(float(blurred), 2)}
+            "largest difference, gray levels": round(float(apart.max()), 2),
+            "mean difference to four resamplings": round(float(blurred), 2)}
 
 
 CASES = {

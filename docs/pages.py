@@ -88,7 +88,8 @@ def results(site: Path) -> str:
             if source.exists():
                 frame = pd.read_csv(source, dtype=str, keep_default_na=False)
             commits = ", ".join(sorted({*frame.get("commit", [])} - {""})) or "unknown"
-            name = re.sub(r"^(table|fig(?:ure)?)(\d+)", lambda m: f"{'Table' if m[1] == 'table' else 'Figure'} {m[2]}", path.stem.replace("-", " · "))
+            numbered = lambda m: f"{'Table' if m[1] == 'table' else 'Figure'} {m[2]}"
+            name = re.sub(r"^(table|fig(?:ure)?)(\d+)", numbered, path.stem.replace("-", " · "))
             name += " (figure)" if path.suffix == ".png" and not card else ""
             caption = html.escape(card.get("caption") or f"{name.replace('~', ' ')}. Tier {tier}; commit {commits}")
             heading = f"{caption.split(' · ')[0]} · {html.escape(card['title'])}" if card else name.replace("~", " ")

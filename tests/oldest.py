@@ -1,4 +1,4 @@
-"""Constraints for pip: every run-time requirement of settings.ini at the oldest release that it allows. `make test-oldest` installs with them."""
+"""Constraints for pip, used by `make test-oldest`: every run-time requirement of settings.ini at the oldest release that it allows."""
 import configparser
 import re
 from pathlib import Path

@@ -29,7 +29,8 @@ class Photos(Dataset):
 
 LABELS = np.arange(24) % 3
 FORMS = {
-    "numpy": (pixels(), LABELS), "list of labels": (pixels(), LABELS.tolist()), "uint8 N×H×W×3": (torch.from_numpy(pixels()), torch.from_numpy(LABELS)),
+    "numpy": (pixels(), LABELS), "list of labels": (pixels(), LABELS.tolist()),
+    "uint8 N×H×W×3": (torch.from_numpy(pixels()), torch.from_numpy(LABELS)),
     "uint8 N×3×H×W": (torch.from_numpy(pixels()).permute(0, 3, 1, 2), LABELS),
     "float N×3×H×W": (torch.from_numpy(pixels()).permute(0, 3, 1, 2).float() / 255, LABELS),
     "half": (torch.from_numpy(pixels()).permute(0, 3, 1, 2).double() / 255, torch.from_numpy(LABELS).int()),
@@ -40,9 +41,10 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_images(form):
-    found = as_images(FORMS[form])
-    assert torch.equal(found.images, torch.from_numpy(pixels())) and found.labels.tolist() == LABELS.tolist() and found.labels.dtype == torch.int64
-    assert found.classes == (("cat", "dog", "owl") if form in ("PIL dataset", "subset") else ("0", "1", "2"))
+    images = as_images(FORMS[form])
+    assert torch.equal(images.images, torch.from_numpy(pixels()))
+    assert images.labels.tolist() == LABELS.tolist() and images.labels.dtype == torch.int64
+    assert images.classes == (("cat", "dog", "owl") if form in ("PIL dataset", "subset") else ("0", "1", "2"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -74,8 +76,9 @@ def test_sets_agree_on_their_classes():
     ((pixels(), LABELS + 0.5), "one integer an image"), ((pixels(), LABELS - 1), "labels run from -1"),
     ((torch.randn(24, 3, 8, 8), LABELS), r"float images run from .* expected 0 to 1: give them before normalization"),
     ((torch.full((2, 3, 8, 8), torch.nan), [0, 1]), "float images run from nan"),
-    (pixels(), "failures are a ndarray; expected"), ("images.npz", "failures are a str; expected"), (None, "failures are a NoneType; expected"),
-    (TensorDataset(torch.zeros(3, 3, 8, 8)), r"expected a pair \(image, label\)"), (TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), "is empty"),
+    (pixels(), "failures are a ndarray; expected"), ("images.npz", "failures are a str; expected"),
+    (None, "failures are a NoneType; expected"), (TensorDataset(torch.zeros(3, 3, 8, 8)), r"expected a pair \(image, label\)"),
+    (TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), "is empty"),
     ([(pixels()[0], 0), (pixels()[1], 1), (pixels()[2], 1)], "failures are a list; expected"),
 ])
 def test_what_cannot_be_taken_is_said_in_a_line(source, message):
@@ -94,7 +97,9 @@ def test_images_of_many_sizes_are_refused():
 
 
 def test_other_data_is_refused_before_any_work(problem):
-    for act in (lambda data: localize(problem.network, data), lambda data: ArchRepair(search_epochs=0).repair(problem.network, data),
-                lambda data: archrepair.search(problem.network, "layer4", data), lambda data: archrepair.finetune(problem.network, data, where="layer4")):
+    for act in (lambda data: localize(problem.network, data),
+                lambda data: ArchRepair(search_epochs=0).repair(problem.network, data),
+                lambda data: archrepair.search(problem.network, "layer4", data),
+                lambda data: archrepair.finetune(problem.network, data, where="layer4")):
         with pytest.raises(ArchrepairError, match=r"data is a Photos; expected RepairData: RepairData.of"):
             act(Photos())
