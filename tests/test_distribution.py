@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 
@@ -86,8 +87,11 @@ def test_types_are_checked():
 # --- wheel and sdist
 
 
-def run(*words: object, **options) -> str:
-    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=200, **options).stdout
+def run(*words: object, **variables: str) -> str:
+    "What a command prints, run where none of the package's own files lie."
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
+    with tempfile.TemporaryDirectory() as empty:
+        return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=200, cwd=empty, env=environment).stdout
 
 
 def test_wheel_and_sdist_build_and_install(tmp_path):
@@ -108,11 +112,10 @@ def test_wheel_and_sdist_build_and_install(tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     executable = tmp_path / "env" / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", executable, "install", "--no-deps", "--no-index", "--quiet", wheel)
-    plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    where = run(executable, "-c", "import archrepair; print(archrepair.__file__, archrepair.__version__)", cwd=tmp_path, env=plain).split()
+    where = run(executable, "-c", "import archrepair; print(archrepair.__file__, archrepair.__version__)").split()
     assert where[0].startswith(str(tmp_path / "env")) and where[1] == archrepair.__version__
     libraries = next(p for p in sys.path if p.endswith("site-packages"))
-    out = run(tmp_path / "env" / "bin" / "archrepair", "list", "tiers", "--json", cwd=tmp_path, env=plain | {"PYTHONPATH": libraries})
+    out = run(tmp_path / "env" / "bin" / "archrepair", "list", "tiers", "--json", PYTHONPATH=libraries)
     assert set(json.loads(out)) == {"smoke", "lite", "paper"}
 
 
