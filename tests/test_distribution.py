@@ -91,7 +91,8 @@ def run(*words: object, **variables: str) -> str:
     "What a command prints, run where none of the package's own files lie."
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
     with tempfile.TemporaryDirectory() as empty:
-        return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=200, cwd=empty, env=environment).stdout
+        done = subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=200, cwd=empty, env=environment)
+        return done.stdout
 
 
 def test_wheel_and_sdist_build_and_install(tmp_path):
