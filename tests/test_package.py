@@ -217,6 +217,9 @@ def test_notebook(path):
     assert cells(path)[0]["cell_type"] == "markdown" and first.startswith("# "), "the first cell is its title"
     errors = [o for c in cells(path) for o in c.get("outputs", []) if o["output_type"] == "error"]
     assert not errors, "a stored output is an error"
+    text = "".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
+    base = ROOT if path.stem == "index" else path.parent  # the front page is README.md
+    assert not [target for target in re.findall(r"\]\(([^)#:\s]+\.(?:ipynb|md))\)", text) if not (base / target).exists()], "a dead link"
 
 
 @pytest.mark.parametrize("folder", ["", *(package for package in LAYERS if package != "baselines")])
