@@ -1,45 +1,59 @@
-# make repair    train a small network on embedded data, repair it, show before and after
-# make test      everything CI runs
-# make paper     every table and figure: make paper TIER=smoke (or lite, paper); what is recorded is not run again
-# make docs      the documentation site, in _docs/
-# make readme    README.md from nbs/index.ipynb
-# make clean     remove what the above made
+# make repair       train a small network on embedded data, repair it, show before and after
+# make test         everything CI runs
+# make test-oldest  the same with the oldest releases that settings.ini allows: make test-oldest PYTHON=python3.11
+# make bench        ratios against plain implementations, on this machine
+# make paper        every table and figure: make paper TIER=smoke (or lite, paper); what is recorded is not run again
+# make docs         the documentation site, in _docs/
+# make readme       README.md from nbs/index.ipynb
+# make clean        remove what the above made
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 META := settings.ini setup.py pyproject.toml
 TIER ?= auto
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: repair test paper docs readme clean
+.PHONY: repair test repair-oldest test-oldest bench paper docs readme clean
 .DEFAULT_GOAL := repair
 
-.venv/bin/python:
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("archrepair needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-# A stamp each: a second call installs nothing until the metadata change. README.md is package metadata too.
-.venv/.run: .venv/bin/python $(META)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+# What pip is held to: nothing, or the oldest releases.
+$(VENV)/constraints.txt: $(BIN)/python settings.ini tests/oldest.py
+	$(if $(OLDEST),$(BIN)/python tests/oldest.py,:) > $@
+
+# One stamp per kind of install: a second call installs nothing until the metadata change.
+$(VENV)/.run: $(VENV)/constraints.txt $(META)
+	$(PIP) -c $(VENV)/constraints.txt -e .
 	@touch $@
 
-.venv/.dev: .venv/bin/python $(META)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@ .venv/.run
+$(VENV)/.dev: $(VENV)/constraints.txt $(META)
+	$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.run
 
-repair: .venv/.run
+repair: $(VENV)/.run
 	$(BIN)/archrepair repair --tier smoke --dataset digits:fog:3 --out outputs/repair --force
 
-test: .venv/.dev
+test: $(VENV)/.dev
 	$(BIN)/python tests/run.py
 
-paper: .venv/.run
+repair-oldest test-oldest:
+	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1
+
+bench: $(VENV)/.run
+	@for script in benchmarks/bench_*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+paper: $(VENV)/.run
 	$(BIN)/archrepair paper --tier $(TIER)
 
-docs: .venv/.dev
+docs: $(VENV)/.dev
 	$(BIN)/python docs/prep.py
 	$(BIN)/python -m sphinx -q -W --keep-going -j 2 -c docs docs/_nbs _docs
 
-readme: .venv/.dev
+readme: $(VENV)/.dev
 	$(BIN)/python tests/run.py --write-readme
 
 clean:
-	rm -rf .venv outputs/repair outputs/smoke _proc _docs docs/_nbs
+	rm -rf .venv .venv-oldest outputs/repair outputs/smoke _proc _docs docs/_nbs

@@ -12,11 +12,9 @@ import time
 import torch
 
 from archrepair.data.datasets import load_dataset
-
 from archrepair.data.images import Normalize
 from archrepair.networks.models import create_model
-from archrepair.networks.neurons import watch
-from archrepair.networks.neurons import wire
+from archrepair.networks.neurons import watch, wire
 from archrepair.repair.localization import failure_gradients, spectrum
 from archrepair.training.rows import Rows, image_features
 

@@ -73,7 +73,8 @@ def weights_step(network: nn.Module, module: nn.Module, x: Tensor, labels: Tenso
     return step
 
 
-def search_steps(cut: Split, graph: BlockGraph, x: Tensor, labels: Tensor, precision: str, name: str, plain: bool) -> list[Callable[[], None]]:
+def search_steps(cut: Split, graph: BlockGraph, x: Tensor, labels: Tensor, precision: str, name: str,
+                 plain: bool) -> list[Callable[[], None]]:
     "The two steps of a search: weights, architecture."
     strategy = make_strategy(name)
     strategy.start(graph, 1000)

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -22,21 +23,45 @@ def tree(pages: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"]) if pages else "*None yet.*"
 
 
-def modules(pattern: str, site: Path) -> str:
-    "Modules with their summaries; writes a page for each."
+def packages() -> dict[str, str]:
+    "Packages with what they say of themselves, from the ground up: the order of the contract in pyproject.toml."
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return {name: summary(ROOT / "archrepair" / name / "__init__.py") for name in reversed(layers)}
+
+
+def summary(path: Path) -> str:
+    "The first line of a module's docstring."
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def lesson_of(path: Path) -> str:
+    "The notebook that a module is exported from, below nbs/ and without its suffix."
+    lesson = re.search(r"File to edit: (?:\.\./)*nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8")[:600])
+    return lesson.group(1) if lesson else ""
+
+
+def modules_of(package: str) -> list[Path]:
+    "Modules of a package in the order in which one should read them: that of their notebooks; `parts` come last."
+    paths = [p for p in (ROOT / "archrepair" / package).rglob("*.py") if not p.stem.startswith("_")]
+    return sorted(paths, key=lambda p: (len(p.parts), not re.match(r"\d\d_", lesson_of(p)), lesson_of(p), p.stem))
+
+
+def api(site: Path) -> str:
+    "A section for every package with its modules; writes a page for each module."
+    return "\n".join(f"### {package}\n\n{sentence}\n\n{_modules(package, site)}" for package, sentence in packages().items())
+
+
+def _modules(package: str, site: Path) -> str:
     rows, pages = [], []
-    for path in sorted((ROOT / "archrepair").glob(pattern)):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        if path.stem.startswith("_") or not summary:
-            continue
-        lesson = re.search(r"File to edit: (?:\.\./)*nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8")[:600])
-        (site / "api").mkdir(parents=True, exist_ok=True)
-        source = f"*Taught in* :doc:`/{lesson.group(1)}`\n\n" if lesson else ""
+    (site / "api").mkdir(parents=True, exist_ok=True)
+    for path in modules_of(package):
+        name, lesson = ".".join(path.relative_to(ROOT).with_suffix("").parts), lesson_of(path)
+        source = f"*Taught in* :doc:`/{lesson}`\n\n" if lesson else ""
         (site / "api" / f"{name}.rst").write_text(f"{name}\n{'=' * len(name)}\n\n{source}.. automodule:: {name}\n", encoding="utf-8")
-        rows.append(f"{{doc}}`{name} </api/{name}>`\n: {summary.splitlines()[0]}\n")
+        rows.append(f"{{doc}}`{name} </api/{name}>`\n: {summary(path)}\n")
         pages.append(f"{name.removeprefix('archrepair.')} <api/{name}>")
-    return "\n".join([*rows, tree(pages)])
+    return "\n".join([*rows, tree(pages)]) + "\n"
 
 
 def names() -> str:
@@ -63,7 +88,8 @@ def results(site: Path) -> str:
             if source.exists():
                 frame = pd.read_csv(source, dtype=str, keep_default_na=False)
             commits = ", ".join(sorted({*frame.get("commit", [])} - {""})) or "unknown"
-            name = re.sub(r"^(table|fig(?:ure)?)(\d+)", lambda m: f"{'Table' if m[1] == 'table' else 'Figure'} {m[2]}", path.stem.replace("-", " · "))
+            numbered = lambda m: f"{'Table' if m[1] == 'table' else 'Figure'} {m[2]}"
+            name = re.sub(r"^(table|fig(?:ure)?)(\d+)", numbered, path.stem.replace("-", " · "))
             name += " (figure)" if path.suffix == ".png" and not card else ""
             caption = html.escape(card.get("caption") or f"{name.replace('~', ' ')}. Tier {tier}; commit {commits}")
             heading = f"{caption.split(' · ')[0]} · {html.escape(card['title'])}" if card else name.replace("~", " ")
@@ -73,8 +99,10 @@ def results(site: Path) -> str:
                 alt = " ".join((card.get("alt") or f"{heading}, drawn from records of tier {tier}").split())
                 body = f"```{{image}} /_figures/{tier}-{shown.name}\n:alt: {alt}\n```"
             else:
-                table = card.get("html") or frame.drop(columns=["tier", "commit"], errors="ignore").to_html(index=False, border=0, classes="dataframe")
-                body = f'```{{raw}} html\n<div class="table-box" role="region" aria-label="{html.escape(heading)}" tabindex="0">{table}</div>\n```'
+                shown = frame.drop(columns=["tier", "commit"], errors="ignore")
+                table = card.get("html") or shown.to_html(index=False, border=0, classes="dataframe")
+                box = f'<div class="table-box" role="region" aria-label="{html.escape(heading)}" tabindex="0">{table}</div>'
+                body = f"```{{raw}} html\n{box}\n```"
             parts.append(f"### {heading}\n\n{body}\n\n{{.of}}\n{caption}\n")
     return "\n".join(parts)
 

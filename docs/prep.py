@@ -1,9 +1,9 @@
-"""Lay out the source of the site in docs/_nbs: pages, notebooks as myst-nb reads them, a page a module, every stored result.
+"""Lay out the source of the site in docs/_nbs: pages, notebooks as myst-nb reads them, one page per module, every stored result.
 
     python docs/prep.py [FOLDER] && sphinx-build -W --keep-going -j 2 -c docs docs/_nbs _docs
 
-In pages, `{{notebooks: PATTERN ...}}` lists notebooks, `{{modules: PATTERN}}` modules, `{{names}}` the package's own names; `{{results}}` is
-every stored table and figure, and `{{result}}` the table of the front notebook.
+In pages, `{{notebooks: PATTERN ...}}` lists notebooks, `{{library}}` those of every package, `{{api}}` the modules of every package and
+`{{names}}` the package's own names; `{{results}}` is every stored table and figure, and `{{result}}` the table of the front notebook.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
-from pages import ROOT, mathjax, modules, names, results, tree
+from pages import ROOT, api, lesson_of, mathjax, modules_of, names, packages, results, tree
 
 DOCS = ROOT / "docs"
 SITE = Path(sys.argv[1] if len(sys.argv) > 1 else DOCS / "_nbs")
 NBS = ROOT / "nbs"
-PLACES = {"nbs/baselines": "methods.md", "nbs/lib": "library.md", "nbs/tutorials": "tutorials.md", "outputs": "results.md", "CONTRIBUTING.md": "CONTRIBUTING.md",
-          "CHANGELOG.md": "CHANGELOG.md", "benchmarks": "benchmarks.md", "tests": "reliability.md", "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb"}
-NOTEBOOKS = {p.relative_to(NBS).as_posix(): p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts and p.stem != "index"}
+PLACES = {  # what lies here is described on this page
+    **{f"nbs/{package}": f"library.md#{package}" for package in packages()},
+    **dict.fromkeys(["nbs/baselines", "nbs/baselines/parts"], "methods.md"), "nbs/tutorials": "tutorials.md", "outputs": "results.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "benchmarks": "benchmarks.md", "tests": "reliability.md",
+    "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb",
+}
+NOTEBOOKS = {p.relative_to(NBS).as_posix(): p for p in sorted(NBS.rglob("*.ipynb"))
+             if ".ipynb_checkpoints" not in p.parts and p.stem != "index"}
 
 
 def relink(text: str, base: str, page: str) -> str:
@@ -34,13 +39,18 @@ def relink(text: str, base: str, page: str) -> str:
             return match.group()
         path, _, anchor = os.path.normpath(f"{base}/{target}").partition("#")
         inside = PurePosixPath(path).relative_to("nbs").as_posix() if path.startswith("nbs/") else ""
-        found = inside if inside in NOTEBOOKS else next((v for k, v in PLACES.items() if path == k or path.startswith(k + "/")), "")
-        return f"[{label}]({os.path.relpath(found, os.path.dirname(page) or '.')}{'#' + anchor if anchor else ''})" if found else label
+        place = inside if inside in NOTEBOOKS else next((v for k, v in PLACES.items() if path == k or path.startswith(k + "/")), "")
+        if not place:
+            return label
+        place, _, section = place.partition("#")
+        anchor = anchor or section
+        return f"[{label}]({os.path.relpath(place, os.path.dirname(page) or '.')}{'#' + anchor if anchor else ''})"
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", replace, text)
 
 
 def description(code: str, said: str, heading: str) -> str:
-    "Words for the picture that a cell draws: its own `#| fig-alt:`, else the section, what its titles and axes are called, and what was said before it."
+    """Words for the picture that a cell draws: its own `#| fig-alt:`, else the section, the labels of its titles and axes, and the text
+    before it."""
     if found := re.search(r"^#\|\s*fig-(?:alt|cap): *(.+)", code, re.M):
         return found.group(1)
     labels = dict.fromkeys(re.findall(r"(?:title|label)\w*[=(]\s*\"([^\"{}]{3,60})\"", code))
@@ -56,6 +66,8 @@ def notebook(source: Path, page: str, title: str = "") -> None:
     base = "." if source.stem == "index" else source.parent.relative_to(ROOT).as_posix()
     for cell in book["cells"]:
         text = "".join(cell["source"])
+        if "readme-only" in cell["metadata"].get("tags", []):
+            continue
         if cell["cell_type"] == "markdown":
             said = text
             heading = ([heading] + re.findall(r"^#+ +(.+)", text, re.M))[-1]
@@ -82,22 +94,40 @@ def notebook(source: Path, page: str, title: str = "") -> None:
                 found = "".join(data["text/html"])
                 found = re.sub(r"(background-color: *[^;}]+;)(?![^}]*[{;\s]color:)", r"\1 color: #111;", found)  # readable in the dark too
                 found = re.sub(r"<img(?![^>]*\balt=)", f'<img alt="{html.escape(alt)}"', found)
-                data["text/html"] = re.sub(r"<svg(?![^>]*\b(?:role|aria-\w+)=)", f'<svg role="img" aria-label="{html.escape(alt)}"', found)
+                unnamed = r"<svg(?![^>]*\b(?:role|aria-\w+)=)"
+                data["text/html"] = re.sub(unnamed, f'<svg role="img" aria-label="{html.escape(alt)}"', found)
         kept.append(cell)
     target = SITE / page
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({**book, "cells": kept}), encoding="utf-8")
 
 
+def entry(page: str) -> str:
+    "A notebook's title as a link, and its summary."
+    first = "".join(json.loads(NOTEBOOKS[page].read_text(encoding="utf-8"))["cells"][0]["source"])
+    summary = re.search(r"^> *(.+)", first, re.M)
+    return f"[{re.search('# *(.+)', first).group(1)}]({page})\n: {summary.group(1) if summary else ''}\n"
+
+
 def listing(patterns: str) -> str:
     "Notebooks with their summaries, in the order of the patterns, and the hidden tree that the navigation is made of."
-    found = dict.fromkeys(p for pattern in patterns.split() for p in NOTEBOOKS if PurePosixPath(p).match(pattern) and p.count("/") == pattern.count("/"))
-    rows = []
-    for page in found:
-        first = "".join(json.loads(NOTEBOOKS[page].read_text(encoding="utf-8"))["cells"][0]["source"])
-        summary = re.search(r"^> *(.+)", first, re.M)
-        rows.append(f"[{re.search('# *(.+)', first).group(1)}]({page})\n: {summary.group(1) if summary else ''}\n")
-    return "\n".join([*rows, tree([p.removesuffix(".ipynb") for p in found])])
+    pages = dict.fromkeys(page for pattern in patterns.split() for page in NOTEBOOKS
+                          if PurePosixPath(page).match(pattern) and page.count("/") == pattern.count("/"))
+    return "\n".join([*map(entry, pages), tree([page.removesuffix(".ipynb") for page in pages])])
+
+
+def library() -> str:
+    "A section for every package, from the ground up: what it is for, and its notebooks in the order in which one should read them."
+    return "\n".join(f"## {package}\n\n{sentence}\n\n{_lessons(package)}\n" for package, sentence in packages().items())
+
+
+def _lessons(package: str) -> str:
+    "The notebooks of a package, first those of the paper that export into it; the tree holds each notebook once in the whole site."
+    if package == "baselines":
+        return "One notebook per method and one per part that several of them share: [](methods.md)."
+    lessons = [f"{lesson_of(path)}.ipynb" for path in modules_of(package)]
+    own = [page for page in lessons if page.startswith(f"{package}/")]
+    return "\n".join([*map(entry, sorted(set(lessons) - set(own)) + own), tree([page.removesuffix(".ipynb") for page in own])])
 
 
 def main() -> None:
@@ -110,7 +140,8 @@ def main() -> None:
     notebook(NBS / "index.ipynb", "start.ipynb", "Getting started")
     front = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))
     result = next("".join(o["data"]["text/html"]) for c in front["cells"] for o in c.get("outputs", []) if "text/html" in o.get("data", {}))
-    fill = {"notebooks": listing, "modules": lambda pattern: modules(pattern, SITE), "results": lambda _: results(SITE), "names": lambda _: names(), "result": lambda _: result}
+    fill = {"notebooks": listing, "library": lambda _: library(), "api": lambda _: api(SITE), "names": lambda _: names(),
+            "results": lambda _: results(SITE), "result": lambda _: result}
     for page in (*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = relink(page.read_text(encoding="utf-8"), ".", page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)

@@ -1,13 +1,13 @@
-"""The package as a whole: light to import, complete, documented, and said once."""
+"""The package as a whole: light to import, in layers, documented, short enough to read, and the same in README, notebooks and modules."""
 import ast
-import configparser
 import json
 import re
-import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,13 @@ from support import ROOT
 
 PACKAGE = ROOT / "archrepair"
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py") if not p.stem.startswith("_"))
-NOTEBOOKS = sorted([*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/*/*.ipynb")])
-LIGHT = ["errors", "tiers", "launcher", "cli", "paper", "progress", "baselines"]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LAYERS = next(c["layers"] for c in CONFIGURATION["tool"]["importlinter"]["contracts"] if c["type"] == "layers")[::-1]  # from the ground up
+# What every command imports before it knows what to do: none of it may import torch.
+LIGHT = [*LAYERS, "core.errors", "core.html", "core.paths", "core.progress", "core.tiers", "experiments.methods", "paper.launcher",
+         "paper.published", "cli.app", "cli.console", "cli.listing"]
+LONG_FUNCTIONS: set[str] = set()  # "package.module.function" of more than 60 lines, with a reason each
 
 
 def file_of(module: str) -> Path:
@@ -27,6 +32,20 @@ def file_of(module: str) -> Path:
 
 def python(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def front_page() -> str:
+    return "\n".join("".join(cell["source"]) for cell in cells(ROOT / "nbs" / "index.ipynb") if cell["cell_type"] == "markdown")
 
 
 # --- importing
@@ -39,8 +58,15 @@ def test_importing_is_fast_and_does_not_import_torch():
 
 
 def test_light_modules_do_not_import_torch():
-    names = [f"archrepair.{m}" for m in LIGHT if m in MODULES or (PACKAGE / m).is_dir()]
-    assert python(f"import sys, {', '.join(names)}; print('torch' in sys.modules)").strip() == "False"
+    names = [f"archrepair.{module}" for module in LIGHT]
+    program = f"""
+import importlib, sys
+for name in {names!r}:
+    importlib.import_module(name)
+    if "torch" in sys.modules:
+        sys.exit(print(name))
+"""
+    assert python(program).strip() == "", "this module imports torch"
 
 
 def test_every_public_name_resolves_whatever_was_imported_before():
@@ -57,11 +83,9 @@ assert set(archrepair.__all__) <= set(dir(archrepair))
     assert python(program).strip() == "[] []"
 
 
-@pytest.mark.parametrize("name", archrepair.__all__)
-def test_public_name(name):
-    if archrepair._WHERE[name] not in MODULES:
-        pytest.skip(f"archrepair.{archrepair._WHERE[name]} is not exported yet")
-    assert getattr(archrepair, name) is not None
+def test_public_names_are_grouped_from_the_ground_up():
+    packages = [module.split(".")[0] for module in archrepair._PUBLIC]
+    assert packages == sorted(packages, key=LAYERS.index)
 
 
 def test_unknown_names_are_attribute_errors():
@@ -69,26 +93,71 @@ def test_unknown_names_are_attribute_errors():
         archrepair.repiar  # noqa: B018
 
 
-@cache
-def trees() -> dict[str, ast.Module]:
-    return {m: ast.parse(file_of(m).read_text()) for m in MODULES}
+# --- layers
 
 
-def test_modules_import_from_floors_below_only():
-    "Imports at the top of modules form no circle."
-    needs = {}
-    for name, tree in trees().items():
-        full = f"archrepair.{name}".split(".")
-        froms = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
-        found = {".".join([*full[:len(full) - n.level], n.module or ""]) if n.level else n.module or "" for n in froms}
-        needs[name] = {module.removeprefix("archrepair.") for module in found if module.startswith("archrepair.")}
-    assert needs["repair"] >= {"search", "errors"} and needs["baselines.retrain"] >= {"baselines.common", "finetuning"}
-    assert not [n for n in needs if not n.startswith("baselines.") and any(x.startswith("baselines") for x in needs[n])]
-    order = []
-    while len(order) < len(needs):
-        free = [n for n in needs if n not in order and (needs[n] & set(needs)) <= set(order)]
-        assert free, f"a circle among {sorted(set(needs) - set(order))}"
-        order += free
+def lint_imports(folder: Path) -> tuple[int, str]:
+    "Status and words of import-linter, with the contracts of `folder/pyproject.toml`, on the package in `folder`."
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_packages_import_only_from_those_below_and_nothing_imports_in_circles():
+    status, said = lint_imports(ROOT)
+    assert status == 0, said[said.find("Broken contracts"):]
+
+
+@pytest.mark.parametrize(("file", "code", "message"), [
+    ("core/errors.py", "def lazy():\n    from archrepair.cli.app import main", "archrepair.core.errors -> archrepair.cli.app"),
+    ("nas/graph.py", "if TYPE_CHECKING:\n    from archrepair.data.datasets import ImageSet",
+     "archrepair.nas.graph -> archrepair.data.datasets"),
+    ("core/errors.py", "def lazy():\n    from archrepair.core import html", "No cycles are allowed in archrepair.core"),
+    ("attic/__init__.py", "", "archrepair.attic"),
+])
+def test_the_contracts_see_lazy_imports_circles_and_new_packages(tmp_path, file, code, message):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(PACKAGE, tmp_path / "archrepair", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "archrepair" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + "\n" + code + "\n", encoding="utf-8")
+    if "core import html" in code:
+        page = tmp_path / "archrepair" / "core" / "html.py"
+        page.write_text(page.read_text(encoding="utf-8") + "\nfrom archrepair.core import errors\n", encoding="utf-8")
+    status, said = lint_imports(tmp_path)
+    assert status and message in re.sub(r"\s+", " ", said)
+
+
+def test_readme_shows_the_packages_in_the_order_of_the_contract():
+    rows = re.findall(r"^\| \[(\w+)\]\(nbs/(\w+)\) \| (.+) \|$", front_page(), re.M)
+    summaries = [ast.get_docstring(tree_of(PACKAGE / package / "__init__.py")) for package in LAYERS]
+    assert [row for row in rows if row[0] in LAYERS and row[0] == row[1] and row[2] in summaries] == list(zip(LAYERS, LAYERS, summaries))
+    assert all((ROOT / "nbs" / package).is_dir() for package in LAYERS)
+
+
+def test_contributing_states_the_layers():
+    assert " → ".join(f"`{package}`" for package in LAYERS) in " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+
+
+def test_readme_leads_to_the_code_of_every_equation():
+    "Every row of the table links to a notebook that exports the code it names and speaks of the equation."
+    rows = re.findall(r"^\| (§.+?) \| (\[.+?) \| (`.+?) \|$", front_page(), re.M)
+    equations = [re.findall(r"\d+", place.partition(" · ")[0].partition("eq")[2]) for place, _, _ in rows]
+    assert set(map(int, sum(equations, []))) == {1, 2, 5, 6, 7, 8, 9, 10}
+    for (place, links, names), numbers in zip(rows, equations):
+        notebooks = [ROOT / target for target in re.findall(r"\]\((.+?)\)", links)]
+        exported = {m[1] for path in notebooks for c in cells(path) if (m := re.match(r"#\|\s*default_exp (\S+)", "".join(c["source"])))}
+        for name in re.findall(r"`archrepair\.([\w.]+)`", names):
+            module, _, attribute = name.rpartition(".")
+            if module:
+                assert module in exported, f"{place}: none of {links} exports {module}"
+                assert hasattr(import_module(f"archrepair.{module}"), attribute), name
+            else:
+                assert attribute in LAYERS
+        text = "".join("".join(c["source"]) for path in notebooks for c in cells(path))
+        mentioned = " ".join(re.findall(r"(?i)\beqs?\. ([\d ,–-]*(?:and \d+)?)", text))
+        spans = [range(int(first), int(last) + 1) for first, last in re.findall(r"(\d+)–(\d+)", mentioned)]
+        for number in map(int, numbers):
+            assert str(number) in re.findall(r"\d+", mentioned) or any(number in span for span in spans), f"{links}: no eq. {number}"
 
 
 # --- documentation
@@ -96,9 +165,8 @@ def test_modules_import_from_floors_below_only():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_docstrings_and_annotations(module):
-    tree = trees()[module]
-    if module != "__main__":
-        assert ast.get_docstring(tree), f"archrepair/{module}.py has no docstring: its notebook lacks a `> summary`"
+    tree = tree_of(file_of(module))
+    assert ast.get_docstring(tree), f"archrepair/{module}.py has no docstring: its notebook lacks a `> summary`"
     wrong = []
     for node in tree.body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
@@ -113,20 +181,35 @@ def test_docstrings_and_annotations(module):
     assert not wrong
 
 
+# --- short enough to read
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_short_enough_to_read(module):
-    lines = file_of(module).read_text().splitlines()
-    assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) < 350
+    lines = file_of(module).read_text(encoding="utf-8").splitlines()
+    assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) <= 350
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short_enough_to_read(module):
+    "Lines from `def` to the end, without the docstring."
+    for node in ast.walk(tree_of(file_of(module))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            described = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
+            length = node.end_lineno - node.lineno + 1 - described
+            assert length <= 60 or f"{module}.{node.name}" in LONG_FUNCTIONS, f"{node.name} has {length} lines"
+
+
+def test_packages_hold_few_enough_modules_to_see_at_a_glance():
+    sizes = {package: sum(m.startswith(f"{package}.") for m in MODULES) for package in LAYERS if package != "baselines"}
+    assert all(1 <= size <= 12 for size in sizes.values()), sizes
+    assert [m for m in MODULES if "." not in m] == [], "every module lies in a package"
 
 
 # --- notebooks
 
 
-def cells(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["cells"]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_notebook(path):
     tags = [t for c in cells(path) for t in c["metadata"].get("tags", [])]
     assert tags.count("parameters") <= 1 and "injected-parameters" not in tags
@@ -134,50 +217,30 @@ def test_notebook(path):
     assert cells(path)[0]["cell_type"] == "markdown" and first.startswith("# "), "the first cell is its title"
     errors = [o for c in cells(path) for o in c.get("outputs", []) if o["output_type"] == "error"]
     assert not errors, "a stored output is an error"
+    text = "".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
+    base = ROOT if path.stem == "index" else path.parent  # the front page is README.md
+    assert not [target for target in re.findall(r"\]\(([^)#:\s]+\.(?:ipynb|md))\)", text) if not (base / target).exists()], "a dead link"
 
 
-def test_numbered_notebooks_have_their_order():
-    numbers = [int(p.stem.split("_")[0]) for p in NOTEBOOKS if re.match(r"0\d_", p.stem)]
-    assert numbers == sorted(set(numbers))
+@pytest.mark.parametrize("folder", ["", *(package for package in LAYERS if package != "baselines")])
+def test_notebooks_are_numbered_in_reading_order(folder):
+    "From 01 without a gap; the seven of the paper from 00."
+    names = sorted(p.stem for p in (ROOT / "nbs" / folder).glob("*.ipynb") if p.stem != "index")
+    first = 1 if folder else 0
+    assert names and [name[:3] for name in names] == [f"{i:02d}_" for i in range(first, first + len(names))], names
 
 
-def test_every_module_has_a_notebook_and_every_notebook_its_module():
-    exported = {m.group(1) for p in NOTEBOOKS for c in cells(p) if (m := re.match(r"#\|\s*default_exp (\S+)", "".join(c["source"])))}
-    assert exported == {m for m in MODULES if "AUTOGENERATED" in file_of(m).read_text()[:300]}
-
-
-# --- metadata
-
-
-def settings() -> configparser.SectionProxy:
-    config = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return config["DEFAULT"]
-
-
-def test_settings_and_pyproject_agree_and_nothing_is_said_twice():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    said = settings()
-    assert project["name"] == said["lib_name"] == "archrepair" and said["version"] == archrepair.__version__
-    assert set(project["dynamic"]) == {"version", "requires-python", "dependencies", "optional-dependencies", "entry-points", "scripts"}
-    assert not set(project["dynamic"]) & set(project) and project["license"] == "Apache-2.0" and said["license"] == "apache2"
-
-
-def test_setup_reads_settings(monkeypatch):
-    import setuptools
-
-    given = {}
-    monkeypatch.setattr(setuptools, "setup", given.update)
-    monkeypatch.chdir(ROOT)
-    runpy.run_path(str(ROOT / "setup.py"))
-    said = settings()
-    lines = lambda key: [x.strip() for x in said[key].splitlines() if x.strip()]
-    assert given["version"] == said["version"] and given["python_requires"] == f">={said['min_python']}"
-    assert given["install_requires"] == lines("requirements") and len(given["install_requires"]) > 5
-    assert {"dev", "docs", "sweep", "export", "timm"} <= set(given["extras_require"]) and given["extras_require"]["dev"] == lines("dev_requirements")
-    assert "archrepair=archrepair.cli.app:main" in given["entry_points"]["console_scripts"] and "archrepair" in given["packages"]
-    tools = {"nbdev", "fastcore", "execnb", "jupyterlab", "sphinx", "pytest"}
-    assert not tools & {re.split(r"[<>=\[]", line)[0] for line in given["install_requires"]}, "a development tool is no run-time dependency"
+def test_every_notebook_of_a_package_exports_the_module_of_its_name():
+    exported = {}
+    for path in NOTEBOOKS:
+        for cell in cells(path):
+            if match := re.match(r"#\|\s*default_exp (\S+)", "".join(cell["source"])):
+                exported[path.relative_to(ROOT / "nbs").with_suffix("").as_posix()] = match[1]
+    paper = {"00_localization": "repair.localization", "01_search": "repair.search", "02_finetuning": "repair.finetuning"}
+    assert exported.items() >= paper.items()
+    lessons = {name for name in (p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in NOTEBOOKS) if name.split("/")[0] in LAYERS}
+    assert exported == paper | {name: re.sub(r"/(\d\d_)?", ".", name) for name in lessons}
+    assert sorted(exported.values()) == MODULES
 
 
 def test_nothing_names_the_machine_it_was_made_on():
@@ -186,5 +249,5 @@ def test_nothing_names_the_machine_it_was_made_on():
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no checkout")
     here = re.compile(rb"(?<![\w.:/-])/(" + rb"wor" + rb"k|roo" + rb"t|home/\w+|Users/\w+)/\w")
-    found = [name.decode() for name in files.split(b"\0") if name and (ROOT / name.decode()).is_file() and here.search((ROOT / name.decode()).read_bytes())]
-    assert not found
+    paths = [ROOT / name.decode() for name in files.split(b"\0") if name]
+    assert not [str(path) for path in paths if path.is_file() and here.search(path.read_bytes())]

@@ -84,7 +84,8 @@ def test_stochastic_depth_draws_as_in_the_original():
 def test_dense_layers_in_pairs():
     plain, pairs = network("densenet121"), network("densenet121", 2)
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(run(pairs, images), run(plain, images)) and torch.equal(run(pairs, images, train=True), run(plain, images, train=True))
+    for train in (False, True):
+        assert torch.equal(run(pairs, images, train=train), run(plain, images, train=train))
     assert len(block_names(pairs)) == 29 and block_names(pairs)[0] == "features.denseblock1.group1"
     for place, k in itertools.islice(zip(walk(["densenet121"], group=2), itertools.cycle(KS)), 0, None, 5):
         graph = extract(place.block, place.x)
@@ -161,7 +162,8 @@ def test_every_block_exports_and_every_network_with_one_traces(name):
 # --- networks that are not the paper's
 
 OTHERS = {  # network, image size: level, layers of the blocks that are looked at
-    ("mobilenet_v3_small", 64): {"features.1": ("unit", 2), "features.2": ("unit", 3), "features.3": ("conv", 3), "features.5": ("unit", 1)},
+    ("mobilenet_v3_small", 64): {"features.1": ("unit", 2), "features.2": ("unit", 3), "features.3": ("conv", 3),
+                                 "features.5": ("unit", 1)},
     ("shufflenet_v2_x0_5", 64): {"stage2": ("unit", 4)},
     ("regnet_y_400mf", 64): {"trunk_output.block1": ("unit", 1), "trunk_output.block2": ("unit", 3)},
     ("convnext_tiny", 64): {"features.1": ("unit", 3), "features.2": ("unit", 1)},

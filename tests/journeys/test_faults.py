@@ -54,14 +54,25 @@ def one_line(capsys, home: Path, message: str, *arguments) -> None:
 # --- names and numbers
 
 @pytest.mark.parametrize(("change", "message"), [
-    (["--model", "resnet_18"], "unknown model 'resnet_18': did you mean 'resnet18'"), (["--dataset", "digit"], "did you mean 'digits'"),
-    (["--dataset", "digits:fogg:3"], "unknown corruption 'fogg': did you mean 'fog'"), (["--dataset", "digits:fog:9"], "severity 9.*1.*5"),
-    (["--dataset", "digits:fog:0"], "severity 0.*1.*5"), (["--dataset", "digits:fog"], "no version of a dataset"),
-    (["--dataset", "npz:/nowhere.npz"], "/nowhere.npz does not exist"), (["--block", "layer9"], "unknown block 'layer9'.*layer4"),
-    (["--method", "archrepare"], "did you mean 'archrepair'"), (["--strategy", "pcdarts"], "did you mean 'pc-darts'"),
-    (["--tier", "smok"], "did you mean 'smoke'"), (["--protocol", "papers"], "did you mean 'paper'"), (["--preset", "defalt"], "did you mean 'default'"),
-    (["--device", "tpu9"], "unknown device 'tpu9'"), (["--device", "meta"], "device meta"), (["--search-epochs", "-1"], "search_epochs is -1"),
-    (["--finetune-epochs", "-3"], "finetune_epochs is -3"), (["--views", "0"], "views is 0"), (["--weights", "none.safetensors"], "no weights at"),
+    (["--model", "resnet_18"], "unknown model 'resnet_18': did you mean 'resnet18'"),
+    (["--dataset", "digit"], "did you mean 'digits'"),
+    (["--dataset", "digits:fogg:3"], "unknown corruption 'fogg': did you mean 'fog'"),
+    (["--dataset", "digits:fog:9"], "severity 9.*1.*5"),
+    (["--dataset", "digits:fog:0"], "severity 0.*1.*5"),
+    (["--dataset", "digits:fog"], "no version of a dataset"),
+    (["--dataset", "npz:/nowhere.npz"], "/nowhere.npz does not exist"),
+    (["--block", "layer9"], "unknown block 'layer9'.*layer4"),
+    (["--method", "archrepare"], "did you mean 'archrepair'"),
+    (["--strategy", "pcdarts"], "did you mean 'pc-darts'"),
+    (["--tier", "smok"], "did you mean 'smoke'"),
+    (["--protocol", "papers"], "did you mean 'paper'"),
+    (["--preset", "defalt"], "did you mean 'default'"),
+    (["--device", "tpu9"], "unknown device 'tpu9'"),
+    (["--device", "meta"], "device meta"),
+    (["--search-epochs", "-1"], "search_epochs is -1"),
+    (["--finetune-epochs", "-3"], "finetune_epochs is -3"),
+    (["--views", "0"], "views is 0"),
+    (["--weights", "none.safetensors"], "no weights at"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 @pytest.mark.parametrize("out", ["new", "old"])
 def test_repair(room, idle, capsys, change, message, out):
@@ -73,14 +84,24 @@ def test_repair(room, idle, capsys, change, message, out):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["train", "--model", "vgg"], "unknown model 'vgg': did you mean 'vgg16'"), (["train", "--dataset", "mnist"], "unknown dataset"),
-    (["train", "--tier", "x"], "unknown tier"), (["train", "--device", "tpu"], "unknown device"), (["train", "--out", "w.pt"], "ends in .safetensors"),
-    (["localize", "--blocks", "layer1,layer9"], "unknown block 'layer9'"), (["localize", "--measure", "tarantul"], "did you mean 'tarantula'"),
-    (["localize", "-k", "0"], "k=0"), (["localize", "--protocol", "x"], "unknown protocol"), (["evaluate", "--model", "x"], "unknown model"),
-    (["evaluate", "--dataset", "digits,fog"], "unknown dataset 'fog'"), (["evaluate", "--repaired", "nowhere"], "holds no saved repair"),
-    (["corrupt", "--dataset", "digits", "--corruption", "haze"], "unknown corruption 'haze'"), (["corrupt", "--dataset", "x"], "unknown dataset"),
-    (["corrupt", "--dataset", "digits", "--severity", "9"], "severity 9"), (["corrupt", "--dataset", "digits", "--limit", "0"], "limit is 0"),
-    (["list", "layers"], "unknown list"), (["list", "blocks", "--model", "x"], "unknown model"),
+    (["train", "--model", "vgg"], "unknown model 'vgg': did you mean 'vgg16'"),
+    (["train", "--dataset", "mnist"], "unknown dataset"),
+    (["train", "--tier", "x"], "unknown tier"),
+    (["train", "--device", "tpu"], "unknown device"),
+    (["train", "--out", "w.pt"], "ends in .safetensors"),
+    (["localize", "--blocks", "layer1,layer9"], "unknown block 'layer9'"),
+    (["localize", "--measure", "tarantul"], "did you mean 'tarantula'"),
+    (["localize", "-k", "0"], "k=0"),
+    (["localize", "--protocol", "x"], "unknown protocol"),
+    (["evaluate", "--model", "x"], "unknown model"),
+    (["evaluate", "--dataset", "digits,fog"], "unknown dataset 'fog'"),
+    (["evaluate", "--repaired", "nowhere"], "holds no saved repair"),
+    (["corrupt", "--dataset", "digits", "--corruption", "haze"], "unknown corruption 'haze'"),
+    (["corrupt", "--dataset", "x"], "unknown dataset"),
+    (["corrupt", "--dataset", "digits", "--severity", "9"], "severity 9"),
+    (["corrupt", "--dataset", "digits", "--limit", "0"], "limit is 0"),
+    (["list", "layers"], "unknown list"),
+    (["list", "blocks", "--model", "x"], "unknown model"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_other_commands(room, idle, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(room)
@@ -126,8 +147,10 @@ def weights(path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["another width", "another network", "other classes", "folder", "whole model", "code", "code in an archive",
-                                  "no tensors", "truncated", "half header", "empty", "text"])
+@pytest.mark.parametrize("kind", [
+    "another width", "another network", "other classes", "folder", "whole model", "code", "code in an archive", "no tensors", "truncated",
+    "half header", "empty", "text",
+])
 def test_weights_that_do_not_fit(room, idle, capsys, monkeypatch, kind):
     monkeypatch.chdir(room)
     path = weights(room / "w.safetensors", kind)
@@ -147,10 +170,15 @@ def test_a_cached_original_that_is_damaged(room, idle, capsys):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"labels": np.arange(60) % 10 - 1}, "labels run from -1 to 8; expected 0 to"),
     ({"labels": np.arange(60) % 12, "classes": np.arange(10).astype(str)}, "labels run from 0 to 11; expected 0 to 9"),
-    ({"labels": np.zeros(59, int)}, r"labels are int64 \(59,\) for 60 images"), ({"labels": np.zeros(60)}, "labels are float64"),
-    ({"labels": None}, "labels"), ({"images": None}, "images"), ({"images": np.zeros((60, 32, 32, 3), np.float32)}, "float32.*uint8 N×H×W×3"),
-    ({"images": np.zeros((60, 3, 32, 32), np.uint8)}, "expected uint8 N×H×W×3"), ({"images": np.zeros((60, 32, 32), np.uint8)}, "uint8 N×H×W×3"),
-    ({"labels": np.array(["a"] * 60)}, "labels|cannot"), ({"images": np.array([{}] * 60, dtype=object)}, "cannot read"),
+    ({"labels": np.zeros(59, int)}, r"labels are int64 \(59,\) for 60 images"),
+    ({"labels": np.zeros(60)}, "labels are float64"),
+    ({"labels": None}, "labels"),
+    ({"images": None}, "images"),
+    ({"images": np.zeros((60, 32, 32, 3), np.float32)}, "float32.*uint8 N×H×W×3"),
+    ({"images": np.zeros((60, 3, 32, 32), np.uint8)}, "expected uint8 N×H×W×3"),
+    ({"images": np.zeros((60, 32, 32), np.uint8)}, "uint8 N×H×W×3"),
+    ({"labels": np.array(["a"] * 60)}, "labels|cannot"),
+    ({"images": np.array([{}] * 60, dtype=object)}, "cannot read"),
 ])
 def test_arrays_that_are_no_images(room, idle, capsys, changes, message):
     one_line(capsys, room, message, *REPAIR, "--dataset", npz(room / "own.npz", **changes))
@@ -184,7 +212,9 @@ def test_no_failures(room, idle, capsys, monkeypatch):
 def test_repair_has_nowhere_to_write(room, idle, capsys, place):
     (room / "file").write_text("mine")
     (room / "taken" / "record.json").mkdir(parents=True)
-    out = {"a file": room / "file", "below a file": room / "file" / "x", "no file system": Path("/proc/x"), "a folder for a record": room / "taken"}[place]
+    places = {"a file": room / "file", "below a file": room / "file" / "x", "no file system": Path("/proc/x"),
+              "a folder for a record": room / "taken"}
+    out = places[place]
     message = "is not a record" if place == "a folder for a record" else "cannot write"
     one_line(capsys, room, message, *REPAIR, "--out", out)
 

@@ -21,7 +21,7 @@ TOKEN = "a-token-for-this-test-only"
 def notebook() -> Path:
     "The first lesson of a new user; a small one with a figure while there is none."
     first = ROOT / "nbs" / "tutorials" / "quickstart.ipynb"
-    return first if first.exists() else ROOT / "nbs" / "lib" / "displacement.ipynb"
+    return first if first.exists() else ROOT / "nbs" / "corruptions" / "03_displacement.ipynb"
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def lab(tmp_path):
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
     (tmp_path / "work").mkdir()
-    for plugin, setting in (("notebook-extension/tracker", '{"windowingMode": "none"}'),  # every cell is on the page, not only those in sight
+    # Every cell is on the page, not only those in sight; nothing asks the network for news.
+    for plugin, setting in (("notebook-extension/tracker", '{"windowingMode": "none"}'),
                             ("apputils-extension/notification", '{"fetchNews": "false", "checkForUpdates": false}')):
         chosen = tmp_path / "jupyterlab_settings_dir" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         chosen.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +47,11 @@ def lab(tmp_path):
     settings = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
                                                                  "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
     env = {**os.environ, **settings, "IN_TEST": "1", "OMP_NUM_THREADS": "1", "ARCHREPAIR_PROGRESS": "0", "ARCHREPAIR_HOME": str(tmp_path)}
+    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+               f"--ServerApp.root_dir={tmp_path / 'work'}", "--allow-root", "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
     with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-                                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={tmp_path / 'work'}", "--allow-root",
-                                   "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-                                   "--LabApp.extension_manager=readonly"], stdout=log, stderr=log, env=env, cwd=tmp_path)
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log, env=env, cwd=tmp_path)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 180
@@ -114,7 +115,8 @@ def test_a_lesson_runs_and_shows_its_figure(lab, chromium):
 
 def test_a_failing_cell_is_seen_to_fail(lab, chromium, tmp_path):
     book = {"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None, "source": "1 / 0"}],
-            "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+            "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
+            "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "work" / "wrong.ipynb").write_text(json.dumps(book))
     _, after = run_all(chromium, lab, "wrong.ipynb")
     assert "ZeroDivisionError" in after["errors"][0]

@@ -76,10 +76,12 @@ def test_walk(network_name, strategy_name):
     places = list(walk([network_name]))
     for i, place in enumerate(places):
         strategy, supernet = step(place, strategy_name)
-        scores = torch.rand(strategy.mask.shape, generator=torch.Generator().manual_seed(i)) * strategy.mask  # a decision that changes something
+        # A decision that changes something.
+        scores = torch.rand(strategy.mask.shape, generator=torch.Generator().manual_seed(i)) * strategy.mask
         choices, _ = guard(strategy.graph, [CANDIDATES[int(row.argmax())] for row in scores], scores)
         c = strategy.coefficients(1, False).detach()
-        genotype = Genotype(strategy.graph, choices, tuple(float(row.max()) or 1.0 for row in c), supernet.channel_parts, strategy=strategy_name)
+        strengths, shares = tuple(float(row.max()) or 1.0 for row in c), supernet.channel_parts
+        genotype = Genotype(strategy.graph, choices, strengths, shares, strategy=strategy_name)
         block = discretize(supernet.eval(), genotype, place.block).eval()
         with torch.no_grad():
             y = block(place.x)

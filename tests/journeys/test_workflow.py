@@ -27,8 +27,10 @@ if not SNAKEMAKE.exists():
 
 def snakemake(folder: Path, *arguments: str, ok: bool = True) -> str:
     "Call it in a folder that holds the workflow; its output, both kinds."
-    environment = {**os.environ, "ARCHREPAIR_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    done = subprocess.run([SNAKEMAKE, "--profile", "workflow/profiles/local", "--cores", "1", *arguments], cwd=folder, capture_output=True, text=True,
+    environment = {**os.environ, "ARCHREPAIR_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                   "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [SNAKEMAKE, "--profile", "workflow/profiles/local", "--cores", "1", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True,
                           env=environment)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -67,17 +69,20 @@ def test_two_cells_and_never_again(folder):
     table = pd.read_csv(folder / "outputs/smoke/tables/sweep.csv").set_index("method")
     for record in records:
         row = table.loc[record.cell["method"]]
-        assert row["held_out"] == scores_of(record)["held_out"] and row["before"] == record.accuracy("held_out", "before") and row["seed"] == 0
+        assert row["held_out"] == scores_of(record)["held_out"] and row["before"] == record.accuracy("held_out", "before")
+        assert row["seed"] == 0
     summary = pd.read_csv(folder / "outputs/smoke/tables/sweep-summary.csv").set_index("method")
     assert summary["held_out mean"].to_dict() == table["held_out"].to_dict() and (summary["held_out n"] == 1).all()
     assert len({record.versions["weights"] for record in records}) == 1, "both began with the same original"
     assert not list(folder.rglob("*.checkpoints")) and not list(folder.rglob("*.part*"))
 
     os.utime(folder / WEIGHTS, (time.time() + 60, time.time() + 60))
-    assert planned(snakemake(folder, "-n", *SMOKE)) == {}, "a second call has nothing to do, even where the original looks newer, as after a copy"
+    # A second call has nothing to do, even where the original looks newer, e.g. after a copy.
+    assert planned(snakemake(folder, "-n", *SMOKE)) == {}
     (folder / RECORDS[0]).unlink()
     again = planned(snakemake(folder, "-n", *SMOKE, "--config", "seeds=[0,1]"))
-    assert again == {"original": 1, "cell": 3, "table": 1, "all": 1}, "a lost record is one cell; another seed is another original and two cells"
+    # A lost record is one cell; another seed is another original and two cells.
+    assert again == {"original": 1, "cell": 3, "table": 1, "all": 1}
 
 
 def test_records_lie_where_the_package_looks_for_them(folder):

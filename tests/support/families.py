@@ -104,12 +104,12 @@ def start(graph: BlockGraph) -> Tensor:
 
 
 def preserved(block: nn.Module, x: Tensor, graph: BlockGraph, k: int | None) -> None:
-    "Relaxed, the block is itself, exactly, in train mode and in eval mode, whatever the coefficients of silent operations; audible ones are heard."
-    supernet = relaxed(block, graph, k)
+    "Relaxed, the block is exactly itself, in train and in eval mode, whatever the weights of silent operations; audible ones change it."
+    supernet, case = relaxed(block, graph, k), (type(block).__name__, graph.nodes[0].shape, k)
     for train in (True, False):
         expected = run(block, x, train=train)
-        assert torch.equal(run(supernet, x, start(graph), train=train), expected), (type(block).__name__, graph.nodes[0].shape, k, train)
-    assert not torch.allclose(run(shake(supernet, 0.5), x, start(graph)), expected, atol=1e-3), (type(block).__name__, graph.nodes[0].shape, k)
+        assert torch.equal(run(supernet, x, start(graph), train=train), expected), (*case, train)
+    assert not torch.allclose(run(shake(supernet, 0.5), x, start(graph)), expected, atol=1e-3), case
 
 
 def random_genotype(supernet: SuperNet, seed: int, widen: str = "keep") -> Genotype:
