@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.parts.domains import as_features
+from archrepair.baselines.domains import as_features
 from archrepair.baselines.parts.multipliers import Behavior, fold, matched, responsibility, scalable, scaled, search_multipliers
 from archrepair.networks.models import MODELS, create_model
 from archrepair.networks.neurons import wire

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from archrepair.baselines.parts import domains
-from archrepair.baselines.parts.domains import (
+from archrepair.baselines.domains import (
     Box,
     DomainBIRDNN,
     DomainProblem,
