@@ -1,1 +1,1 @@
-"""The ground floor: errors, progress bars, tiers, where files lie, and pages of HTML."""
+"""The ground floor: errors, progress bars, tiers, where files are, the registry of names, and pages of HTML."""

@@ -32,7 +32,7 @@ def row_of(folder: str | Path) -> dict[str, Any]:
     before, after = (metrics.get(when, {}).get("held_out", {}) for when in ("before", "after"))
     clean, change = metrics.get("after", {}).get("clean_held_out", {}), metrics.get("change", {})
     held_out, cost = change.get("held_out", {}), repair.get("cost", {})
-    row = {"folder": str(folder), "name": Path(folder).resolve().name}
+    row: dict[str, Any] = {"folder": str(folder), "name": Path(folder).resolve().name}
     row |= {key: cell.get(key) for key in ("model", "dataset", "protocol", "tier", "seed")}
     row |= {key: repair.get(key) for key in ("method", "block", "chosen", "verdict")}
     row |= {"n": before.get("n"), "before": before.get("accuracy"), "before_interval": _interval(before),

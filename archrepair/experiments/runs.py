@@ -95,8 +95,8 @@ def versions_of(dataset: str, corruptions: Sequence[str]) -> list[str]:
         elif name == "clean":
             versions.append(base)
         else:
-            severity = severity or own_severity or 3
-            versions += [f"{base}:{each}:{severity}" for each in (list_corruptions() if name == "all" else [name])]
+            strength = severity or own_severity or 3
+            versions += [f"{base}:{each}:{strength}" for each in (list_corruptions() if name == "all" else [name])]
     return list(dict.fromkeys(versions))
 
 # %% ../../nbs/experiments/04_runs.ipynb #f77e0fa1
@@ -212,7 +212,7 @@ class Runs:
 
 def own(result: RepairResult) -> RepairResult:
     "The same result with the method's own network as the one returned, whether it was accepted or not."
-    return replace(result, model=result.candidates["repaired"], chosen="repaired")
+    return replace(result, model=result.candidates["repaired"], verdict=replace(result.verdict, chosen="repaired"))
 
 
 def _cost(folder: Path) -> dict | None:

@@ -112,7 +112,7 @@ def _page(notebook: str, exhibits: tuple[str, ...], settings: Settings, explicit
     parameters = {"tier": settings.tier, "protocol": settings.protocol, "seeds": len(settings.seeds), "model": networks[0],
                   "models": ",".join(networks) if len(networks) > 1 else None, **explicit}
     names = parameter_names(source_of(notebook))
-    chosen = {name: value for name, value in parameters.items() if name in names and value is not None}
+    chosen: dict[str, object] = {name: value for name, value in parameters.items() if name in names and value is not None}
     return Page(notebook, exhibits, settings, chosen, tuple(requirements(exhibits, settings)))
 
 # %% ../../nbs/paper/06_plan.ipynb #af14c2de
@@ -205,7 +205,7 @@ def tasks(pages: Sequence[Page], runs: Runs) -> list[Task]:
     def rate(cell: Cell) -> float:
         "Measured only when something has to be estimated."
         if (cell.model, cell.dataset) not in rates:
-            rates[cell.model, cell.dataset] = seconds_per_pass(cell.model, cell.dataset, cell.tier, runs.outputs, runs.device)
+            rates[cell.model, cell.dataset] = seconds_per_pass(cell.model, cell.dataset, cell.tier, runs.outputs, str(runs.device))
         return rates[cell.model, cell.dataset]
 
     originals: dict[Cell, Task] = {}

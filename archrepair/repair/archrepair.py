@@ -131,6 +131,7 @@ class _Run:
     def prepare(self) -> None:
         "The features that enter the block, once for all that follows."
         make = prepare_layer if self.method.level == "layer" else prepare
+        assert self.block is not None
         with self.meter.running():
             self.prepared = make(self.model, self.block, self.data, precision=self.precision, views=self.method.views,
                                  failure_views=self.method.failure_views, meter=self.meter)
@@ -149,10 +150,11 @@ class _Run:
         self.history["search"] = result.history
         self.notes += result.warnings
 
-    def _finetune(self, name: str, epochs: int, **start: nn.Module | None) -> None:
-        "Fine-tune the block from `start`, and enter the outcome under `name`."
+    def _finetune(self, name: str, epochs: int, start: nn.Module | None, origin: nn.Module | None = None) -> None:
+        "Fine-tune the block from `start` (None: as it is), and enter the outcome under `name`."
         checkpoint = self._checkpoint("finetune" if name == "repaired" else name)
-        tuned = finetune(self.prepared, preset=self.method.preset, epochs=epochs, seed=self.method.seed, checkpoint=checkpoint, **start)
+        tuned = finetune(self.prepared, preset=self.method.preset, start=start, origin=origin, checkpoint=checkpoint, epochs=epochs,
+                         seed=self.method.seed)
         self.history["finetune" if name == "repaired" else name] = tuned.history.epochs
         self.networks[name], self.losses[name], self.points[name] = tuned.model, tuned.val, tuned.point
         self.losses.setdefault("original", tuned.val_before)
@@ -167,7 +169,7 @@ class _Run:
         self.control_epochs = max(self.method.finetune_epochs, round(spent / max(1.0, self._passes_per_epoch())))
         own, self.prepared.meter = self.prepared.meter, self.control_meter
         try:
-            self._finetune("control", self.control_epochs)
+            self._finetune("control", self.control_epochs, start=None)
         finally:
             self.prepared.meter = own
 

@@ -9,12 +9,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer_names', 'prepare_layer']
+__all__ = ['Block', 'same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer_names', 'prepare_layer']
 
 # %% ../../nbs/repair/01_blockdata.ipynb #b38af180
 from ..core.errors import ArchrepairError
@@ -43,6 +44,9 @@ def same_images(one: RepairData, other: RepairData) -> bool:
 
 
 # %% ../../nbs/repair/01_blockdata.ipynb #eadcad85
+Block = TypeVar("Block", bound=nn.Module)
+
+
 @dataclass
 class BlockData:
     """One block of one network with its repair set: the parcel that `search` and `finetune` work on.
@@ -114,7 +118,7 @@ class BlockData:
         block.requires_grad_(True)
         return tail
 
-    def recalibrate(self, block: nn.Module, batch_size: int, seed: int = 0) -> nn.Module:
+    def recalibrate(self, block: Block, batch_size: int, seed: int = 0) -> Block:
         "Gather the BatchNorm statistics of `block` anew in one pass over the repair set, in place; returns it, ready to be trained."
         rows = self.rows()
         run = block if self.split.prefix is not None else self.tail(block)

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +130,7 @@ class SearchRecipe:
             self.make_strategy()  # better to know what is wrong now
 
     @classmethod
-    def of(cls, recipe: SearchRecipe | None = None, **changes: object) -> SearchRecipe:
+    def of(cls, recipe: SearchRecipe | None = None, **changes: Any) -> SearchRecipe:
         "`recipe` (None: the default one) with some fields changed. Raises `ArchrepairError` for a field that does not exist."
         known = [f.name for f in fields(cls)]
         for name in changes:
