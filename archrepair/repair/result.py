@@ -52,8 +52,9 @@ class RepairResult:
     """What a repair returns.
 
     `model` is the network to deploy, and `verdict` says which of the `candidates` (`repaired`, `control`, `original`) that is and why.
-    `changed` names every differing entry of the state dict. `cost` counts the whole repair; `control_cost` is the part spent on the control it was compared with. `footprint` is
-    what the network weighed and took before and after (`footprint.footprints`), where someone has measured it.
+    `changed` names every differing entry of the state dict. `cost` counts the whole repair; `control_cost` is the part spent on the
+    control it was compared with. `footprint` is what the network weighed and took before and after (`footprint.footprints`), where
+    someone has measured it.
     """
 
     model: nn.Module

@@ -143,9 +143,11 @@ def test_cost(little):
 
 def test_one_failure_is_enough(little):
     data = little.data
-    one = RepairData(data.failures.select(torch.tensor([0])), data.train, data.val, data.transform, data.val_failures.select(torch.tensor([], dtype=torch.long)))
+    nothing = data.val_failures.select(torch.tensor([], dtype=torch.long))
+    one = RepairData(data.failures.select(torch.tensor([0])), data.train, data.val, data.transform, nothing)
     assert isinstance(one.failures, ImageSet)
-    result = FewShot(epochs=1, candidates=2, keep="last").repair(little.original, one)  # whatever validates best, the last epoch has learned
+    method = FewShot(epochs=1, candidates=2, keep="last")  # whatever validates best, the last epoch has learned
+    result = method.repair(little.original, one)
     assert any("only 0 failures" in w for w in result.warnings) and not same_state(result.candidates["repaired"], little.original)
 
 

@@ -121,7 +121,8 @@ def test_what_it_says_is_json_and_what_it_saves_comes_back(name, repaired, tmp_p
     record = json.loads(json.dumps(result.to_dict()))
     assert record["method"] == name and {"seed", "precision", "name"} <= record["config"].keys()
     assert all(isinstance(entry, dict) for entries in record["history"].values() for entry in entries)
-    of_method = dataclasses.replace(result, model=result.candidates["repaired"], verdict=dataclasses.replace(result.verdict, chosen="repaired"))
+    accepted = dataclasses.replace(result.verdict, chosen="repaired")
+    of_method = dataclasses.replace(result, model=result.candidates["repaired"], verdict=accepted)
     for folder, one in ((tmp_path / "returned", result), (tmp_path / "of-method", of_method)):
         assert same_state(load(one.save(folder), _problem.network), one.model)
 

@@ -1,4 +1,4 @@
-"""Networks that the code does not know by name, from torchvision, from timm and from a module of the user's: repaired from the command line."""
+"""Networks that the code does not know by name, from torchvision, timm and a user's module: repaired from the command line."""
 import contextlib
 import copy
 import functools
@@ -181,14 +181,15 @@ def test_names_of_files_are_safe_and_told_apart():
 
 def test_the_installed_command_finds_modules_in_the_current_directory():
     script = Path(sys.executable).with_name("archrepair")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "archrepair"]  # only `-m` puts this directory on the path by itself
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "archrepair"]  # only `-m` puts this directory on the path
     done = subprocess.run([*start, "list", "blocks", "--model", "othernets.net:Net"], capture_output=True, text=True, timeout=100,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and [line.split() for line in done.stdout.splitlines()] == [[f"units.{i}", "Unit"] for i in range(3)]
 
 
 @pytest.mark.parametrize(("arguments", "rows"), [
-    (["models", "torchvision:mobile*"], [["torchvision:mobilenet_v2"], ["torchvision:mobilenet_v3_large"], ["torchvision:mobilenet_v3_small"]]),
+    (["models", "torchvision:mobile*"],
+     [["torchvision:mobilenet_v2"], ["torchvision:mobilenet_v3_large"], ["torchvision:mobilenet_v3_small"]]),
     (["models", "timm:test_vit?"], [["timm:test_vit2"], ["timm:test_vit3"], ["timm:test_vit4"]]),
     (["models", "resnet18"], [["resnet18"]]),
     (["blocks", "--model", "torchvision:shufflenet_v2_x0_5"], [[f"stage{i}", "Sequential"] for i in (2, 3, 4)]),
@@ -210,7 +211,8 @@ def test_lists(capsys, arguments, rows):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["models", "torchvision:x*"], r"no models match 'torchvision:x\*'"), (["tiers", "x"], "no tiers match 'x'"),
-    (["models", "keras:*"], "unknown library of networks 'keras'.*known: torchvision, timm"), (["blocks", "--model", "othernets.net:Nte"], "did you mean 'Net'"),
+    (["models", "keras:*"], "unknown library of networks 'keras'.*known: torchvision, timm"),
+    (["blocks", "--model", "othernets.net:Nte"], "did you mean 'Net'"),
     (["blocks", "--model", "torchvision:alexnot"], "did you mean 'torchvision:alexnet'"),
 ])
 def test_lists_of_nothing(capsys, arguments, message):
@@ -265,8 +267,10 @@ def test_a_single_layer_is_a_block():
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--blocks", "units.0,units.7"], "unknown block 'units.7': did you mean 'units.[012]'.*known: units.0, units.1, units.2"),
-    (["--blocks", ""], "unknown block ''"), (["--block", "units"], "block units is a ModuleList.*name one of its parts: units.0, units.1, units.2"),
-    (["--block", "units.1", "--blocks", "units.1"], "expected one of the two"), (["--blocks", "units.0,units.0.one"], "is a part of block units.0"),
+    (["--blocks", ""], "unknown block ''"),
+    (["--block", "units"], "block units is a ModuleList.*name one of its parts: units.0, units.1, units.2"),
+    (["--block", "units.1", "--blocks", "units.1"], "expected one of the two"),
+    (["--blocks", "units.0,units.0.one"], "is a part of block units.0"),
     (["--model", "othernets.net:vit", "--block", "encoder.layers.encoder_layer_0.self_attention.out_proj"], "is never called"),
     (["--method", "retrain", "--blocks", "units.0"], "blocks"),
 ])
@@ -300,7 +304,8 @@ def test_trained_weights_are_repaired_and_not_trained_again(capsys, monkeypatch)
     assert all(name.endswith("-own.safetensors") for name in new) and len(new) == 2  # a seed each
     calls = []
     monkeypatch.setattr(originals, "train_original", lambda *a, **k: calls.append(a))
-    assert command("train", "--tier", "smoke", "--model", "othernets.net:trained", "--dataset", data(), "--out", place() / "t.safetensors") == 0
+    asked = ("--tier", "smoke", "--model", "othernets.net:trained", "--dataset", data())
+    assert command("train", *asked, "--out", place() / "t.safetensors") == 0
     assert len(calls) == 1, "`train` trains what it is given"
     capsys.readouterr()
 

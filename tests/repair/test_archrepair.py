@@ -28,6 +28,11 @@ from support.states import assert_same_state, state_of
 SETTINGS = dict(block="layer3", search_epochs=1, finetune_epochs=1)
 
 
+def returning(result: RepairResult, chosen: str, **changes) -> RepairResult:
+    "The same result with another candidate chosen."
+    return dataclasses.replace(result, verdict=dataclasses.replace(result.verdict, chosen=chosen), **changes)
+
+
 def same(one: dict, two: dict) -> bool:
     return one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
 
@@ -210,7 +215,8 @@ def test_few_failures_for_validation_are_noted(_problem):
 def test_the_layers_of_a_network(_problem, images):
     names = layer_names(_problem.network, images[:1])
     assert names[:2] == ["layer1.0.conv1", "layer1.0.conv2"] and len(names) == 19 and names[-1] == "layer4.1.conv2"
-    assert layer_names(_problem.network, images[:1], ["layer2"]) == [n for n in names if n.startswith("layer2.")] and "layer2.0.downsample.0" in names
+    inside = [name for name in names if name.startswith("layer2.")]
+    assert layer_names(_problem.network, images[:1], ["layer2"]) == inside and "layer2.0.downsample.0" in inside
     assert layer_names(_problem.network, images[:1], ["layer2.0.conv1"]) == ["layer2.0.conv1"]
     with pytest.raises(ArchrepairError, match="layer2.0.bn1 holds no convolution"):
         layer_names(_problem.network, images[:1], ["layer2.0.bn1"])
@@ -229,7 +235,8 @@ def test_a_layer_owns_the_neurons_behind_its_batchnorm(_problem, images):
     labels = torch.cat([data.failures.labels, data.train.labels])
     for layer, norm in (("layer2.0.conv1", "layer2.0.bn1"), ("layer3.0.downsample.0", "layer3.0.downsample.1")):
         seen = []
-        hook = network.get_submodule(norm).register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.mean((2, 3)) > 0))
+        hook = network.get_submodule(norm).register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output.mean((2, 3)) > 0))
         with torch.no_grad():
             wrong = network(pixels).argmax(1) != labels
         hook.remove()
@@ -239,12 +246,14 @@ def test_a_layer_owns_the_neurons_behind_its_batchnorm(_problem, images):
 
 @pytest.fixture(scope="module")
 def at_layer(_problem) -> RepairResult:
-    return ArchRepair(**SETTINGS | {"block": "layer3", "level": "layer", "search_epochs": 2}).repair(_problem.network, _problem.scenario.data)
+    method = ArchRepair(**SETTINGS | {"block": "layer3", "level": "layer", "search_epochs": 2})
+    return method.repair(_problem.network, _problem.scenario.data)
 
 
 def test_the_most_suspicious_layer_of_a_block_is_searched_alone(_problem, at_layer, images, tmp_path):
     located, network = at_layer.localization, _problem.network
-    assert located.blocks == layer_names(network, images[:1], ["layer3"]) and at_layer.block == located.block == located.summary["count"].idxmax()
+    assert located.blocks == layer_names(network, images[:1], ["layer3"])
+    assert at_layer.block == located.block == located.summary["count"].idxmax()
     assert (at_layer.config["level"], at_layer.config["block"], at_layer.config["localized"]) == ("layer", at_layer.block, True)
     graph = at_layer.genotype.graph
     assert (len(graph.nodes), [(e.key, e.inherited) for e in graph.edges]) == (2, [("0_1", ("",))])
@@ -253,7 +262,7 @@ def test_the_most_suspicious_layer_of_a_block_is_searched_alone(_problem, at_lay
     again = ArchRepair(**SETTINGS | {"block": at_layer.block, "level": "layer", "search_epochs": 2}).repair(network, _problem.scenario.data)
     assert again.localization is None and again.genotype == at_layer.genotype  # a layer that is named is not looked for
     assert all(same(again.candidates[n].state_dict(), at_layer.candidates[n].state_dict()) for n in again.candidates)
-    one = dataclasses.replace(at_layer, verdict=dataclasses.replace(at_layer.verdict, chosen="repaired"), model=at_layer.candidates["repaired"])
+    one = returning(at_layer, "repaired", model=at_layer.candidates["repaired"])
     loaded = load(one.save(tmp_path), network)
     with torch.inference_mode():
         assert torch.equal(loaded(images), one.model(images))
@@ -286,7 +295,8 @@ def test_a_layer_that_no_operation_fits_is_repaired_by_its_weights(_problem):
         network = Shrinking().eval()
     got = ArchRepair(block="body", level="layer", search_epochs=1, finetune_epochs=1).repair(network, _problem.scenario.data)
     assert got.block == "body.0" and got.genotype is None
-    assert got.warnings[0] == ("weights only: cannot relax Conv2d: there is nothing to search, since no operation leads from 8×8 to 6×6 pixels; "
+    assert got.warnings[0] == ("weights only: cannot relax Conv2d: there is nothing to search, since no operation leads from 8×8 to "
+                               "6×6 pixels; "
                                "repair its weights instead")
 
 
@@ -304,7 +314,7 @@ def test_the_layer_level_from_the_command_line(home):
 def test_save_and_load(_problem, searched, result, images, chosen, tmp_path):
     genotype, network = searched
     model = {"repaired": network, "original": copy.deepcopy(_problem.network), "control": result.candidates["control"]}[chosen]
-    one = dataclasses.replace(result, genotype=genotype, verdict=dataclasses.replace(result.verdict, chosen=chosen), model=model)
+    one = returning(result, chosen, genotype=genotype, model=model)
     given = create_model("resnet18", 10, width=0.125, stem_stride=2, seed=9).train()  # its weights do not matter, its shape does
     before = state_of(given)
     again = load(one.save(tmp_path / "new" / "folder"), given)
@@ -314,7 +324,8 @@ def test_save_and_load(_problem, searched, result, images, chosen, tmp_path):
         assert torch.equal(again(images), model(images))
         if chosen == "repaired":
             assert not torch.allclose(again(images), _problem.network(images))
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["MODEL_CARD.md", "genotype.json", "repair.json", "repaired.safetensors"]
+    files = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    assert files == ["MODEL_CARD.md", "genotype.json", "repair.json", "repaired.safetensors"]
     assert Genotype.from_json((tmp_path / "new" / "folder" / "genotype.json").read_text()) == genotype
 
 
@@ -324,13 +335,14 @@ def test_the_real_result_comes_back(_problem, result, tmp_path):
 
 @pytest.mark.parametrize("spoil", [
     lambda d: (d / "repair.json").unlink(), lambda d: (d / "repair.json").write_text("{"), lambda d: (d / "repair.json").write_text("[]"),
-    lambda d: (d / "repair.json").write_text("{}"), lambda d: (d / "genotype.json").unlink(), lambda d: (d / "genotype.json").write_text("{}"),
+    lambda d: (d / "repair.json").write_text("{}"), lambda d: (d / "genotype.json").unlink(),
+    lambda d: (d / "genotype.json").write_text("{}"),
     lambda d: (d / "repaired.safetensors").unlink(), lambda d: (d / "repaired.safetensors").write_bytes(b"\x00" * 100),
     lambda d: (d / "repaired.safetensors").write_bytes((d / "repaired.safetensors").read_bytes()[:-50]),
 ], ids=["no info", "half info", "list", "empty info", "no genotype", "another genotype", "no weights", "zeros", "truncated"])
 def test_a_damaged_folder_is_one_line(_problem, searched, result, tmp_path, spoil):
     genotype, network = searched
-    dataclasses.replace(result, genotype=genotype, verdict=dataclasses.replace(result.verdict, chosen="repaired"), model=network).save(tmp_path)
+    returning(result, "repaired", genotype=genotype, model=network).save(tmp_path)
     spoil(tmp_path)
     with pytest.raises(ArchrepairError) as error:
         load(tmp_path, _problem.network)
@@ -342,7 +354,7 @@ def test_a_damaged_folder_is_one_line(_problem, searched, result, tmp_path, spoi
 def test_load_on_another_architecture_is_one_line(searched, result, tmp_path, other, chosen):
     genotype, network = searched
     model = network if chosen == "repaired" else result.candidates["control"]
-    dataclasses.replace(result, genotype=genotype, verdict=dataclasses.replace(result.verdict, chosen=chosen), model=model).save(tmp_path)
+    returning(result, chosen, genotype=genotype, model=model).save(tmp_path)
     name, width = {"width": ("resnet18", 0.25), "depth": ("resnet50", 0.125), "family": ("vgg16", 0.125)}[other]
     with pytest.raises(ArchrepairError) as error:
         load(tmp_path, create_model(name, 10, width=width))
@@ -363,7 +375,8 @@ def test_export_says_what_it_lacks(result, images, tmp_path, monkeypatch):
         raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
 
     monkeypatch.setattr(torch.onnx, "export", absent)
-    for name, expected in (("network.onnx", r"onnxscript: pip install 'archrepair\[export\]'"), ("network.h5", ".pt2 or .onnx"), ("network", ".pt2")):
+    messages = {"network.onnx": r"onnxscript: pip install 'archrepair\[export\]'", "network.h5": ".pt2 or .onnx", "network": ".pt2"}
+    for name, expected in messages.items():
         with pytest.raises(ArchrepairError, match=expected) as error:
             result.export(tmp_path / name, images[:2])
         assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
@@ -376,8 +389,9 @@ def test_a_perfect_network_has_nothing_to_repair(digits, digits_test):
         build_scenario(digits, digits_test, torch.ones(len(digits_test), dtype=torch.bool))
 
 
-@pytest.mark.parametrize("wrong", [{"search_epochs": -1}, {"finetune_epochs": -1}, {"finetune_epochs": 1.5}, {"views": 0}, {"failure_views": 0},
-                                   {"k": 0}, {"preset": "papre"}, {"level": "neuron"}])
+@pytest.mark.parametrize("wrong", [
+    {"search_epochs": -1}, {"finetune_epochs": -1}, {"finetune_epochs": 1.5}, {"views": 0}, {"failure_views": 0}, {"k": 0},
+    {"preset": "papre"}, {"level": "neuron"}])
 def test_settings_are_checked_before_any_work(wrong):
     with pytest.raises(ArchrepairError, match=next(iter(wrong))) as error:
         ArchRepair(**wrong)
@@ -412,7 +426,8 @@ def test_settings_of_the_search_reach_it(_problem, monkeypatch):
 
     monkeypatch.setattr(module, "search", spy)
     with pytest.raises(Seen):
-        ArchRepair(strategy="darts", block="layer2", search_options=(("select", "perturb"), ("order", 2))).repair(_problem.network, _problem.scenario.data)
+        method = ArchRepair(strategy="darts", block="layer2", search_options=(("select", "perturb"), ("order", 2)))
+        method.repair(_problem.network, _problem.scenario.data)
     recipe = seen["recipe"]
     assert recipe.select == "perturb" and recipe.strategy_options == {"order": 2} and recipe.strategy == "darts"
     for options, message in (({"select": "best"}, "unknown selection"), ({"ordr": 2}, "strategy pc-darts"), ({"order": 5}, "order is 5")):

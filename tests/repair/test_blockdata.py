@@ -124,14 +124,17 @@ def test_features_in_a_file(problem, prepared, tmp_path):
 
 def test_a_parcel_knows_whose_it_is(problem, prepared):
     data = problem.scenario.data
-    prepared.check(copy.deepcopy(problem.network), "layer3", RepairData(data.failures, data.train, data.val, data.transform, data.val_failures))
+    the_same = RepairData(data.failures, data.train, data.val, data.transform, data.val_failures)
+    prepared.check(copy.deepcopy(problem.network), "layer3", the_same)
     changed = copy.deepcopy(problem.network)
     with torch.no_grad():
         changed.fc.bias[0] += 1
-    for other, message in (((None, "layer1", None), "features are those of layer3; expected those of layer1"), ((changed, None, None), "another network"),
-                           ((create_model("resnet18", 10, width=0.25), None, None), "another network"), ((None, None, data.subset(20)), "another repair set")):
+    wider = create_model("resnet18", 10, width=0.25)
+    for network, block, images, message in ((None, "layer1", None, "features are those of layer3; expected those of layer1"),
+                                            (changed, None, None, "another network"), (wider, None, None, "another network"),
+                                            (None, None, data.subset(20), "another repair set")):
         with pytest.raises(ArchrepairError, match=message):
-            prepared.check(*other)
+            prepared.check(network, block, images)
 
 
 @pytest.mark.parametrize("verb", [search, finetune])

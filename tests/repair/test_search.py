@@ -100,7 +100,8 @@ def test_top_two_keeps_two_edges_a_node():
         strategy.decide("best")
 
 
-@pytest.mark.parametrize("name, strategy", [("resnet18", "pc-darts"), ("resnet18", "darts"), ("resnet50", "pc-darts"), ("resnet18", "snas"), ("resnet18", "bayesnas")])
+@pytest.mark.parametrize("name, strategy", [
+    ("resnet18", "pc-darts"), ("resnet18", "darts"), ("resnet50", "pc-darts"), ("resnet18", "snas"), ("resnet18", "bayesnas")])
 def test_search_end_to_end(name, strategy):
     model, _, prepared = setting(name)
     before, inside = copy.deepcopy(model.state_dict()), copy.deepcopy(prepared.cut.model.state_dict())

@@ -27,6 +27,7 @@ def test_the_sentence_names_the_method_the_lack_of_a_control_and_an_architecture
         "accepted, architecture unchanged: validation loss no worse than the original's and the control's "
         "(loss: repaired 0.2500, original 0.5000, control 0.3000)")
     assert str(judge({"original": 0.5, "repaired": 0.25})).startswith("accepted: weights only: ")
-    assert str(judge({"original": 0.5, "repaired": 0.75}, method="mode")).startswith("rejected: mode: no candidate has a lower validation loss")
+    worse = judge({"original": 0.5, "repaired": 0.75}, method="mode")
+    assert str(worse).startswith("rejected: mode: no candidate has a lower validation loss")
     assert str(judge({"original": math.nan, "repaired": math.inf}, method="mode")) == (
         "rejected: mode: no candidate has a finite validation loss; returning the original unchanged")
