@@ -46,7 +46,7 @@ class Verdict:
 def judge(losses: dict[str, float], *, method: str = "", unchanged: bool = False) -> Verdict:
     """The verdict on the candidates `repaired`, `original` and, where there is one, `control`, from their validation losses.
 
-    `method` names the one that made the repaired network where it was no search; a loss that is not finite loses.
+    `method` names the one that made the repaired network, where that was not a search; a loss that is not finite loses.
     """
     finite = {name: losses[name] for name in ORDER if math.isfinite(losses.get(name, math.nan))}
     who = f"{method}: " if method else "" if "control" in losses else "weights only: "
@@ -57,4 +57,7 @@ def judge(losses: dict[str, float], *, method: str = "", unchanged: bool = False
     reason = {"repaired": f"{who}validation loss no worse than {rivals}",
               "control": "plain fine-tuning of the same block on the same budget has a lower validation loss; returning that network",
               "original": f"{who}no candidate has a lower validation loss than the original; returning it unchanged"}[chosen]
+    if "repaired" not in finite:
+        returned = "plain fine-tuning of the same block" if chosen == "control" else "the original unchanged"
+        reason = f"{who}the validation loss of the repaired network is not finite; returning {returned}"
     return Verdict(chosen, losses, reason, unchanged)

@@ -155,7 +155,8 @@ class _Run:
     def __init__(self, model: nn.Module, rows: Rows, recipe: Recipe, trainable: Sequence[nn.Module],
                  groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float):
         self.model, self.rows, self.recipe, self.trainable = model, rows, recipe, trainable
-        self.device, self.layout = next(model.parameters()).device, layout_of(make_safe(model))
+        self.device = next(model.parameters()).device
+        self.careful = layout_of(make_safe(model)) == torch.contiguous_format  # rows come in a layout that suits any other network
         groups = groups or _decay_groups(trainable, recipe.lr, recipe.weight_decay)
         self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -187,7 +188,7 @@ class _Run:
         if self.rows.teacher is not None and self.rows.imitate is not None:
             teacher, imitate = self.rows.teacher[order].to(self.device), self.rows.imitate[order].to(self.device)
         with autocast(self.device, self.recipe.precision):
-            logits = self.model(lay_out(x, self.layout))
+            logits = self.model(lay_out(x, torch.contiguous_format) if self.careful else x)
         loss = self.recipe.loss(logits.float(), self.rows.labels[order].to(self.device), teacher, imitate)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -267,7 +268,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
         before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None, extra: dict[str, Any] | None = None,
         checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
-    """Train `model` in place on `rows`, in the memory layout of `nas.layout.layout_of`, and return the history.
+    """Train `model` in place on `rows`, in a memory layout that is safe (`nas.layout`), and return the history.
 
     What learns: `trainable` are the modules in train mode (default: all); parameters that do not require gradients never move. `groups`
     are the optimizer's parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.parts import domains
+from archrepair.baselines import domains
 from archrepair.baselines.domains import (
     Box,
     DomainBIRDNN,

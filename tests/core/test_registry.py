@@ -8,6 +8,7 @@ import pytest
 
 import archrepair.baselines
 import archrepair.nas
+from archrepair.baselines.domains import DomainBIRDNN
 from archrepair.core import registry
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.registry import METHODS, Entry, Registry
@@ -39,7 +40,8 @@ def test_a_method_is_called_by_its_name(name):
 
 
 def test_every_method_has_an_entry():
-    methods = {thing for thing in classes_in(archrepair.baselines) if hasattr(thing, "repair")}
+    others = {DomainBIRDNN}  # repairs a property of a region of inputs, not failures
+    methods = {thing for thing in classes_in(archrepair.baselines) if hasattr(thing, "repair")} - others
     assert methods == {method_class(name) for name in METHODS if name != "archrepair"}
 
 

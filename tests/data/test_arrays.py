@@ -72,8 +72,8 @@ def test_sets_agree_on_their_classes():
 
 @pytest.mark.parametrize(("source", "message"), [
     ((pixels()[..., 0], LABELS), r"failures: images are uint8 \(24, 8, 8\)"), ((pixels()[0], LABELS), "images are uint8"),
-    ((pixels().astype(np.int64), LABELS), "images are int64"), ((pixels(), LABELS[:5]), "one integer an image"),
-    ((pixels(), LABELS + 0.5), "one integer an image"), ((pixels(), LABELS - 1), "labels run from -1"),
+    ((pixels().astype(np.int64), LABELS), "images are int64"), ((pixels(), LABELS[:5]), "one integer per image"),
+    ((pixels(), LABELS + 0.5), "one integer per image"), ((pixels(), LABELS - 1), "labels run from -1"),
     ((torch.randn(24, 3, 8, 8), LABELS), r"float images run from .* expected 0 to 1: give them before normalization"),
     ((torch.full((2, 3, 8, 8), torch.nan), [0, 1]), "float images run from nan"),
     (pixels(), "failures are a ndarray; expected"), ("images.npz", "failures are a str; expected"),

@@ -254,9 +254,9 @@ for file, after in (("search.pt", 1), ("control.pt", 2)):
     if not child:
         count = 0
 
-        def dying(path, *more):
+        def dying(run, path):
             global count
-            save(path, *more)
+            save(run, path)
             count += path.name.endswith(file)
             if count == after:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -29,8 +29,8 @@ def test_the_training_of_an_original_resumes(home, monkeypatch):
 
     save, saved = training._save, []
 
-    def interrupted(path, *more):
-        save(path, *more)
+    def interrupted(run, path):
+        save(run, path)
         saved.append(path)
         if len(saved) == 2:
             raise KeyboardInterrupt

@@ -67,7 +67,7 @@ def test_a_relaxed_block_follows_its_layers(width, layout):
     seen = []
     for m in convolutions:
         m.register_forward_hook(lambda m, args, y: seen.extend([*args, y]))
-    y = supernet(x, torch.full((len(graph.edges), supernet.places.max() // len(graph.edges)), 0.5))
+    y = supernet(x, torch.full((len(graph.edges), supernet.coefficient_index.max() // len(graph.edges)), 0.5))
     assert seen and all(z.stride() == lay_out(z, layout).stride() for z in [*seen, y])
 
 

@@ -191,7 +191,7 @@ def test_the_installed_command_finds_modules_in_the_current_directory():
     (["models", "torchvision:mobile*"],
      [["torchvision:mobilenet_v2"], ["torchvision:mobilenet_v3_large"], ["torchvision:mobilenet_v3_small"]]),
     (["models", "timm:test_vit?"], [["timm:test_vit2"], ["timm:test_vit3"], ["timm:test_vit4"]]),
-    (["models", "resnet18"], [["resnet18"]]),
+    (["models", "resnet18"], [["resnet18", "ResNet-18,", "in", "four", "stages"]]),
     (["blocks", "--model", "torchvision:shufflenet_v2_x0_5"], [[f"stage{i}", "Sequential"] for i in (2, 3, 4)]),
     (["blocks", "units.[01]", "--model", "othernets.net:Net"], [["units.0", "Unit"], ["units.1", "Unit"]]),
     (["tiers", "li*"], None), (["models"], None),

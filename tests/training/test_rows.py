@@ -10,7 +10,7 @@ from torch import nn
 from archrepair.data import files
 from archrepair.data.datasets import load_dataset
 from archrepair.data.images import ImageSet, Normalize
-from archrepair.nas.layout import layout_of
+from archrepair.nas.layout import lay_out, layout_of
 from archrepair.networks.blocks import split
 from archrepair.networks.models import create_model
 from archrepair.training.rows import Rows, _key, cache_features, draw_view, image_features, spread_views
@@ -92,7 +92,7 @@ def test_every_store_gives_the_same_rows(cut, few, tmp_path):
 def test_cached_features_lead_to_the_resnet_own_answers(resnet, cut, few):
     features = cache_features(cut, few, TRANSFORM)
     with torch.inference_mode():
-        assert torch.equal(cut.tail()(features.batch(torch.arange(37))), resnet(TRANSFORM(few.images)))
+        assert torch.equal(cut.tail()(features.batch(torch.arange(37))), resnet(lay_out(TRANSFORM(few.images), layout_of(resnet))))
 
 
 def test_a_batch_may_be_written_to_without_harm(cut, few, tmp_path):

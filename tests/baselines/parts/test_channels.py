@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair.baselines.parts.channels import activations, last_layer, only_rows, own_parameters
 from archrepair.baselines.domains import as_features
+from archrepair.baselines.parts.channels import activations, last_layer, only_rows, own_parameters
 from archrepair.core.errors import ArchrepairError
 from archrepair.networks.models import MODELS, create_model
 from archrepair.networks.neurons import wire
