@@ -164,12 +164,17 @@ class _Run:
         self._finetune("repaired", self.method.finetune_epochs, start=self.start, origin=self.origin)
 
     def control(self) -> None:
-        "What would as many image passes have given without a search? The raw block, fine-tuned for as long; counted apart."
+        """What would as many image passes have given without a search? The raw block, fine-tuned for as long; counted apart.
+
+        Its BatchNorm statistics are gathered anew from the repair set, as those of the searched block were.
+        """
         spent = self.meter.forwards + self.meter.backwards - self.spent_before
         self.control_epochs = max(self.method.finetune_epochs, round(spent / max(1.0, self._passes_per_epoch())))
         own, self.prepared.meter = self.prepared.meter, self.control_meter
         try:
-            self._finetune("control", self.control_epochs, start=None)
+            batch_size = self.method._search_recipe().batch_size
+            start = self.prepared.recalibrate(copy.deepcopy(self.prepared.split.block), batch_size, self.method.seed)
+            self._finetune("control", self.control_epochs, start=start)
         finally:
             self.prepared.meter = own
 

@@ -11,7 +11,7 @@ from torch import nn
 from archrepair.core.errors import ArchrepairError
 from archrepair.deploy.report import render_report, report_of, write_report
 from archrepair.repair.verdict import Verdict
-from support.reports import RECORD, Checked, bare, make, page_of
+from support.reports import LOSSES, RECORD, Checked, bare, make, page_of
 
 
 def test_every_section_is_there_and_the_page_is_sound(parts):
@@ -137,7 +137,7 @@ def test_a_folder_without_a_repair(tmp_path, content):
 
 
 def test_results_show_themselves_in_a_notebook(parts):
-    result = make(parts, block="<b>x</b>", verdict=Verdict("repaired", {}, "<img src=x onerror=alert(1)> & so on"))
+    result = make(parts, block="<b>x</b>", verdict=Verdict("repaired", LOSSES, "<img src=x onerror=alert(1)> & so on"))
     result.localization.warnings.append("<script>y</script>")
     pieces = (result.localization, result.genotype, result.genotype.graph, result)
     located, genotype, graph, whole = (piece._repr_html_() for piece in pieces)

@@ -59,7 +59,7 @@ def one_line(capsys, home: Path, message: str, *arguments) -> None:
     (["--dataset", "digits:fogg:3"], "unknown corruption 'fogg': did you mean 'fog'"),
     (["--dataset", "digits:fog:9"], "severity 9.*1.*5"),
     (["--dataset", "digits:fog:0"], "severity 0.*1.*5"),
-    (["--dataset", "digits:fog"], "no version of a dataset"),
+    (["--dataset", "digits:fog"], "not a version of a dataset"),
     (["--dataset", "npz:/nowhere.npz"], "/nowhere.npz does not exist"),
     (["--block", "layer9"], "unknown block 'layer9'.*layer4"),
     (["--method", "archrepare"], "did you mean 'archrepair'"),

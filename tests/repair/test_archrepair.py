@@ -164,11 +164,12 @@ def test_everything_it_says_is_json(result):
 def test_the_winner_is_the_network_returned(_problem, result, monkeypatch, losses, winner):
     "The verbs in the middle are replaced; what is left is who is compared with whom and what comes back."
     others = {name: create_model("resnet18", 10, width=0.125, stem_stride=2, seed=seed) for name, seed in (("repaired", 1), ("control", 2))}
-    calls = []
+    calls, starts = [], {}
 
     def tune(prepared, *, start=None, origin=None, epochs, **more):
-        name = "repaired" if start is not None else "control"
+        name = "repaired" if origin is not None else "control"
         calls.append((name, epochs))
+        starts[name] = start
         return SimpleNamespace(model=others[name], val_before=losses[0], val=losses[1 if name == "repaired" else 2], point=1.0,
                                history=SimpleNamespace(epochs=[]))
 
@@ -182,6 +183,8 @@ def test_the_winner_is_the_network_returned(_problem, result, monkeypatch, losse
     assert got.changed == changes(_problem.network.state_dict(), got.model.state_dict()) and bool(got.changed) == (winner != "original")
     assert [name for name, _ in calls] == ["repaired", "control"] and calls[1][1] >= calls[0][1] == SETTINGS["finetune_epochs"]
     assert got.validation == dict(zip(("original", "repaired", "control"), losses))
+    fresh = changes(_problem.network.layer3.state_dict(), starts["control"].state_dict())  # as fresh as the searched block's
+    assert fresh and all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in fresh)
 
 
 def test_a_block_that_cannot_be_relaxed_is_repaired_by_its_weights(_problem, monkeypatch, tmp_path):
