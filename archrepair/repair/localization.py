@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 # %% auto #0
-__all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'THRESHOLDS', 'TIES', 'suspiciousness', 'Spectrum', 'spectrum',
-           'failure_gradients', 'reweight', 'most_suspicious', 'count_blocks', 'Localization', 'localize']
+__all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'suspiciousness', 'Spectrum', 'spectrum', 'failure_gradients',
+           'reweight', 'localize']
 
 # %% ../../nbs/00_localization.ipynb #d112e6d9
 from ..core.errors import ArchrepairError, NoFailures, unknown
@@ -32,6 +29,7 @@ from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.blocks import block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
+from .votes import THRESHOLDS, TIES, Localization, count_blocks, most_suspicious
 from ..training.cost import CostMeter
 from ..training.fit import autocast, precision_of
 from ..training.rows import Rows, image_features
@@ -224,103 +222,6 @@ def reweight(s: np.ndarray, g: np.ndarray, member: np.ndarray, deviation: str = 
     d = {"abs": np.abs(g - g_bar), "positive": np.maximum(g - g_bar, 0), "ratio": g}[deviation]  # Ḡ cancels in the ratio
     weight = d / d.max() if d.max() > 0 else np.ones_like(d)
     return np.where(weight == 0, 0, s) * np.where(weight == 0, 1, weight), g_bar
-
-# %% ../../nbs/00_localization.ipynb #7e1f9a9d
-THRESHOLDS = (10, 20, 30, 40, 50, 75, 100, 150)
-TIES = ("exact", "include")
-
-
-def most_suspicious(neurons: pd.DataFrame, i: int, by: str = "s_hat", ties: str = "exact") -> pd.DataFrame:
-    "The top `i` rows by column `by` (`s_hat` or `s`; then by s, then in order), or with ties `include` all that reach the i-th."
-    order = np.lexsort((-neurons["s"], -neurons[by]))
-    ranked = neurons.iloc[order]
-    i = min(i, len(ranked))
-    return ranked[ranked[by] >= ranked[by].iloc[i - 1]] if ties == "include" else ranked.iloc[:i]
-
-
-def count_blocks(selected: pd.DataFrame, blocks: list[str]) -> pd.Series:
-    "How many of the selected neurons lie in each block: S_B of Table 9."
-    return selected["block"].value_counts().reindex(blocks, fill_value=0).astype(int)
-
-# %% ../../nbs/00_localization.ipynb #fe7c69b4
-@dataclass(frozen=True, repr=False, eq=False)
-class Localization:
-    """The verdict on the blocks of one network.
-
-    `block`: the chosen one of `blocks`. `neurons`: one row a neuron, with layer, channel, block ("" outside all), Am, Nm, Ac, Nc,
-    s, g, s_hat and rank (from 1). `counts`: S_B, blocks × thresholds. `summary`: for each block its size, its count among the top
-    `k`, count per neuron, expected count, enrichment, p (hypergeometric), mean gradient G_i and mean ŝ. `mean_gradient`: Ḡ.
-    `below`: the share of the top k with g < Ḡ. `warnings`: reasons to doubt the verdict.
-    """
-
-    block: str
-    blocks: list[str]
-    neurons: pd.DataFrame
-    counts: pd.DataFrame
-    summary: pd.DataFrame
-    k: int
-    n_failures: int
-    n_correct: int
-    mean_gradient: float
-    below: float
-    settings: dict[str, Any]
-    warnings: list[str]
-
-    def top(self, i: int | None = None, by: str = "s_hat") -> pd.DataFrame:
-        "The `i` (default k) most suspicious neurons by ŝ, or by `s` alone."
-        return most_suspicious(self.neurons, i or self.k, by, self.settings["ties"])
-
-    @property
-    def outside(self) -> dict[int, int]:
-        "For each threshold, the selected neurons that lie in no block (the stem's, or those of blocks that were no candidates)."
-        return {i: int((self.top(i)["block"] == "").sum()) for i in self.counts.columns}
-
-    @property
-    def verdict(self) -> str:
-        "One sentence."
-        row = self.summary.loc[self.block]
-        return (f"{self.block} holds {row['count']:.0f} of the {len(self.top())} most suspicious neurons "
-                f"({row['expected']:.1f} expected from its size, p = {row['p']:.2g})")
-
-    def to_dict(self) -> dict[str, object]:
-        "All but the per-neuron table, of which only the top k rows are kept, in types that JSON knows (an infinite D* is null)."
-        rows = lambda frame: [dict(zip(frame.columns, map(_plain, row))) for row in frame.itertuples(index=False)]
-        return {
-            "block": self.block, "verdict": self.verdict, "blocks": self.blocks, "k": self.k, "settings": self.settings,
-            "n_failures": self.n_failures, "n_correct": self.n_correct, "n_neurons": len(self.neurons),
-            "mean_gradient": _plain(self.mean_gradient), "below_mean_gradient": _plain(self.below), "warnings": self.warnings,
-            "counts": {str(i): {b: int(n) for b, n in self.counts[i].items()} for i in self.counts},
-            "outside": {str(i): n for i, n in self.outside.items()},
-            "counts_s": {b: int(n) for b, n in count_blocks(self.top(by="s"), self.blocks).items()},  # the votes without the reweighting
-            "summary": dict(zip(self.blocks, rows(self.summary))),
-            "top": rows(self.top()[["layer", "channel", "block", "s", "g", "s_hat"]]),
-        }
-
-    def __repr__(self) -> str:
-        return "\n".join([self.verdict, *(f"warning: {w}" for w in self.warnings)])
-
-    def _repr_html_(self) -> str:
-        from archrepair.deploy.blocks_view import table_of_blocks
-
-        return table_of_blocks(self.to_dict())._repr_html_()
-
-    def plot(self, ax: Axes | None = None, most: int | None = None) -> Axes:
-        """Bars: neurons of each block among the top k; dashes: as many as its size alone would give. Returns the axes.
-
-        `most` shows that many blocks, those that lead (see `blocks_view.leading_blocks`).
-        """
-        from archrepair.deploy.blocks_view import draw_blocks
-
-        return draw_blocks(self.to_dict(), ax, most)
-
-
-def _plain(value: Any) -> Any:
-    "A number in a type that JSON knows, to six digits; None where it is not finite."
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    return float(f"{value:.6g}") if np.isfinite(value) else None
 
 # %% ../../nbs/00_localization.ipynb #765656a1
 @torch.inference_mode(False)

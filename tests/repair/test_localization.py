@@ -15,7 +15,8 @@ from archrepair.data.scenario import RepairData
 from archrepair.networks.blocks import block_names, freeze
 from archrepair.networks.models import create_model
 from archrepair.networks.neurons import watch, wire
-from archrepair.repair.localization import THRESHOLDS, failure_gradients, localize, most_suspicious, reweight, spectrum, suspiciousness
+from archrepair.repair.localization import failure_gradients, localize, reweight, spectrum, suspiciousness
+from archrepair.repair.votes import THRESHOLDS
 from archrepair.training.cost import CostMeter
 from archrepair.training.rows import Rows, image_features
 from support.nets import Net
@@ -368,23 +369,6 @@ def test_equal_gradients_and_infinite_suspicion():
 
 
 # --- the vote ------------------------------------------------------------------------------------------------------------------------
-
-def neurons_of(s_hat, s=None, block=None):
-    return pd.DataFrame({"s_hat": s_hat, "s": s_hat if s is None else s, "block": block or ["a"] * len(s_hat)})
-
-
-def test_order_is_by_s_hat_then_s_then_position():
-    table = neurons_of([0.5, 0.7, 0.5, 0.5], [0.5, 0.9, 0.6, 0.5])
-    assert most_suspicious(table, 4).index.tolist() == [1, 2, 0, 3]
-    assert most_suspicious(table, 2).index.tolist() == [1, 2]
-    assert most_suspicious(table, 1, by="s").index.tolist() == [1]
-
-
-def test_ties_are_included_on_request():
-    table = neurons_of([0.9, 0.5, 0.5, 0.5, 0.1])
-    assert len(most_suspicious(table, 2)) == 2 and len(most_suspicious(table, 2, ties="include")) == 4
-    assert len(most_suspicious(table, 99, ties="include")) == 5
-
 
 @pytest.mark.parametrize("ties", ["exact", "include"])
 def test_counts_and_outside_add_up(net, data, ties):

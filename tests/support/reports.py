@@ -11,9 +11,9 @@ from archrepair.data.scenario import build_scenario
 from archrepair.deploy.report import render_report
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.graph import BlockGraph, Edge, Node
-from archrepair.repair.localization import Localization
 from archrepair.repair.result import RepairResult, changes
 from archrepair.repair.verdict import Verdict
+from archrepair.repair.votes import Localization
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import compare, evaluate, is_correct, predict
 
