@@ -9,6 +9,8 @@ import fnmatch
 import os
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +68,7 @@ from archrepair.cli.options import (
     read_settings,
     split_names,
 )
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, DataWarning, first_line, unknown, write_atomic
 from ..core.labels import TEST_SETS
 from ..core.registry import STRATEGIES
 
@@ -78,7 +80,9 @@ app = typer.Typer(help="Find the block of a network that is to blame, search a b
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
     try:
-        app(args=arguments, prog_name="archrepair")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning(warnings.showwarning)
+            app(args=arguments, prog_name="archrepair")
     except ArchrepairError as error:
         print(f"archrepair: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -90,6 +94,11 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
 
+
+def _show_warning(show: Callable[..., None]) -> Callable[..., None]:
+    "Remarks on the user's data as one line on standard error; other warnings as `show` shows them."
+    return lambda message, kind, *where: say(f"note: {message}") if issubclass(kind, DataWarning) else show(message, kind, *where)
+
 # %% ../../nbs/cli/04_app.ipynb #bc9cc748
 @app.command()
 def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
@@ -99,12 +108,22 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
     from archrepair.experiments.originals import accuracy_of, original
 
     start = original(model, dataset, tier, seed, device=device, out=out, force=force, own=False)
+    _say_data(start)
     score = accuracy_of(start, start.dataset)
     if as_json:
         return print_json({"model": model, "dataset": start.dataset, "tier": start.tier.name, "seed": seed, "weights": str(start.path),
                            "accuracy": score.accuracy, "n": score.n})
     show(f"{model} on {start.dataset}, tier {start.tier.name}", ["test images", "accuracy %"], [[score.n, score.accuracy]])
     say(f"weights: {start.path}")
+
+
+def _say_data(start: Any) -> None:
+    "How the user's own images are read: their number, size and classes."
+    from archrepair.data.images import pixels_of
+
+    if start.dataset.startswith(("folder:", "npz:")):
+        images = start.train
+        say(f"{start.dataset}: {len(images):,} training images, {pixels_of(images)}, {len(images.classes)} classes")
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
@@ -117,6 +136,7 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, dataset
     from archrepair.repair.localization import localize
 
     start = original(model, dataset, tier, seed, weights=weights, device=device)
+    _say_data(start)
     start, scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), start)
     localization = localize(start.network, scenario.data, split_names(blocks), measure=measure, k=k)
     if as_json:
@@ -191,11 +211,13 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, dataset: Datase
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
              as_json: Json = False) -> None:
     "Accuracy of a network, original or repaired, on the test split of one or more datasets (separated by commas)."
+    from archrepair.data.datasets import split_versions
     from archrepair.experiments.originals import accuracy_of, original
     from archrepair.repair.result import load
 
-    names = dataset.split(",")
+    names = split_versions(dataset)
     start = original(model, names[0], tier, seed, weights=weights, device=device)
+    _say_data(start)
     if repaired is not None:
         start = start.with_network(load(repaired, start.network))
     scores = {name: accuracy_of(start, name) for name in ([start.dataset] if dataset == "auto" else names)}
