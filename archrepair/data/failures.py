@@ -88,8 +88,8 @@ def _in_class_folders(folder: Path, like: ImageSet) -> dict[Path, int]:
         raise ArchrepairError(f"{loose[0]} has no class; expected {folder}/<class>/<image>, with the true class, or a CSV file with the "
                               "columns path and label")
     for part in class_folders(folder):
-        if files := image_files(part):
-            labels |= dict.fromkeys(files, _class_of(part.name, like.classes, str(part)))
+        label = _class_of(part.name, like.classes, str(part))
+        labels |= dict.fromkeys(image_files(part), label)
     return labels
 
 
@@ -120,6 +120,6 @@ def _span_like(like: ImageSet, files: list[Path]) -> tuple[float, float] | None:
         return like.images.span
     span = survey(files).span
     if span is not None and (span[0] != 0 or span[1] not in (1, 255, 65535)):  # a scale of their own, which may not be that of `like`
-        raise ArchrepairError(f"{files[0]} and others have pixels from {span[0]:.4g} to {span[1]:.4g}, and what is white in {like.name} is not "
-                              "known; expected a range of 0 to 1, 255 or 65535: save failures and training images with 8 bits")
+        raise ArchrepairError(f"{files[0]} and others have pixels from {span[0]:.4g} to {span[1]:.4g}, and what is white in {like.name} is "
+                              "not known; expected a range of 0 to 1, 255 or 65535: save failures and training images with 8 bits")
     return span

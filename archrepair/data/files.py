@@ -128,8 +128,8 @@ def _check_classes(tree: Tree, classes: Sequence[str], whose: str) -> None:
     "A folder without images that names none of `classes` is forgotten; one with images is an error."
     strange = [name for name, files in tree.files.items() if name not in classes]
     if full := [name for name in strange if tree.files[name]]:
-        raise ArchrepairError(f"{tree.folder} has images of {', '.join(full[:8])}, which {whose} ({', '.join(list(classes)[:8])}) do not "
-                              "have; expected folders of the same names: rename them, or move them away")
+        raise ArchrepairError(f"{tree.folder} has images of {', '.join(full[:8])}, not among {whose} ({', '.join(list(classes)[:8])}); "
+                              "expected folders of the same names: rename them, or move them away")
     for name in strange:
         del tree.files[name]
 
@@ -228,10 +228,10 @@ def _remarks(trees: dict[str, Tree], classes: tuple[str, ...], headers: Survey, 
     for split, tree in trees.items():
         if empty := [c for c in classes if not tree.files.get(c)]:
             remarks.append(f"no {'' if split == 'whole' else split + ' '}images of {', '.join(empty[:8])}")
-    if others := {sides: n for sides, n in headers.sides.items() if sides != (size, size)}:
-        (width, height), _ = headers.sides.most_common(1)[0]
-        remarks.append(f"images become {size}×{size} px; most of those read are {width}×{height}, {sum(others.values())} have another size "
-                       f"than {size}×{size}")
+    if resized := sum(n for sides, n in headers.all_sides.items() if sides != (size, size)):
+        (width, height), _ = headers.all_sides.most_common(1)[0]
+        remarks.append(f"{resized} of {headers.all_sides.total()} images are resized to {size}×{size} px (the commonest size is "
+                       f"{width}×{height})")
     if deep := sum(n for mode, n in headers.modes.items() if mode.startswith("I;16")):
         remarks.append(f"{deep} images of 16 bits, scaled from 0…65535 to 0…255")
     if headers.span:

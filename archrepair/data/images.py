@@ -49,9 +49,6 @@ class ImageSet:
             put("index", torch.arange(len(self.labels)))
 
     def _check_shapes(self) -> None:
-        if len(set(self.classes)) < len(self.classes):
-            twice = next(c for i, c in enumerate(self.classes) if c in self.classes[:i])
-            raise ArchrepairError(f"{self.name}: the class {twice!r} is named twice; expected one name per class")
         if isinstance(self.images, Tensor):
             shape = tuple(self.images.shape)
             if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[3] != 3:
@@ -100,13 +97,17 @@ class ImageSet:
         classes = tuple(map(str, classes))
         if classes == self.classes:
             return self
+        unnamed = self.classes == tuple(map(str, range(len(self.classes)))) and not set(self.classes) & set(classes)
+        if unnamed and (not len(self) or int(self.labels.max()) < len(classes)):
+            return replace(self, classes=classes)
+        for names in (self.classes, classes):
+            if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+                raise ArchrepairError(f"{self.name}: two classes are called {twice!r}; expected one name per class: give them other names")
         used = [self.classes[i] for i in self.labels.unique().tolist()]
         missing = [name for name in used if name not in classes]
-        if missing and self.classes == tuple(map(str, range(len(self.classes)))) and int(self.labels.max()) < len(classes):
-            return replace(self, classes=classes)
         if missing:
-            raise ArchrepairError(f"{self.name} has images of {_listed(missing)}, which the other images' classes ({_listed(classes)}) do "
-                                  "not have; expected classes of the same names: rename them, or leave these images out")
+            raise ArchrepairError(f"{self.name} has images of {_listed(missing)}, not among the classes it is matched with "
+                                  f"({_listed(classes)}); expected the same names: rename them, or leave these images out")
         rank = {name: i for i, name in enumerate(classes)}
         places = torch.tensor([rank.get(name, -1) for name in self.classes] or [0], dtype=torch.int64)  # -1: a class without images
         return replace(self, labels=places[self.labels], classes=classes)

@@ -127,12 +127,14 @@ _SURVEYED = 10_000  # files whose headers are read; of more, every so many
 
 @dataclass
 class Survey:
-    """What the headers of a dataset's files say: `sides` counts (width, height), `modes` Pillow's pixel formats.
+    """What the headers of a dataset's files say.
 
+    `sides` counts (width, height) of the files that decide the size, `all_sides` those of both splits, `modes` Pillow's pixel formats;
     `span` is the range of pixels that have none by their type, None where there are none.
     """
 
     sides: Counter[tuple[int, int]] = field(default_factory=Counter)
+    all_sides: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     span: tuple[float, float] | None = None
 
@@ -154,7 +156,9 @@ def survey(files: Sequence[Path], others: Sequence[Path] = ()) -> Survey:
     for part in (files, others):
         for path in part[:: -(-len(part) // _SURVEYED) or 1]:
             width, height, mode = _header(path)
-            result.sides[width, height] += part is files
+            result.all_sides[width, height] += 1
+            if part is files:
+                result.sides[width, height] += 1
             result.modes[mode] += 1
     if any(mode in result.modes for mode in _OPEN_MODES):
         result.span = span_of([_range(path) for path in (*files, *others) if _header(path)[2] in _OPEN_MODES])
@@ -170,6 +174,9 @@ def _header(path: Path) -> tuple[int, int, str]:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                if turned and image.format == "TIFF":  # Pillow turns these itself, when it decodes them
+                    image.load()
+                    turned = False
                 return (image.height, image.width, image.mode) if turned else (image.width, image.height, image.mode)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise broken(path, error) from None

@@ -61,6 +61,8 @@ def as_transform(transform: Callable[[Any], Any], images: ImageSet) -> Callable[
         raise ArchrepairError(f"transform is a {type(transform).__name__}; expected a callable from uint8 B×H×W×3 to float B×3×H×W, "
                               "e.g. Normalize(mean, std)")
     batch = images.batch(torch.arange(min(2, len(images)))).cpu()
+    if batch.shape[1] <= 3:  # rows that could be taken for channels
+        batch = batch.repeat(1, 4, 4, 1)
     problems = []
     torchvision = type(transform).__module__.startswith("torchvision.")
     for wrapped, given in ((transform, "a uint8 B×H×W×3 batch"), (PerImage(transform), "PIL images"),
