@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -140,7 +141,8 @@ def read_arrays(path: Path, name: str) -> ImageSet:
     Raises `ArchrepairError` for a file that cannot be read and for other arrays.
     """
     with _opened(path) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
+        images: Any = arrays["images"]
+        labels: Any = arrays["labels"]
         classes = _class_names(arrays)
     if labels.dtype.kind in "US":
         labels = _numbers(labels.astype(str), classes, path)
@@ -264,8 +266,9 @@ def load_arrays(path: Path, split: str, name: str) -> ImageSet:
 
 def _outline(path: Path, sides: tuple[int, int]) -> ImageSet:
     "Labels and classes of an npz file in a set of one black pixel per image. Raises `ArchrepairError` where its images have other `sides`."
+    labels: Any
     with _opened(path) as arrays:
-        with arrays.zip.open("images.npy") as file:
+        with ZipFile(path) as archive, archive.open("images.npy") as file:
             read = {(1, 0): np.lib.format.read_array_header_1_0}.get(np.lib.format.read_magic(file), np.lib.format.read_array_header_2_0)
             shape = read(file)[0]
         classes, labels = _class_names(arrays), arrays["labels"]
