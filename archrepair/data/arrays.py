@@ -19,6 +19,7 @@ __all__ = ['as_pixels', 'as_labels', 'names_of', 'as_images', 'as_sets']
 # %% ../../nbs/data/05_arrays.ipynb #d9b10621
 from ..core.errors import ArchrepairError, first_line
 from .images import ImageSet
+from .pictures import OPEN_MODES, eight_bit
 
 # %% ../../nbs/data/05_arrays.ipynb #f787500e
 def as_pixels(images: Any, name: str = "images") -> Tensor:
@@ -131,7 +132,10 @@ def _read(dataset: Any, name: str, classes: Sequence[str] | None) -> tuple[Tenso
 def _pixels_of(image: Any, name: str) -> Tensor:
     "One image as uint8 H×W×3, from a PIL image, or a tensor or array with or without channels."
     if hasattr(image, "convert"):  # PIL's
-        image = np.array(image.convert("RGB"))
+        if image.mode in OPEN_MODES:
+            raise ArchrepairError(f"{name}: the image has 32 bits per pixel (mode {image.mode}), and what is white is not known; expected 8 "
+                                  "or 16 bits: scale it in the dataset")
+        image = np.array(eight_bit(image, None, name).convert("RGB"))
     image = _tensor(image, f"{name}: pixels")
     if image.ndim == 2:
         image = image[..., None] if image.dtype == torch.uint8 else image[None]
@@ -139,11 +143,20 @@ def _pixels_of(image: Any, name: str) -> Tensor:
 
 
 def names_of(source: object) -> tuple[str, ...] | None:
-    "The class names of a set or dataset, or of the one that a `Subset` was taken from; None where it has none."
-    names = getattr(source, "classes", None)
-    if names is None:
-        names = getattr(getattr(source, "dataset", None), "classes", None)
-    return None if names is None else tuple(map(str, names))
+    """The class names of a set or dataset, or of those that a `Subset` or `ConcatDataset` was made from; None where it has none.
+
+    Raises `ArchrepairError` where datasets that are joined count their classes differently.
+    """
+    if (names := getattr(source, "classes", None)) is not None:
+        return tuple(map(str, names))
+    if (inner := getattr(source, "dataset", None)) is not None:
+        return names_of(inner)
+    lists = list(dict.fromkeys(map(names_of, getattr(source, "datasets", ()) if _is_dataset(source) else ())))
+    if len(lists) > 1:
+        known = [", ".join(names[:8]) for names in lists if names is not None]
+        raise ArchrepairError(f"the datasets joined in a {type(source).__name__} have other classes ({' and '.join(known)}), so that one "
+                              "label means several things; expected the same classes, in one order, in all of them")
+    return lists[0] if lists else None
 
 
 def as_images(source: Any, classes: Sequence[str] | None = None, name: str = "images") -> ImageSet:

@@ -27,7 +27,7 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
 from ..core.errors import ArchrepairError, first_line
 from .images import ImageSet, holdout
-from .pictures import Survey, class_folders, image_files, note, read_picture, survey
+from .pictures import Survey, class_folders, image_files, is_hidden, note, read_picture, survey
 
 # %% ../../nbs/data/04_files.ipynb #7310ba7e
 @dataclass
@@ -98,8 +98,7 @@ class Tree:
         files = {part.name: image_files(part, left_out) for part in class_folders(folder)}
         if not any(files.values()):
             raise ArchrepairError(f"no images under {folder}; expected {folder}/<class>/<image> with .jpg, .png or the like")
-        if loose := sum(path.parent == folder for path in folder.iterdir() if path.is_file()):
-            left_out["outside of class folders"] += loose
+        left_out.update("hidden" if is_hidden(path.name) else "outside of class folders" for path in folder.iterdir() if path.is_file())
         return cls(folder, files, left_out)
 
     @property
@@ -181,6 +180,7 @@ def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> np.ndarr
 
 # %% ../../nbs/data/04_files.ipynb #3fd984a7
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+_LIKE_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 
 def split_folders(folder: Path, split: str) -> list[Path]:
@@ -194,7 +194,11 @@ def _trees(folder: Path, split: str) -> dict[str, Tree]:
         raise _absent(folder)
     options = {name: next((part for part in split_folders(folder, name) if part.is_dir()), None) for name in _SPLIT_FOLDERS}
     if not any(options.values()):
-        return {"whole": Tree.of(folder)}
+        whole = Tree.of(folder)
+        if {name.lower() for name in whole.files} <= _LIKE_SPLITS:
+            raise ArchrepairError(f"{folder} has the folders {', '.join(whole.files)}, which look like splits and not like classes; "
+                                  "expected train and test (or val): rename them")
+        return {"whole": whole}
     if options[split] is None:
         places = " or ".join(map(str, split_folders(folder, split)))
         raise ArchrepairError(f"{folder} has no {split} images: put {places}/<class>/<image> beside the other split, or give a folder of "

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['read_picture', 'span_of', 'broken', 'image_suffixes', 'is_hidden', 'image_files', 'class_folders', 'Survey', 'survey',
-           'note']
+__all__ = ['OPEN_MODES', 'read_picture', 'eight_bit', 'span_of', 'broken', 'image_suffixes', 'is_hidden', 'image_files',
+           'class_folders', 'Survey', 'survey', 'note']
 
 # %% ../../nbs/data/03_pictures.ipynb #1a84c6ad
 from ..core.errors import ArchrepairError, DataWarning, first_line
 
 # %% ../../nbs/data/03_pictures.ipynb #38653229
 _TYPE_SPANS = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I;16N": 65535.0}
-_OPEN_MODES = ("I", "F")  # 32-bit integers and floats: what is white depends on the data
+OPEN_MODES = ("I", "F")  # 32-bit integers and floats: what is white depends on the data
 
 
 def read_picture(path: Path, span: tuple[float, float] | None = None) -> Any:
@@ -42,16 +42,16 @@ def read_picture(path: Path, span: tuple[float, float] | None = None) -> Any:
             with Image.open(path) as handle:
                 handle.load()
                 image = ImageOps.exif_transpose(handle)
-            return _eight_bit(image, span, path).convert("RGB")
+            return eight_bit(image, span, path).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # each format fails in its own way
         raise broken(path, error) from None
 
 
-def _eight_bit(image: Any, span: tuple[float, float] | None, path: Path) -> Any:
-    "A gray image of 8 bits in place of one of more; others as they are."
+def eight_bit(image: Any, span: tuple[float, float] | None, path: str | Path) -> Any:
+    "A PIL image of 8 bits in place of one of more, see `read_picture`; others as they are. Messages name its `path`."
     from PIL import Image
 
-    if image.mode not in (*_TYPE_SPANS, *_OPEN_MODES):
+    if image.mode not in (*_TYPE_SPANS, *OPEN_MODES):
         return image
     pixels = np.asarray(image).astype(np.float64)
     black, white = (0.0, _TYPE_SPANS[image.mode]) if image.mode in _TYPE_SPANS else span or span_of([(pixels.min(), pixels.max())])
@@ -160,8 +160,8 @@ def survey(files: Sequence[Path], others: Sequence[Path] = ()) -> Survey:
             if part is files:
                 result.sides[width, height] += 1
             result.modes[mode] += 1
-    if any(mode in result.modes for mode in _OPEN_MODES):
-        result.span = span_of([_range(path) for path in (*files, *others) if _header(path)[2] in _OPEN_MODES])
+    if any(mode in result.modes for mode in OPEN_MODES):
+        result.span = span_of([_range(path) for path in (*files, *others) if _header(path)[2] in OPEN_MODES])
     return result
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 import archrepair
 from archrepair import ArchRepair, Normalize, RepairData, localize
@@ -243,3 +243,31 @@ def test_height_and_width_are_compared(sides):
 def test_one_class_is_not_a_dataset():
     with pytest.raises(ArchrepairError, match=r"train has one class \(cat\); expected two or more"):
         RepairData.of((pixels(), np.zeros(24, int)), (pixels(), np.zeros(24, int)), classes=["cat"])
+
+
+def test_names_are_found_through_subsets_and_joined_datasets():
+    one, same, other = Named(["cat", "dog"], [0, 1]), Named(["cat", "dog"], [1, 0]), Named(["dog", "cat"], [0, 1])
+    joined = Subset(Subset(ConcatDataset([one, same]), [0, 3]), [1, 0])
+    images = as_images(joined)
+    assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0]
+    with pytest.raises(ArchrepairError, match=r"have other classes \(cat, dog and dog, cat\)"):
+        as_images(ConcatDataset([one, other]))
+
+
+@pytest.mark.parametrize(("image", "level"), [
+    (Image.fromarray(np.full((4, 4), 9000, np.uint16)), 35), (Image.new("L", (4, 4), 35), 35), (Image.new("1", (4, 4), 1), 255),
+    (Image.fromarray(np.full((4, 4), 0.5, np.float32)), None),
+], ids=["16 bits", "8 bits", "1 bit", "float"])
+def test_pil_images_of_any_depth(image, level):
+    class Items(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return image, i
+
+    if level is not None:
+        assert as_images(Items()).images.unique().tolist() == [level]
+        return
+    with pytest.raises(ArchrepairError, match=r"item 0: the image has 32 bits per pixel \(mode F\).*expected 8 or 16 bits"):
+        as_images(Items())

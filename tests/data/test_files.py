@@ -104,6 +104,13 @@ def test_a_missing_split_is_not_made_up(tmp_path):
         load_dataset(f"folder:{tmp_path}", "test")
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "validation"), ("valid",)])
+def test_splits_of_another_name_are_not_taken_for_classes(tmp_path, names):
+    save_tree(tmp_path, {f"{name}/{c}": 3 for name in names for c in ("a", "b")})
+    with pytest.raises(ArchrepairError, match="look like splits and not like classes; expected train and test"):
+        load_dataset(f"folder:{tmp_path}", "train")
+
+
 @pytest.mark.parametrize(("size", "asked", "expected"), [
     ((8, 8), None, 8), ((64, 64), None, 64), ((70, 70), None, 224), ((40, 30), None, 224), ((40, 30), 32, 32), ((8, 8), 16, 16),
     ((64, 20), 16, 16),
