@@ -133,8 +133,8 @@ def _pixels_of(image: Any, name: str) -> Tensor:
     "One image as uint8 H×W×3, from a PIL image, or a tensor or array with or without channels."
     if hasattr(image, "convert"):  # PIL's
         if image.mode in OPEN_MODES:
-            raise ArchrepairError(f"{name}: the image has 32 bits per pixel (mode {image.mode}), and what is white is not known; expected 8 "
-                                  "or 16 bits: scale it in the dataset")
+            raise ArchrepairError(f"{name}: the image has 32 bits per pixel (mode {image.mode}), and what is white is not known; expected "
+                                  "8 or 16 bits: scale it in the dataset")
         image = np.array(eight_bit(image, None, name).convert("RGB"))
     image = _tensor(image, f"{name}: pixels")
     if image.ndim == 2:

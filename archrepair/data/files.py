@@ -244,7 +244,7 @@ def _remarks(trees: dict[str, Tree], classes: tuple[str, ...], headers: Survey, 
         black, white = headers.span
         remarks.append(f"{headers.modes['F'] + headers.modes['I']} images of 32 bits, scaled from {black:.4g}…{white:.4g} to 0…255")
     if left_out := sum((tree.left_out for tree in trees.values()), Counter()):
-        remarks.append(f"left out {sum(left_out.values())} files ({', '.join(f'{n} {kind}' for kind, n in sorted(left_out.items()))})")
+        remarks.append(f"files left out: {', '.join(f'{n} {kind}' for kind, n in sorted(left_out.items()))}")
     return remarks
 
 

@@ -301,7 +301,7 @@ def test_what_is_left_out_and_scaled_is_said_in_one_warning(tmp_path):
     with pytest.warns(DataWarning) as caught:
         train, _ = (load_dataset(f"folder:{tmp_path}", split) for split in ("train", "test"))
     assert [str(w.message) for w in caught] == [f"folder:{tmp_path}: 2 images of 16 bits, scaled from 0…65535 to 0…255; "
-                                                "left out 4 files (2 .txt, 2 hidden)"]
+                                                "files left out: 2 .txt, 2 hidden"]
     assert train.images[0].unique().tolist() == [35] and len(train) == 4
 
 
