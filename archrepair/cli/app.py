@@ -79,9 +79,11 @@ app = typer.Typer(help="Find the block of a network that is to blame, search a b
 
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
+    notes: list[str] = []
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning(warnings.showwarning)
+            warnings.simplefilter("always", DataWarning)
+            warnings.showwarning = _collector(notes, warnings.showwarning)
             app(args=arguments, prog_name="archrepair")
     except ArchrepairError as error:
         print(f"archrepair: {error}", file=sys.stderr)
@@ -89,15 +91,17 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
             print("archrepair: interrupted; run the same command again to resume", file=sys.stderr)
+        for note in notes if not end.code else ():
+            say(f"note: {note}")
         raise
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
 
 
-def _show_warning(show: Callable[..., None]) -> Callable[..., None]:
-    "Remarks on the user's data as one line on standard error; other warnings as `show` shows them."
-    return lambda message, kind, *where: say(f"note: {message}") if issubclass(kind, DataWarning) else show(message, kind, *where)
+def _collector(notes: list[str], show: Callable[..., None]) -> Callable[..., None]:
+    "Puts remarks on the user's data into `notes`, for the end of a command: a failure is one line. Other warnings are shown by `show`."
+    return lambda message, kind, *where: notes.append(str(message)) if issubclass(kind, DataWarning) else show(message, kind, *where)
 
 # %% ../../nbs/cli/04_app.ipynb #bc9cc748
 @app.command()
@@ -108,22 +112,12 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
     from archrepair.experiments.originals import accuracy_of, original
 
     start = original(model, dataset, tier, seed, device=device, out=out, force=force, own=False)
-    _say_data(start)
     score = accuracy_of(start, start.dataset)
     if as_json:
         return print_json({"model": model, "dataset": start.dataset, "tier": start.tier.name, "seed": seed, "weights": str(start.path),
                            "accuracy": score.accuracy, "n": score.n})
     show(f"{model} on {start.dataset}, tier {start.tier.name}", ["test images", "accuracy %"], [[score.n, score.accuracy]])
     say(f"weights: {start.path}")
-
-
-def _say_data(start: Any) -> None:
-    "How the user's own images are read: their number, size and classes."
-    from archrepair.data.images import pixels_of
-
-    if start.dataset.startswith(("folder:", "npz:")):
-        images = start.train
-        say(f"{start.dataset}: {len(images):,} training images, {pixels_of(images)}, {len(images.classes)} classes")
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
@@ -136,7 +130,6 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, dataset
     from archrepair.repair.localization import localize
 
     start = original(model, dataset, tier, seed, weights=weights, device=device)
-    _say_data(start)
     start, scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), start)
     localization = localize(start.network, scenario.data, split_names(blocks), measure=measure, k=k)
     if as_json:
@@ -217,7 +210,6 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, dataset: Datase
 
     names = split_versions(dataset)
     start = original(model, names[0], tier, seed, weights=weights, device=device)
-    _say_data(start)
     if repaired is not None:
         start = start.with_network(load(repaired, start.network))
     scores = {name: accuracy_of(start, name) for name in ([start.dataset] if dataset == "auto" else names)}

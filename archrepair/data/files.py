@@ -141,11 +141,9 @@ def read_arrays(path: Path, name: str) -> ImageSet:
     """
     with _opened(path) as arrays:
         images: Any = arrays["images"]
-        labels: Any = arrays["labels"]
-        classes = _class_names(arrays)
-    if labels.dtype.kind in "US":
-        labels = _numbers(labels.astype(str), classes, path)
-    return ImageSet(images, labels, classes, name)
+        labels = _labels(arrays)
+        classes = _class_names(arrays, labels)
+    return ImageSet(images, _numbers(labels, classes, path), classes, name)
 
 
 @contextlib.contextmanager
@@ -160,18 +158,26 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
                               "(uint8 N×H×W×3) and labels (integers)") from None
 
 
-def _class_names(arrays: np.lib.npyio.NpzFile) -> tuple[str, ...]:
+def _labels(arrays: np.lib.npyio.NpzFile) -> np.ndarray:
+    "The labels of a file as they are, a column of them as a row, and bytes as text."
+    labels = arrays["labels"]
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    return labels.astype(str) if labels.dtype.kind == "S" else labels
+
+
+def _class_names(arrays: np.lib.npyio.NpzFile, labels: np.ndarray) -> tuple[str, ...]:
     "The classes of a file, else the names that its labels use, else numbers up to the highest of them."
     if "classes" in arrays:
         return tuple(c.decode() if isinstance(c, bytes) else str(c) for c in arrays["classes"].tolist())
-    labels = arrays["labels"]
-    if labels.dtype.kind in "US":
-        return tuple(sorted(set(labels.astype(str).tolist())))
+    if labels.dtype.kind == "U":
+        return tuple(sorted(set(labels.ravel().tolist())))
     return tuple(map(str, range(int(labels.max(initial=0)) + 1)))
 
 
-def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> np.ndarray:
-    "Labels that are names as indices into `classes`."
+def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> Any:
+    "Labels as they are, those that are names as indices into `classes`."
+    if labels.dtype.kind != "U" or labels.ndim != 1:
+        return labels
     rank = {name: i for i, name in enumerate(classes)}
     if missing := sorted(set(labels.tolist()) - set(classes)):
         raise ArchrepairError(f"{path} has labels {', '.join(missing[:8])}, which are not among its classes "
@@ -264,24 +270,31 @@ def load_arrays(path: Path, split: str, name: str) -> ImageSet:
     train, test = (images, other) if split == "train" else (other, images)
     numbers = [part.classes == tuple(map(str, range(len(part.classes)))) for part in (train, test)]
     classes = max(train.classes, test.classes, key=len) if all(numbers) else train.classes
-    test.aligned(classes)  # before any work, whichever part is read
-    return images.aligned(classes)
+    parts = {"train": train.aligned(classes), "test": test.aligned(classes)}  # both before any work, whichever is read
+    if remarks := [remark for name, part in parts.items() if (remark := _empty_classes(name, part))]:
+        note(f"npz:{path}: {'; '.join(remarks)}")
+    return parts[split]
+
+
+def _empty_classes(split: str, images: ImageSet) -> str:
+    "The classes of a split that have no images, in words; nothing where all have some."
+    counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    empty = [name for name, n in zip(images.classes, counts) if not n]
+    return f"no {split} images of {', '.join(empty[:8])}" if empty else ""
 
 
 def _outline(path: Path, sides: tuple[int, int]) -> ImageSet:
     "Labels and classes of an npz file in a set of one black pixel per image. Raises `ArchrepairError` where its images have other `sides`."
-    labels: Any
     with _opened(path) as arrays:
         with ZipFile(path) as archive, archive.open("images.npy") as file:
             read = {(1, 0): np.lib.format.read_array_header_1_0}.get(np.lib.format.read_magic(file), np.lib.format.read_array_header_2_0)
             shape = read(file)[0]
-        classes, labels = _class_names(arrays), arrays["labels"]
+        labels = _labels(arrays)
+        classes = _class_names(arrays, labels)
     if tuple(shape[1:3]) != sides:
         here, there = ("×".join(map(str, part)) for part in (shape[1:3], sides))
         raise ArchrepairError(f"{path} has images of {here} px and the file beside it of {there}; expected one size: resize them")
-    if labels.dtype.kind in "US":
-        labels = _numbers(labels.astype(str), classes, path)
-    return ImageSet(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, classes, str(path))
+    return ImageSet(np.zeros((len(labels), 1, 1, 3), np.uint8), _numbers(labels, classes, path), classes, str(path))
 
 
 def _absent(path: Path) -> ArchrepairError:

@@ -40,7 +40,7 @@ class ImageSet:
         put = lambda key, value: object.__setattr__(self, key, value)
         if isinstance(self.images, np.ndarray):
             put("images", torch.from_numpy(np.ascontiguousarray(self.images)))
-        put("labels", _native(self.labels))
+        put("labels", _native(self.labels, self.name))
         put("classes", tuple(str(c) for c in self.classes))
         self._check_shapes()
         put("labels", self.labels.long())
@@ -123,13 +123,13 @@ def _type_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _native(labels: Any) -> Tensor:
+def _native(labels: Any, name: str) -> Tensor:
     "Labels as a tensor: torch knows neither arrays of the other byte order nor negative strides."
     if isinstance(labels, Tensor):
         return labels
     array = np.asarray(labels)
     if array.dtype.kind not in "biuf":
-        raise ArchrepairError(f"labels are {array.dtype}; expected one integer per image")
+        raise ArchrepairError(f"{name}: labels are {array.dtype} {array.shape}; expected one integer per image")
     return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else np.float64))
 
 

@@ -30,7 +30,6 @@ from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
-from ..data.images import pixels_of
 from ..data.scenario import PROTOCOLS, Scenario, build_scenario
 from ..deploy.footprint import footprints
 from .methods import method_class
@@ -274,9 +273,6 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
 
     try:
         unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, device=device)
-        if fingerprint(cell.dataset):
-            images = unrepaired.train
-            log(f"{unrepaired.dataset}: {len(images):,} training images, {pixels_of(images)}, {len(images.classes)} classes")
         if unrepaired.path.stem.endswith(OWN):
             log(f"{cell.model} brings weights of its own, which are repaired; `archrepair train` would train them")
         return run_full(cell, path, device=device, unrepaired=unrepaired, keep=keep)[0]

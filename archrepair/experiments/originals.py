@@ -25,6 +25,7 @@ from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.images import ImageSet, Normalize, holdout, pixels_of
+from ..data.pictures import note
 from ..nas.supernet import recalibrate
 from ..networks.external import brings_weights
 from ..networks.models import create_model, load_weights, save_weights
@@ -126,6 +127,8 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     train = load_dataset(base, "train")
     if len(train.labels.unique()) < 2:
         raise ArchrepairError(f"{base} has training images of one class ({', '.join(train.classes)}); expected two or more to tell apart")
+    if base.startswith(("folder:", "npz:")):
+        note(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
     network = build_network(model, train, tier, seed)
     device = pick_device(device)
     path = Path(weights or out or weights_of(model, base, tier, seed, outputs))

@@ -258,8 +258,10 @@ def test_npz_files_whose_classes_do_not_match_are_refused(tmp_path, split, train
 
 
 def test_numbers_run_to_the_highest_label_of_either_file(tmp_path):
-    _npz_pair(tmp_path, {"names": NAMES, "labels": [0, 1, 2]}, {"names": NAMES[:2], "labels": [0, 1]})
-    assert {load_dataset(f"npz:{tmp_path}", split).classes for split in ("train", "test")} == {("0", "1", "2")}
+    _npz_pair(tmp_path, {"names": NAMES[1:], "labels": [0, 1]}, {"names": NAMES, "labels": [0, 1, 2]})
+    with pytest.warns(DataWarning, match="no train images of 2$") as caught:
+        assert {load_dataset(f"npz:{tmp_path}", split).classes for split in ("train", "test")} == {("0", "1", "2")}
+    assert len(caught) == 1
 
 
 # --- one size
