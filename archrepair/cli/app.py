@@ -9,6 +9,8 @@ import fnmatch
 import os
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +68,7 @@ from archrepair.cli.options import (
     read_settings,
     split_names,
 )
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, DataWarning, first_line, unknown, write_atomic
 from ..core.labels import TEST_SETS
 from ..core.registry import STRATEGIES
 
@@ -77,18 +79,29 @@ app = typer.Typer(help="Find the block of a network that is to blame, search a b
 
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
+    notes: list[str] = []
     try:
-        app(args=arguments, prog_name="archrepair")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DataWarning)
+            warnings.showwarning = _collector(notes, warnings.showwarning)
+            app(args=arguments, prog_name="archrepair")
     except ArchrepairError as error:
         print(f"archrepair: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
             print("archrepair: interrupted; run the same command again to resume", file=sys.stderr)
+        for note in notes if not end.code else ():
+            say(f"note: {note}")
         raise
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _collector(notes: list[str], show: Callable[..., None]) -> Callable[..., None]:
+    "Puts remarks on the user's data into `notes`, for the end of a command: a failure is one line. Other warnings are shown by `show`."
+    return lambda message, kind, *where: notes.append(str(message)) if issubclass(kind, DataWarning) else show(message, kind, *where)
 
 # %% ../../nbs/cli/04_app.ipynb #bc9cc748
 @app.command()
@@ -191,10 +204,11 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, dataset: Datase
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
              as_json: Json = False) -> None:
     "Accuracy of a network, original or repaired, on the test split of one or more datasets (separated by commas)."
+    from archrepair.data.datasets import split_versions
     from archrepair.experiments.originals import accuracy_of, original
     from archrepair.repair.result import load
 
-    names = dataset.split(",")
+    names = split_versions(dataset)
     start = original(model, names[0], tier, seed, weights=weights, device=device)
     if repaired is not None:
         start = start.with_network(load(repaired, start.network))

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'write_atomic', 'write_text',
-           'write_json']
+__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'DataWarning', 'unknown', 'first_line', 'write_atomic',
+           'write_text', 'write_json']
 
 # %% ../../nbs/core/01_errors.ipynb #8ec5a2c8
 class ArchrepairError(Exception):
@@ -28,6 +28,10 @@ class NoFailures(ArchrepairError):
 
 class TrainingDiverged(ArchrepairError):
     "The loss became NaN or infinite; the best weights so far were not overwritten."
+
+
+class DataWarning(UserWarning):
+    "What users should know about how their data are read: files left out, sizes changed, classes without images."
 
 # %% ../../nbs/core/01_errors.ipynb #6b4701f3
 def unknown(what: str, name: str, known: Iterable[str]) -> ArchrepairError:

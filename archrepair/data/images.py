@@ -5,7 +5,8 @@
 # %% ../../nbs/data/01_images.ipynb #82b560a8
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STATISTICS', 'ImageSet', 'concatenate', 'holdout', 'Normalize']
+__all__ = ['STATISTICS', 'ImageSet', 'pixels_of', 'concatenate', 'holdout', 'Normalize']
 
 # %% ../../nbs/data/01_images.ipynb #f17028dd
 from ..core.errors import ArchrepairError
@@ -39,7 +40,7 @@ class ImageSet:
         put = lambda key, value: object.__setattr__(self, key, value)
         if isinstance(self.images, np.ndarray):
             put("images", torch.from_numpy(np.ascontiguousarray(self.images)))
-        put("labels", self.labels if isinstance(self.labels, Tensor) else torch.as_tensor(np.asarray(self.labels)))
+        put("labels", _native(self.labels, self.name))
         put("classes", tuple(str(c) for c in self.classes))
         self._check_shapes()
         put("labels", self.labels.long())
@@ -68,8 +69,15 @@ class ImageSet:
 
     @property
     def size(self) -> int:
-        "Side of the images in pixels."
-        return int(self.images.shape[1] if isinstance(self.images, Tensor) else self.images.size)
+        "Side of the images in pixels; of images that are not square, their height."
+        return self.sides[0]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        "Height and width of the images in pixels."
+        if isinstance(self.images, Tensor):
+            return int(self.images.shape[1]), int(self.images.shape[2])
+        return int(self.images.size), int(self.images.size)
 
     def batch(self, positions: Tensor) -> Tensor:
         "The images at `positions` (int64 B), uint8 B×H×W×3."
@@ -79,6 +87,30 @@ class ImageSet:
         "The subset at `positions` (int64); it remembers where its images stood in the whole split."
         images = self.images[positions] if isinstance(self.images, Tensor) else self.images.select(positions)
         return ImageSet(images, self.labels[positions], self.classes, self.name, self.index[positions])
+
+    def aligned(self, classes: Sequence[str]) -> ImageSet:
+        """The same images with their labels as indices into `classes`, matched by name.
+
+        Numbers that no one has named ("0", "1", …) are indices already. A class without images may be missing from `classes`. Raises
+        `ArchrepairError`, which names the classes, where one with images is missing.
+        """
+        classes = tuple(map(str, classes))
+        if classes == self.classes:
+            return self
+        unnamed = self.classes == tuple(map(str, range(len(self.classes)))) and not set(self.classes) & set(classes)
+        if unnamed and (not len(self) or int(self.labels.max()) < len(classes)):
+            return replace(self, classes=classes)
+        for names in (self.classes, classes):
+            if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+                raise ArchrepairError(f"{self.name}: two classes are called {twice!r}; expected one name per class: give them other names")
+        used = [self.classes[i] for i in self.labels.unique().tolist()]
+        missing = [name for name in used if name not in classes]
+        if missing:
+            raise ArchrepairError(f"{self.name} has images of {_listed(missing)}, not among the classes it is matched with "
+                                  f"({_listed(classes)}); expected the same names: rename them, or leave these images out")
+        rank = {name: i for i, name in enumerate(classes)}
+        places = torch.tensor([rank.get(name, -1) for name in self.classes] or [0], dtype=torch.int64)  # -1: a class without images
+        return replace(self, labels=places[self.labels], classes=classes)
 
     def to(self, device: str | torch.device) -> ImageSet:
         "The same set with its pixels on `device`; labels and positions stay on the CPU."
@@ -90,12 +122,34 @@ class ImageSet:
 def _type_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
+
+def _native(labels: Any, name: str) -> Tensor:
+    "Labels as a tensor: torch knows neither arrays of the other byte order nor negative strides."
+    if isinstance(labels, Tensor):
+        return labels
+    array = np.asarray(labels)
+    if array.dtype.kind not in "biuf":
+        raise ArchrepairError(f"{name}: labels are {array.dtype} {array.shape}; expected one integer per image")
+    return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else np.float64))
+
+
+def _listed(names: Sequence[str]) -> str:
+    "Names in a sentence, the first few of many."
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
 # %% ../../nbs/data/01_images.ipynb #bb632a97
+def pixels_of(images: ImageSet) -> str:
+    "The size of a set's images in words: `32 px`, or `24×40 px` (height by width)."
+    height, width = images.sides
+    return f"{height} px" if height == width else f"{height}×{width} px"
+
+
 def concatenate(first: ImageSet, second: ImageSet) -> ImageSet:
-    "Two sets of the same classes and size as one; a lazily decoded part is decoded."
-    if first.classes != second.classes or first.size != second.size:
-        raise ArchrepairError(f"{first.name} ({first.size} px, {len(first.classes)} classes) and {second.name} ({second.size} px, "
-                              f"{len(second.classes)} classes) cannot be joined; expected the same size and classes")
+    "Two sets of the same size as one, with the classes of the first, matched by name; a lazily decoded part is decoded."
+    if first.sides != second.sides:
+        raise ArchrepairError(f"{first.name} ({pixels_of(first)}) and {second.name} ({pixels_of(second)}) cannot be joined; "
+                              "expected the same size and classes")
+    second = second.aligned(first.classes)
     images = torch.cat([s.batch(torch.arange(len(s))) for s in (first, second)])
     return ImageSet(images, torch.cat([first.labels, second.labels]), first.classes, f"{first.name}+{second.name}",
                     torch.cat([first.index, second.index]))

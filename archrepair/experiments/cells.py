@@ -29,7 +29,7 @@ import archrepair
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_json, write_text
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
-from ..data.datasets import load_dataset, parse_version
+from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.scenario import PROTOCOLS, Scenario, build_scenario
 from ..deploy.footprint import footprints
 from .methods import method_class
@@ -117,7 +117,7 @@ class Record:
     """A finished cell, as its file holds it.
 
     `cell`: its fields; `metrics`: see `measure`; `repair`: `RepairResult.to_dict` without metrics; `versions`: what it ran on, and the
-    digest of the weights repaired; `path`: the file.
+    digests of the weights repaired and of the user's own data; `path`: the file.
     """
 
     cell: dict
@@ -214,7 +214,9 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
     for name in [cell.block] if cell.block is not None else options.get("blocks") or ():
         get_block(unrepaired.network, name, whole=True)  # before anything is written
     weights = digest(unrepaired.path)
-    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), "weights": weights})
+    contents = fingerprint(cell.dataset)
+    data = {"data": contents[:16]} if contents else {}  # a path does not say what lies there
+    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), "weights": weights, **data})
     try:
         result = method.repair(unrepaired.network, scenario.data, checkpoints=checkpoints)
     except TrainingDiverged:  # and would again
@@ -224,7 +226,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
     example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
     result.footprint = footprints(unrepaired.network, result.model, example)
     repair = {key: value for key, value in result.to_dict().items() if key != "metrics"}
-    record = Record(asdict(cell), result.metrics, repair, {**versions(), "weights": weights})
+    record = Record(asdict(cell), result.metrics, repair, {**versions(), "weights": weights, **data})
     content = {key: value for key, value in asdict(record).items() if key != "path"}
     record.path = str(path)
     if keep:
@@ -283,6 +285,9 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
 def _same(record: Record, cell: Cell, weights: str | Path | None) -> bool:
     "Does a record belong to this cell, and to these weights (None: the cached ones, if they are still there)?"
     if record.cell != json.loads(json.dumps(asdict(cell))):
+        return False
+    content = fingerprint(cell.dataset)
+    if content is not None and record.versions.get("data", content[:16]) != content[:16]:
         return False
     used = Path(weights or weights_of(cell.model, cell.dataset, cell.tier, cell.seed))
     return record.versions.get("weights") == digest(used) if weights or used.exists() else True

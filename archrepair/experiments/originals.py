@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
-from ..data.datasets import load_dataset, parse_version
-from ..data.images import ImageSet, Normalize, holdout
+from ..data.datasets import fingerprint, load_dataset, parse_version
+from ..data.images import ImageSet, Normalize, holdout, pixels_of
+from ..data.pictures import note
 from ..nas.supernet import recalibrate
 from ..networks.external import brings_weights
 from ..networks.models import create_model, load_weights, save_weights
@@ -64,8 +66,18 @@ def outputs_of(tier: str | Tier, outputs: Path | None = None) -> Path:
     return (outputs or home() / "outputs") / resolve_tier(tier).name
 
 
-def slug(name: str) -> str:
-    "The name of a dataset or network in a form that file names allow; a path is shortened to its last part and a digest."
+def slug(name: str, split: str | None = None) -> str:
+    """The name of a dataset or network in a form that file names allow.
+
+    Of a path it is the last part and a digest: of what lies there (of its `split` alone, if one is given), else of the path itself.
+    """
+    if name.startswith(("folder:", "npz:")):
+        base, corruption, severity = parse_version(name)
+        kind, _, path = base.partition(":")
+        content = fingerprint(base, split) or hashlib.sha256(path.encode()).hexdigest()
+        version = f"~{corruption}~{severity}" if corruption else ""
+        folder = re.sub(r"[^\w.-]", "_", Path(path).expanduser().name)
+        return f"{kind}~{folder}~{content[:8]}{version}"
     if "/" in name or "\\" in name:
         kind, _, path = name.partition(":")
         name = f"{kind}~{Path(path.split(':')[0]).name}~{hashlib.sha256(path.encode()).hexdigest()[:8]}"
@@ -73,8 +85,12 @@ def slug(name: str) -> str:
 
 
 def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:
-    "The file that keeps an original's weights; all versions of a dataset share one."
-    return outputs_of(tier, outputs) / "originals" / f"{slug(parse_version(dataset)[0])}-{slug(model)}-s{seed}.safetensors"
+    """The file that keeps an original's weights; all versions of a dataset share one.
+
+    The user's own data are known by the content of their training images: another folder of the same name has another original.
+    """
+    base = slug(parse_version(dataset)[0], "train")
+    return outputs_of(tier, outputs) / "originals" / f"{base}-{slug(model)}-s{seed}.safetensors"
 
 # %% ../../nbs/experiments/01_originals.ipynb #1d82f6e5
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -109,6 +125,10 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     tier = resolve_tier(tier)
     base = parse_version(tier.dataset if dataset == "auto" else dataset)[0]
     train = load_dataset(base, "train")
+    if len(train.labels.unique()) < 2:
+        raise ArchrepairError(f"{base} has training images of one class ({', '.join(train.classes)}); expected two or more to tell apart")
+    if base.startswith(("folder:", "npz:")):
+        note(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
     network = build_network(model, train, tier, seed)
     device = pick_device(device)
     path = Path(weights or out or weights_of(model, base, tier, seed, outputs))
@@ -142,8 +162,16 @@ def _train_into(path: Path, network: nn.Module, train: ImageSet, tier: Tier, tra
 
 # %% ../../nbs/experiments/01_originals.ipynb #9fe55a14
 def accuracy_of(unrepaired: Original, dataset: str) -> Score:
-    "Accuracy on the test split of a dataset or of a version of it."
-    test = load_dataset(dataset, "test")
+    """Accuracy on the test split of a dataset or of a version of it, with the classes and at the size that the network was trained on.
+
+    Raises `ArchrepairError` for a dataset of other classes or another size.
+    """
+    own = parse_version(dataset)[0] == unrepaired.dataset
+    size = unrepaired.train.size if dataset.startswith("folder:") and not own else None
+    test = load_dataset(dataset, "test", image_size=size).aligned(unrepaired.train.classes)
+    if test.sides != unrepaired.train.sides:
+        raise ArchrepairError(f"{test.name} has images of {pixels_of(test)} and the network was trained on {pixels_of(unrepaired.train)}; "
+                              "expected one size: resize them")
     return Score.of(is_correct(predict(unrepaired.network, test, unrepaired.transform), test.labels))
 
 # %% ../../nbs/experiments/01_originals.ipynb #48d413d4

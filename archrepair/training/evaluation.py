@@ -21,6 +21,7 @@ from ..core.errors import ArchrepairError
 from ..core.modes import evaluating
 from ..data.images import ImageSet
 from ..data.scenario import Scenario
+from ..data.transforms import as_transform
 from ..nas.layout import layout_of
 from .cost import CostMeter
 from .fit import autocast
@@ -40,7 +41,7 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
         raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
     rows = images
     if isinstance(images, ImageSet) and transform is not None:
-        rows = image_features(images, transform, device, layout=layout_of(model))
+        rows = image_features(images, as_transform(transform, images), device, layout=layout_of(model))
     logits = []
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
         for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():

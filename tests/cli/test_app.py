@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 import archrepair.experiments.cells as experiments
@@ -17,9 +18,12 @@ import archrepair.experiments.originals as originals
 from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
+from archrepair.experiments.originals import original
 from archrepair.networks.models import create_model, load_weights, save_weights
+from archrepair.training.evaluation import predict
 from support import ROOT
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
+from support.pictures import save_tree
 
 SMOKE = ("--tier", "smoke")
 COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
@@ -208,6 +212,30 @@ def test_evaluate(done, idle, capsys):
     assert list(parsed(capsys, "evaluate", *SMOKE)) == ["digits"]
     assert parsed(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL) == {"digits": metrics["before"]["clean_full"]}
     assert "of another architecture" in fails(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL, "--model", "vgg16")
+
+
+def test_evaluate_says_how_a_folder_is_read(home, tmp_path, capsys):
+    "Each gray level is a class; without the first class among the test images the others keep their accuracy."
+    root = tmp_path / "photos, 2024"
+    for split, levels in (("train", (0, 120, 250)), ("test", (120, 250))):
+        for level in levels:
+            save_tree(root / split, {f"level {level:03}": 0})
+            for i in range(20):
+                shade = np.full((32, 32, 3), level, np.uint8) + np.uint8(i % 5)
+                Image.fromarray(shade).save(root / split / f"level {level:03}" / f"{i}.png")
+    (root / "train" / "level 000" / "._0.png").write_bytes(b"junk")
+    scores = parsed(capsys, "evaluate", *SMOKE, "--dataset", f"folder:{root},folder:{root}:contrast:1")
+    assert list(scores) == [f"folder:{root}", f"folder:{root}:contrast:1"] and scores[f"folder:{root}"]["n"] == 40
+
+    fresh = tmp_path / "again" / "photos"  # remarks are made once
+    shutil.copytree(root, fresh)
+    _, err = said(capsys, "evaluate", *SMOKE, "--dataset", f"folder:{fresh}")
+    assert err.splitlines() == [f"note: folder:{fresh}: no test images of level 000; files left out: 1 hidden",
+                                f"note: folder:{fresh}: 60 training images, 32 px, 3 classes"]
+    network = original(dataset=f"folder:{root}", tier="smoke")
+    images = load_dataset(f"folder:{root}", "test")
+    expected = (predict(network.network, images, network.transform).argmax(1) == images.labels).float().mean()
+    assert scores[f"folder:{root}"]["accuracy"] == pytest.approx(100 * float(expected)) and set(images.labels.tolist()) == {1, 2}
 
 
 # --- report

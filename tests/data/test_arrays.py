@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 import archrepair
 from archrepair import ArchRepair, Normalize, RepairData, localize
 from archrepair.core.errors import ArchrepairError
-from archrepair.data.arrays import as_images, as_pixels, as_sets
+from archrepair.data.arrays import as_images, as_labels, as_pixels, as_sets
 from archrepair.data.images import ImageSet
 
 
@@ -103,3 +103,171 @@ def test_other_data_is_refused_before_any_work(problem):
                 lambda data: archrepair.finetune(problem.network, data, where="layer4")):
         with pytest.raises(ArchrepairError, match=r"data is a Photos; expected RepairData: RepairData.of"):
             act(Photos())
+
+
+# --- what arrays may be
+
+
+@pytest.mark.parametrize("turn", [lambda a: a[..., ::-1][..., ::-1], lambda a: np.asfortranarray(a), lambda a: a[::-1].copy()[::-1],
+                                  lambda a: (a / 255).astype(">f4"), lambda a: (a / 255).astype("<f8"), lambda a: a.tolist,
+                                  lambda a: np.require(a, requirements="W")],
+                         ids=["two reversals", "Fortran", "reversed", "big-endian floats", "doubles", "no array", "plain"])
+def test_arrays_of_any_layout_have_the_same_pixels(turn):
+    array = turn(pixels())
+    if callable(array):
+        with pytest.raises(ArchrepairError, match="images are a builtin_function_or_method that is no array of numbers"):
+            as_pixels(array)
+        return
+    assert torch.equal(as_pixels(array), torch.from_numpy(pixels()))
+
+
+def test_a_negative_stride_turns_bgr_to_rgb():
+    assert torch.equal(as_pixels(pixels()[..., ::-1]), torch.from_numpy(pixels()).flip(3))
+
+
+NAMES = ("owl", "cat", "dog")  # not in order of the alphabet
+LABEL_FORMS = {
+    **{kind: np.array([0, 2, 1], kind) for kind in ("u1", "<u2", ">u2", ">u4", "u8", ">i8", "<i2")}, "reversed": np.array([1, 2, 0])[::-1],
+    "list": [0, 2, 1], "names": ["owl", "dog", "cat"], "array of names": np.array(["owl", "dog", "cat"]),
+    "objects": np.array(["owl", "dog", "cat"], object), "bytes": np.array([b"owl", b"dog", b"cat"]), "N×1": np.array([[0], [2], [1]]),
+    "arrays of one number": [np.array([0]), np.array([2]), np.array([1])], "tensors of one number": [torch.tensor(i) for i in (0, 2, 1)],
+    "uint16 tensor": torch.tensor([0, 2, 1], dtype=torch.uint16), "int8 tensor": torch.tensor([0, 2, 1], dtype=torch.int8),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_labels_of_every_form(form):
+    labels = as_labels(LABEL_FORMS[form], NAMES)
+    assert labels.tolist() == [0, 2, 1] and labels.dtype == torch.int64
+    assert as_images((pixels(3), LABEL_FORMS[form]), NAMES).labels.tolist() == [0, 2, 1]
+
+    class Items(Dataset):
+        classes = NAMES
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return pixels(3)[i], LABEL_FORMS[form][i]
+
+    assert as_images(Items()).labels.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(("label", "message"), [
+    (None, "the label of item 0 is None; expected an integer or the name of a class"),
+    ([0, 1, 0], r"of one-hot rows .* labels.argmax\(1\)"),
+    ("emu", "label 0 is 'emu'; expected an integer or the name of a class: the classes are owl, cat, dog"), (1.5, "labels are float64"),
+    (torch.tensor([0.0, 1.0, 0.0]), r"of one-hot rows or probabilities, labels.argmax\(1\)"), (-1, "labels run from -1"),
+    (3, "labels run from 3 to 3; expected 0 to 2"), ({"boxes": []}, "label 0 is"),
+    ([], "the label of item 0 is"), ({}, "the label of item 0"),
+])
+def test_labels_that_are_none_are_said_in_a_line(label, message):
+    class Items(Dataset):
+        classes = NAMES
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return pixels(3)[i], label
+
+    with pytest.raises(ArchrepairError, match=message) as caught:
+        as_images(Items(), name="failures")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_without_a_list_of_classes_ask_for_one():
+    with pytest.raises(ArchrepairError, match=r"label 0 is 'cat'; .*give their names in order: classes=\[…\]"):
+        as_images((pixels(2), ["cat", "dog"]))
+
+
+# --- classes by name
+
+
+class Named(Dataset):
+    "Gray images whose level is twenty times their label; a dataset that sorts its classes in its own way."
+
+    def __init__(self, classes, labels):
+        self.classes, self.labels = classes, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return np.full((4, 4, 3), 20 * i, np.uint8), self.labels[i]
+
+
+@pytest.mark.parametrize(("classes", "labels"), [
+    (["dog", "cat", "owl"], [0, 2, 1]), (["dog", "owl"], [0, 1]), (["zebra", "cat", "dog", "owl"], [2, 3, 1]),
+    (["cat", "dog", "owl"], [1, 2, 0]),
+])
+def test_failures_are_matched_with_the_training_images_by_name(classes, labels):
+    train = Named(["cat", "dog", "owl"], [0, 1, 2])
+    names = [classes[y] for y in labels]
+    for failures in (Named(classes, labels), as_images(Named(classes, labels))):
+        for order in (("train", "failures"), ("failures", "train")):
+            sets = as_sets({name: {"failures": failures, "train": train}[name] for name in order})
+            assert [sets["failures"].classes[y] for y in sets["failures"].labels] == names
+            assert sets["failures"].classes == sets["train"].classes == ("cat", "dog", "owl")
+    assert as_sets({"failures": failures, "train": train}, ["owl", "dog", "cat"])["train"].labels.tolist() == [2, 1, 0]
+
+
+def test_a_class_that_the_training_images_lack_is_named():
+    with pytest.raises(ArchrepairError, match=r"has images of emu, not among the classes it is matched with \(cat, dog\)"):
+        RepairData.of(Named(["cat", "emu"], [0, 1]), Named(["cat", "dog"], [0, 1]))
+
+
+@pytest.mark.parametrize("part", ["failures", "val", "val_failures"])
+def test_the_parts_of_repair_data_are_matched_by_name(part):
+    train = as_images(Named(["cat", "dog"], [0, 1, 0, 1]), name="train")
+    other = as_images(Named(["dog", "cat"], [0, 1, 1]), name="other")
+    parts = {"failures": train, "train": train, "val": train, "val_failures": train, part: other}
+    data = RepairData(**parts, transform=Normalize())
+    assert getattr(data, part).labels.tolist() == [1, 0, 0] and getattr(data, part).classes == ("cat", "dog")
+
+
+def test_names_given_to_numbers_are_theirs():
+    numbers = ImageSet(pixels(3), [0, 1, 2], ("0", "1", "2"))
+    sets = as_sets({"failures": (pixels(2), ["dog", "owl"]), "train": numbers}, ["cat", "dog", "owl"])
+    assert sets["train"].classes == ("cat", "dog", "owl") and sets["train"].labels.tolist() == [0, 1, 2]
+    assert sets["failures"].labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("sides", [(8, 6), (6, 8)])
+def test_height_and_width_are_compared(sides):
+    wide = (np.zeros((20, *sides, 3), np.uint8), np.arange(20) % 2)
+    with pytest.raises(ArchrepairError, match=f"failures has images of {sides[0]}×{sides[1]} px but train of 8 px; expected one size"):
+        RepairData.of(wide, (pixels(), np.arange(24) % 2))
+
+
+def test_one_class_is_not_a_dataset():
+    with pytest.raises(ArchrepairError, match=r"train has one class \(cat\); expected two or more"):
+        RepairData.of((pixels(), np.zeros(24, int)), (pixels(), np.zeros(24, int)), classes=["cat"])
+
+
+def test_names_are_found_through_subsets_and_joined_datasets():
+    one, same, other = Named(["cat", "dog"], [0, 1]), Named(["cat", "dog"], [1, 0]), Named(["dog", "cat"], [0, 1])
+    joined = Subset(Subset(ConcatDataset([one, same]), [0, 3]), [1, 0])
+    images = as_images(joined)
+    assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0]
+    with pytest.raises(ArchrepairError, match=r"have other classes \(cat, dog and dog, cat\)"):
+        as_images(ConcatDataset([one, other]))
+
+
+@pytest.mark.parametrize(("image", "level"), [
+    (Image.fromarray(np.full((4, 4), 9000, np.uint16)), 35), (Image.new("L", (4, 4), 35), 35), (Image.new("1", (4, 4), 1), 255),
+    (Image.fromarray(np.full((4, 4), 0.5, np.float32)), None),
+], ids=["16 bits", "8 bits", "1 bit", "float"])
+def test_pil_images_of_any_depth(image, level):
+    class Items(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return image, i
+
+    if level is not None:
+        assert as_images(Items()).images.unique().tolist() == [level]
+        return
+    with pytest.raises(ArchrepairError, match=r"item 0: the image has 32 bits per pixel \(mode F\).*expected 8 or 16 bits"):
+        as_images(Items())

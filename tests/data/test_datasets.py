@@ -8,7 +8,7 @@ from PIL import Image
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.data import datasets
-from archrepair.data.datasets import load_dataset, parse_version
+from archrepair.data.datasets import fingerprint, load_dataset, parse_version, split_versions
 from archrepair.data.files import read_arrays
 from archrepair.data.images import STATISTICS, Normalize
 from support.pictures import pixels, save_tree, write_npz
@@ -133,3 +133,48 @@ def test_the_official_tiny_imagenet_tree_is_packed(tmp_path):
     train, test = (read_arrays(tmp_path / f"{s}.npz", "tiny") for s in ("train", "test"))
     assert train.classes == ("n1", "n2") and train.labels.tolist() == [0, 1, 1] and test.labels.tolist() == [0, 1]
     assert torch.equal(test.images[0], torch.from_numpy(np.array(Image.open(source / "val" / "images" / "001.png"))))
+
+
+# --- one's own data by name
+
+
+@pytest.mark.parametrize(("text", "versions"), [
+    ("digits", ["digits"]), ("digits, digits:fog:3", ["digits", "digits:fog:3"]), ("folder:/a,b/c", ["folder:/a,b/c"]),
+    ("folder:/a, b,digits:fog:3", ["folder:/a, b", "digits:fog:3"]), ("npz:a,b.npz,folder:c,d", ["npz:a,b.npz", "folder:c,d"]),
+    ("digits,digitz", ["digits", "digitz"]), ("auto", ["auto"]),
+])
+def test_a_list_of_datasets_is_separated_by_commas_but_not_their_paths(text, versions):
+    assert split_versions(text) == versions
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b", "12:30:5", "fog:fog:3", "my photos", "photos#1", "ünï"])
+def test_folders_of_any_name(tmp_path, monkeypatch, name):
+    save_tree(tmp_path / name, {"cat": 5, "dog": 5}, (32, 32))
+    monkeypatch.chdir(tmp_path)
+    for path in (name, tmp_path / name):
+        images, foggy = load_dataset(f"folder:{path}", "train"), load_dataset(f"folder:{path}:fog:3", "train")
+        assert len(images) == len(foggy) == 8 and not torch.equal(images.images, foggy.images)
+        assert parse_version(f"folder:{path}:fog:3") == (f"folder:{path}", "fog", 3)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tree(tmp_path / "photos", {"cat": 5, "dog": 5})
+    assert len(load_dataset("folder:~/photos", "train")) == 8 and fingerprint("folder:~/photos") == fingerprint(f"folder:{tmp_path}/photos")
+
+
+def test_a_fingerprint_is_that_of_the_content(tmp_path):
+    for place in ("here", "there"):
+        save_tree(tmp_path / place / "photos", {"cat": 2, "dog": 2})
+    here, there = (f"folder:{tmp_path}/{place}/photos" for place in ("here", "there"))
+    assert fingerprint(here) == fingerprint(there) == fingerprint(f"{there}:fog:3")
+    Image.new("RGB", (8, 8)).save(tmp_path / "there" / "photos" / "cat" / "000.png")
+    assert fingerprint(here) != fingerprint(there)
+    assert fingerprint("digits") is fingerprint("cifar10:fog:3") is fingerprint("folder:/nowhere") is None
+
+
+def test_imagenets_validation_images_have_the_classes_of_its_training_images(home):
+    for split, classes in (("train", ("n01", "n02", "n03")), ("val", ("n02", "n03"))):
+        save_tree(home / "data" / "imagenet" / split, {name: 1 for name in classes}, (50, 40))
+    test = load_dataset("imagenet", "test")
+    assert test.classes == ("n01", "n02", "n03") and test.labels.tolist() == [1, 2]

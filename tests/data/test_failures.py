@@ -159,3 +159,35 @@ def test_failures_and_training_images_fit_together(tmp_path):
         Image.fromarray(train.images[i].numpy()).save(part / f"{i}.png")
     data = RepairData.of(load_failures(tmp_path / "bad", train), train)
     assert len(data.failures) + len(data.val_failures) == 12 and data.failures.classes == train.classes
+
+
+# --- as other machines write it
+
+
+@pytest.mark.parametrize("cell", ["cat\\0.png", "cat/0.png", " cat/0.png ", "cat\\sub\\1.png", '"cat, old/2.png"', "~/cat/0.png"])
+def test_paths_of_every_spelling(tmp_path, like, monkeypatch, cell):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i, name in enumerate(("cat/0.png", "cat/sub/1.png", "cat, old/2.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(like.images[i].numpy()).save(tmp_path / name)
+    expected = int(cell.replace("\\", "/").rpartition(".")[0][-1])
+    failures = load_failures(listed(tmp_path, f"{cell},cat,dog"), like)
+    assert torch.equal(failures.images, like.images[[expected]]) and failures.labels.tolist() == [0]
+
+
+def test_hidden_files_are_no_failures(tmp_path, like):
+    for name in ("cat/0.png", "cat/._0.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "__MACOSX/cat/0.png", ".git/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(like.images[0].numpy()).save(tmp_path / name)
+    failures = load_failures(tmp_path, like)
+    assert torch.equal(failures.images, like.images[:1]) and failures.labels.tolist() == [0]
+
+
+def test_deep_failures_are_scaled_as_the_training_images_are(tmp_path, like):
+    (tmp_path / "dog").mkdir()
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "dog" / "0.png")
+    assert load_failures(tmp_path, like).images.unique().tolist() == [35]
+    Image.fromarray(np.full((8, 8), -500, np.float32)).save(tmp_path / "dog" / "1.tif")
+    with pytest.raises(ArchrepairError, match="what is white in like is not known; expected a range of 0 to 1, 255 or 65535") as caught:
+        load_failures(tmp_path, like)
+    assert "\n" not in str(caught.value)

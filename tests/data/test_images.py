@@ -49,9 +49,40 @@ def test_concatenate_keeps_the_order_and_refuses_other_sizes():
     a, b = tiny(3), tiny(2, images=pixels(2, seed=5), labels=[1, 1])
     both = concatenate(a, b)
     assert torch.equal(both.images, torch.cat([a.images, b.images])) and both.labels.tolist() == [0, 1, 0, 1, 1]
-    for other in (tiny(2, images=pixels(2, 4)), tiny(2, classes=("cat", "cow"))):
-        with pytest.raises(ArchrepairError, match="cannot be joined"):
+    for other, message in ((tiny(2, images=pixels(2, 4)), "cannot be joined"), (tiny(2, classes=("cat", "cow")), "has images of cow")):
+        with pytest.raises(ArchrepairError, match=message):
             concatenate(a, other)
+
+
+# --- classes by name
+
+
+@pytest.mark.parametrize(("classes", "labels", "expected"), [
+    (("cat", "dog"), [0, 1], [0, 1]), (("dog", "cat"), [0, 1], [1, 0]), (("dog",), [0, 0], [1, 1]), (("owl", "dog", "cat"), [2, 1], [0, 1]),
+    (("0", "1"), [1, 0], [1, 0]), ((), [], []),
+], ids=["same", "other order", "fewer", "one more without images", "numbers", "nothing"])
+def test_classes_are_matched_by_name(classes, labels, expected):
+    images = ImageSet(pixels(len(labels)), torch.tensor(labels, dtype=torch.int64), classes).aligned(["cat", "dog"])
+    assert images.classes == ("cat", "dog") and images.labels.tolist() == expected
+
+
+@pytest.mark.parametrize(("classes", "labels", "target", "message"), [
+    (("cat", "owl"), [0, 1], ("cat", "dog"), r"has images of owl, not among the classes it is matched with \(cat, dog\)"),
+    (("0", "1", "2"), [0, 2], ("cat", "dog"), "has images of 0, 2, not among"),
+    (("0", "1"), [0, 1], ("1", "2"), "has images of 0, not among"),  # names that are numbers, and not the same
+    (("cat", "dog"), [0, 1], ("cat", "dog", "dog"), "two classes are called 'dog'"),
+])
+def test_classes_that_do_not_match_are_named(classes, labels, target, message):
+    with pytest.raises(ArchrepairError, match=message) as caught:
+        ImageSet(pixels(len(labels)), labels, classes).aligned(target)
+    assert "\n" not in str(caught.value)
+
+
+def test_joined_sets_are_matched_by_name():
+    both = concatenate(tiny(2, labels=[0, 1]), tiny(2, labels=[0, 1], classes=("dog", "cat")))
+    assert both.labels.tolist() == [0, 1, 1, 0] and both.classes == ("cat", "dog")
+    with pytest.raises(ArchrepairError, match=r"tiny \(8 px\) and tiny \(8×6 px\) cannot be joined"):
+        concatenate(tiny(2), tiny(2, images=pixels(2)[:, :, :6]))
 
 
 # --- holdout

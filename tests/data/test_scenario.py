@@ -124,8 +124,11 @@ def test_versions_of_other_lengths_unknown_protocols_and_bad_rates():
 
 def test_sets_that_do_not_fit_together():
     other = images(20, classes=4)
-    with pytest.raises(ArchrepairError, match="expected the same classes and size"):
-        RepairData.of(other, TRAIN)
+    assert RepairData.of(other, TRAIN).failures.classes == TRAIN.classes  # its names are among ours
+    with pytest.raises(ArchrepairError, match="test has images of 4, not among the classes"):
+        RepairData.of(TEST, other, val=images(20, 5, "train"))
+    with pytest.raises(ArchrepairError, match="images has images of 8×6 px but train of 8 px; expected one size"):
+        RepairData.of(ImageSet(other.images[:, :, :6], other.labels, other.classes), TRAIN)
 
 
 def test_nothing_to_train_or_validate_on():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import archrepair.experiments.cells as module
 from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged
 from archrepair.core.tiers import TIERS
-from archrepair.data.datasets import load_dataset
+from archrepair.data.datasets import fingerprint, load_dataset
 from archrepair.data.images import holdout
 from archrepair.experiments.cells import Cell, Record, run, run_full, scenario_of
 from archrepair.experiments.originals import Original
@@ -23,6 +23,7 @@ from archrepair.networks.models import create_model, save_weights
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.result import load
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, finished, furnish, tree
+from support.pictures import save_tree
 
 SHORT = (("finetune_epochs", 1), ("search_epochs", 1))
 CELL = Cell(dataset=DATASET, tier="smoke", block="layer4", options=SHORT)
@@ -209,6 +210,20 @@ def test_summaries(record):
     assert (row["before"], row["after"], row["change"]) == pytest.approx((before, after + 1, after + 1 - before))
     assert row["sd"] == pytest.approx(math.sqrt(3))
     assert (records[0].accuracy("held_out", "before"), records[0].accuracy()) == (before, after)
+
+
+# --- data of one's own
+
+def test_a_record_of_other_images_is_not_taken(home, tmp_path):
+    "The folder has the same name, and other photographs in it."
+    save_tree(tmp_path / "photos", {"cat": 4, "dog": 4}, (32, 32))
+    cell = Cell(dataset=f"folder:{tmp_path}/photos", tier="smoke").resolved()
+    path = cell.path()
+    content = {"weights": "x", "data": fingerprint(cell.dataset)[:16]}
+    record = Record(json.loads(json.dumps(dataclasses.asdict(cell))), {}, {}, content)
+    assert module._same(record, cell, None)
+    (tmp_path / "photos" / "cat" / "000.png").unlink()
+    assert not module._same(record, cell, None) and cell.path() != path
 
 
 # --- interrupted

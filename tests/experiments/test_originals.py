@@ -3,13 +3,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import load_dataset
-from archrepair.experiments.originals import accuracy_of, original, slug, weights_of, write_version
+from archrepair.data.images import Normalize
+from archrepair.experiments.cells import Cell
+from archrepair.experiments.originals import Original, accuracy_of, original, slug, weights_of, write_version
 from support.finished import ORIGINAL, finished, furnish, tree
 
 
@@ -78,3 +83,86 @@ def test_a_version_is_written_in_test_order(tmp_path):
         assert tuple(file["classes"]) == expected.classes
     with pytest.raises(ArchrepairError, match="limit is 0"):
         write_version("digits", tmp_path / "none", limit=0)
+
+
+# --- data of one's own
+
+
+class Gray(nn.Module):
+    "A network that knows the gray level of every class."
+
+    def __init__(self, levels):
+        super().__init__()
+        self.levels = nn.Parameter(torch.tensor(levels))
+
+    def forward(self, images):
+        return -(images.mean((1, 2, 3))[:, None] - self.levels / 255).abs()
+
+
+def _gray_photos(root: Path, parts: dict[str, dict[str, int]], size: int = 8, copies: int = 3) -> Path:
+    for part, levels in parts.items():
+        for name, level in levels.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(copies):
+                Image.new("RGB", (size, size), (level,) * 3).save(root / part / name / f"{i}.png")
+    return root
+
+
+def _knowing(dataset: str, levels) -> Original:
+    return Original(Gray([float(level) for level in levels]), dataset, load_dataset(dataset, "train"), Normalize((0.0,) * 3, (1.0,) * 3),
+                    TIERS["smoke"], Path("none"))
+
+
+@pytest.mark.parametrize("missing", ["cat", "dog", "owl", None])
+def test_the_accuracy_does_not_hang_on_which_classes_are_tested(tmp_path, missing):
+    levels = {"cat": 10, "dog": 100, "owl": 240}
+    root = _gray_photos(tmp_path, {"train": levels, "test": {name: level for name, level in levels.items() if name != missing}})
+    score = accuracy_of(_knowing(f"folder:{root}", levels.values()), f"folder:{root}")
+    assert (score.accuracy, score.n) == (100, 6 if missing else 9)
+
+
+def test_npz_files_in_another_order_have_the_same_accuracy(tmp_path):
+    images = np.repeat(np.array([10, 100, 240], np.uint8), 4)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.repeat([0, 1, 2], 4), classes=["cat", "dog", "owl"])
+    np.savez(tmp_path / "test.npz", images=images, labels=np.repeat([1, 2, 0], 4), classes=["owl", "cat", "dog"])
+    assert accuracy_of(_knowing(f"npz:{tmp_path}", (10, 100, 240)), f"npz:{tmp_path}").accuracy == 100
+
+
+def test_a_network_is_judged_on_another_folder_with_its_own_classes_and_size(tmp_path):
+    levels = {"cat": 10, "dog": 100, "owl": 240}
+    _gray_photos(tmp_path / "a", {"train": levels, "test": levels})
+    _gray_photos(tmp_path / "b", {"train": {"owl": 240, "dog": 100}, "test": {"owl": 240, "dog": 100}}, size=300)
+    _gray_photos(tmp_path / "c", {"train": {"owl": 240, "emu": 100}, "test": {"owl": 240, "emu": 100}})
+    network = _knowing(f"folder:{tmp_path}/a", levels.values())
+    seen = []
+    network.network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    assert accuracy_of(network, f"folder:{tmp_path}/b").accuracy == 100 and set(seen) == {(8, 8)}
+    with pytest.raises(ArchrepairError, match=r"has images of emu, not among the classes it is matched with \(cat, dog, owl\)"):
+        accuracy_of(network, f"folder:{tmp_path}/c")
+
+
+def test_two_folders_of_one_name_have_two_originals(tmp_path, home, monkeypatch):
+    "The second is trained on what lies there, and a copy of the first is recognized."
+    trained = []
+    monkeypatch.setattr(originals, "train_original", lambda network, images, *a, **k: trained.append(int(images.images.float().mean())))
+    levels = {"a": {"cat": 10, "dog": 100}, "b": {"cat": 240, "dog": 50}, "copy": {"cat": 10, "dog": 100}}
+    paths = {}
+    for place, part in levels.items():
+        (tmp_path / place).mkdir()
+        _gray_photos(tmp_path / place / "photos", {"train": part, "test": part}, copies=10)
+        monkeypatch.chdir(tmp_path / place)
+        paths[place] = original(dataset="folder:photos", tier="smoke").path
+    assert trained == [55, 145] and paths["a"] == paths["copy"] != paths["b"]
+    assert Cell(dataset="folder:photos", tier="smoke").path() != Cell(dataset=f"folder:{tmp_path}/b/photos", tier="smoke").path()
+
+
+def test_names_of_published_datasets_keep_their_files():
+    assert [slug(name) for name in ("cifar10", "cifar10:fog:3", "timm:resnet18", "package.module:factory")] == [
+        "cifar10", "cifar10~fog~3", "timm~resnet18", "package.module~factory"]
+
+
+def test_one_class_is_refused_before_training(tmp_path, home, monkeypatch):
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: pytest.fail("was trained"))
+    _gray_photos(tmp_path, {"train": {"cat": 10}, "test": {"cat": 10}})
+    with pytest.raises(ArchrepairError, match=r"has training images of one class \(cat\); expected two or more"):
+        original(dataset=f"folder:{tmp_path}", tier="smoke")

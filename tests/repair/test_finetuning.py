@@ -225,5 +225,5 @@ def test_mistakes_in_one_line(problem, data, untouched, change, message):
 
 
 def test_images_of_the_wrong_kind_are_refused_before_any_work(problem, data):
-    with pytest.raises(ArchrepairError, match="expected the same classes and size"):
-        replace(data, val=replace(data.val, classes=(*data.val.classes, "more")))
+    with pytest.raises(ArchrepairError, match="not among the classes"):
+        replace(data, val=replace(data.val, classes=tuple(f"other {c}" for c in data.val.classes)))
