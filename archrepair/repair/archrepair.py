@@ -25,10 +25,11 @@ from ..nas.reading import CannotRelax
 from ..networks.blocks import get_block
 from .blockdata import BlockData, layer_names, prepare, prepare_layer
 from .finetuning import PRESETS, finetune
-from .localization import Localization, localize
+from .localization import localize
 from .result import RepairResult, changes
 from .search import SearchRecipe, search
 from .verdict import judge
+from .votes import Localization
 from ..training.cost import CostMeter
 from ..training.fit import Recipe, precision_of
 

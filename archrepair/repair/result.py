@@ -33,7 +33,7 @@ from ..training.evaluation import Evaluation
 
 # %% ../../nbs/repair/04_result.ipynb #bbf40615
 if TYPE_CHECKING:
-    from archrepair.repair.localization import Localization
+    from archrepair.repair.votes import Localization
 
 # %% ../../nbs/repair/04_result.ipynb #949541c5
 def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, str]:
