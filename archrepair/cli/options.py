@@ -26,7 +26,9 @@ from ..core.errors import ArchrepairError, first_line
 Model = Annotated[str, typer.Option(
     "--model", "-m", autocompletion=completion_of("models", ("torchvision:", "timm:")),
     help="network, e.g. resnet18, torchvision:resnet34 or package.module:factory; see `archrepair list models`")]
-Weights = Annotated[Path | None, typer.Option(help="its weights (.safetensors or .pt); default: the cached original, trained if need be")]
+Weights = Annotated[Path | None, typer.Option(
+    help="its weights (safetensors or a file of torch), or FILE#ENTRY where a file holds several; default: the cached original, trained if "
+         "need be")]
 Dataset = Annotated[str, typer.Option(
     "--dataset", "-d", autocompletion=completion_of("datasets", ("auto",)),
     help="dataset or version, e.g. cifar10 or cifar10:fog:3; auto: the tier's")]

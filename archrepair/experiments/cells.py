@@ -35,6 +35,7 @@ from ..deploy.footprint import footprints
 from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_of
 from ..networks.blocks import get_block
+from ..networks.weights import split_entry
 from ..repair.result import Repairer, RepairResult
 from ..training.evaluation import Evaluation, compare, evaluate, is_correct, predict
 
@@ -143,9 +144,13 @@ class Record:
 
 
 def digest(path: str | Path) -> str:
-    "SHA-256 of a file, its first 16 digits. Raises `ArchrepairError` for a file that cannot be read."
+    """SHA-256 of a file, or of an entry in it where `path` is `FILE#ENTRY`: its first 16 digits.
+
+    Raises `ArchrepairError` for a file that cannot be read.
+    """
+    file, entry = split_entry(path)
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(file.read_bytes() + entry.encode()).hexdigest()[:16]
     except OSError as error:
         raise ArchrepairError(f"cannot read {path}: {error.strerror or error}; give a file of weights") from None
 

@@ -26,7 +26,8 @@ from ..data.datasets import load_dataset, parse_version
 from ..data.images import ImageSet, Normalize, holdout
 from ..nas.supernet import recalibrate
 from ..networks.external import brings_weights
-from ..networks.models import create_model, load_weights, save_weights
+from ..networks.models import create_model
+from ..networks.weights import load_weights, save_weights
 from ..training.evaluation import Score, is_correct, predict
 from ..training.fit import train_original
 from ..training.rows import image_features
@@ -102,7 +103,7 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
              force: bool = False, own: bool = True) -> Original:
     """The network of that name trained on `dataset` (without corruption) at `tier`, from the cache or trained now.
 
-    `weights` names a file of the user's own to read instead. `out` is where to keep the weights in place of the tier's cache; `force`
+    `weights` names a file of the user's own to read instead, or an entry of it as `FILE#ENTRY`. `out` is where to keep the weights in place of the tier's cache; `force`
     trains again even if they are there. With `own`, a factory's network that comes with trained weights is taken with them. Raises
     `ArchrepairError` for unknown names and for a checkpoint of another architecture.
     """

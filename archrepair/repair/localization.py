@@ -32,6 +32,7 @@ from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.blocks import block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
+from ..networks.outputs import logits_of
 from ..training.cost import CostMeter
 from ..training.fit import autocast, precision_of
 from ..training.rows import Rows, image_features
@@ -104,11 +105,11 @@ def _passes(network: nn.Module, rows: Rows, wiring: Wiring, activation: str, pre
                 found[layer].append(_statistic(view(z), activation))
 
             with torch.inference_mode(), autocast(device, precision), watch(network, wiring, see):
-                logits = network(x)
+                logits = logits_of(network(x))
             labels = rows.labels[order].to(device)
             if int(rows.labels.max()) >= logits.shape[1]:
                 raise ArchrepairError(f"the network has {logits.shape[1]} outputs but labels run to {int(rows.labels.max())}; "
-                                      "expected one output a class")
+                                      "expected one output per class")
             if meter:
                 meter.add(len(order))
             advance(len(order))
