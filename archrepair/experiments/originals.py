@@ -103,9 +103,9 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
              force: bool = False, own: bool = True) -> Original:
     """The network of that name trained on `dataset` (without corruption) at `tier`, from the cache or trained now.
 
-    `weights` names a file of the user's own to read instead, or an entry of it as `FILE#ENTRY`. `out` is where to keep the weights in place of the tier's cache; `force`
-    trains again even if they are there. With `own`, a factory's network that comes with trained weights is taken with them. Raises
-    `ArchrepairError` for unknown names and for a checkpoint of another architecture.
+    `weights` names a file of the user's own to read instead, or an entry of it as `FILE#ENTRY`. `out` is where to keep the weights in
+    place of the tier's cache; `force` trains again even if they are there. With `own`, a factory's network that comes with trained weights
+    is taken with them. Raises `ArchrepairError` for unknown names and for a checkpoint of another architecture.
     """
     tier = resolve_tier(tier)
     base = parse_version(tier.dataset if dataset == "auto" else dataset)[0]

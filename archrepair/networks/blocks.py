@@ -289,10 +289,10 @@ def replace_block(model: nn.Module, name: str, block: nn.Module) -> nn.Module:
 def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
     """Cut `model` at the submodule named `block`.
 
-    The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals the logits of `model(x)` bit for bit in eval mode. With an
-    `example` (B×3×H×W, B at least 2) this is tried, as is whether one row per image enters the block; where it does not hold, the
-    network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an example) for
-    one that is never called.
+    The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals the logits of `model(x)` bit for bit in eval
+    mode. With an `example` (B×3×H×W, B at least 2) this is tried, as is whether one row per image enters the block; where it does not
+    hold, the network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an
+    example) for one that is never called.
     """
     get_block(model, block, whole=True)
     frozen = make_safe(freeze(copy.deepcopy(model)))

@@ -208,11 +208,11 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
     """A network for RGB images of `image_size` px, with one logit for each of `n_classes`, in eval mode.
 
     `name` is one of `MODELS` or `torchvision:NAME`, `timm:NAME` or `package.module:factory`, where the factory is a callable that takes
-    `num_classes`, `n_classes` or nothing. The same seed gives the same weights. Of the paper's six, sizes up to 64 px select the small-image
-    stem with `stem_stride` 1 or 2, and `width` scales the channels (a power of one half). Any other network is taken as it is, with
-    its own initialization (or the weights its factory gives it); the two have no effect on it. `device` and `dtype` are those of its
-    parameters (default: the CPU and float32, which a repair expects). Raises `ArchrepairError` for an unknown
-    name, sizes out of range, and a network that cannot take such images or gives another number of logits.
+    `num_classes`, `n_classes` or nothing. The same seed gives the same weights. Of the paper's six, sizes up to 64 px select the
+    small-image stem with `stem_stride` 1 or 2, and `width` scales the channels (a power of one half). Any other network is taken as it
+    is, with its own initialization (or the weights its factory gives it); the two have no effect on it. `device` and `dtype` are those of
+    its parameters (default: the CPU and float32, which a repair expects). Raises `ArchrepairError` for an unknown name, sizes out of
+    range, and a network that cannot take such images or gives another number of logits.
     """
     if not 0 < width <= 4 or stem_stride not in (1, 2) or n_classes < 2:
         raise ArchrepairError(f"width {width}, stem_stride {stem_stride}, {n_classes} classes: expected a width in (0, 4], stride 1 or "

@@ -50,8 +50,8 @@ def _read(path: Path) -> object:
     except Exception as error:  # each format has exceptions of its own; to the user they mean one thing
         if refused := re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>|Unsupported class ([\w.]+)", str(error)):
             kind = next(filter(None, refused.groups()))
-            raise ArchrepairError(f"{path} holds a {kind}, an object that could run code when it is read; expected names and tensors: if you "
-                                  f"trust the file, save them alone, e.g. torch.save(network.state_dict(), 'weights.pt')") from None
+            raise ArchrepairError(f"{path} holds a {kind}, an object that could run code when it is read; expected names and tensors: if "
+                                  "you trust the file, save them alone, e.g. torch.save(network.state_dict(), 'weights.pt')") from None
         raise ArchrepairError(f"cannot read weights from {path}: {first_sentence(error)}; expected safetensors or a state dict") from None
 
 # %% ../../nbs/networks/07_weights.ipynb #d1d145b8
@@ -99,7 +99,8 @@ class Match:
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
         if not self.fits:
             what = ", ".join(f"{len(names)} {kind} ({_examples(names)})" for kind, names in kinds.items() if names)
-            raise ArchrepairError(f"{source} is a checkpoint of another architecture: {what}; give the model, width and stem it was trained with")
+            raise ArchrepairError(f"{source} is a checkpoint of another architecture: {what}; give the model, width and stem it was "
+                                  "trained with")
 
 
 def _examples(names: Iterable[str], most: int = 3) -> str:
@@ -147,7 +148,8 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
                     if name in expected and value.is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:
         notes.append(f"converted from {' and '.join(kinds)}")
-    return Match(dict(state), tuple(notes), tuple(sorted({*missing} - {*tied, *counters})), tuple(sorted(state.keys() - expected.keys())), misshapen)
+    lacking = sorted({*missing} - {*tied, *counters})
+    return Match(state, tuple(notes), tuple(lacking), tuple(sorted(state.keys() - expected.keys())), misshapen)
 
 
 def _rename(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
@@ -214,8 +216,8 @@ def _choose(file: Path, entry: str, matches: Mapping[str, Match]) -> tuple[str, 
     named = [name for name in fitting if name.rpartition(".")[2] in _PLAIN]
     plain = named if len(named) == 1 else [name for name in fitting if not _AVERAGED.search(name)]
     if len(fitting) > 1 and len(plain) != 1:
-        raise ArchrepairError(f"{file} holds several state dicts that fit ({', '.join(fitting)}); expected one: give {file}#{fitting[0]}, or "
-                              "another of them")
+        raise ArchrepairError(f"{file} holds several state dicts that fit ({', '.join(fitting)}); expected one: give {file}#{fitting[0]}, "
+                              "or another of them")
     chosen = (plain or fitting or list(matches))[0]
     return chosen, matches[chosen]
 

@@ -168,7 +168,7 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
             see = lambda layer, z, view: _catch(z, view, grad, found[layer])
             with autocast(device, precision), nullcontext() if leaves else watch(network, wiring, see):
                 # + 0: a network may overwrite its input, but not a tensor whose gradient is asked for
-                logits = torch.func.functional_call(network, leaves, (x if leaves else x + 0,))
+                logits = logits_of(torch.func.functional_call(network, leaves, (x if leaves else x + 0,)))
             loss = nn.functional.cross_entropy(logits.float(), rows.labels[order].to(device), reduction="sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()) or [x])
             if leaves:

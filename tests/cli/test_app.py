@@ -17,7 +17,8 @@ import archrepair.experiments.originals as originals
 from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
-from archrepair.networks.models import create_model, load_weights, save_weights
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import load_weights, save_weights
 from support import ROOT
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
 

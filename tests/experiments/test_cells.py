@@ -19,7 +19,8 @@ from archrepair.data.datasets import load_dataset
 from archrepair.data.images import holdout
 from archrepair.experiments.cells import Cell, Record, run, run_full, scenario_of
 from archrepair.experiments.originals import Original
-from archrepair.networks.models import create_model, save_weights
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import save_weights
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.result import load
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, finished, furnish, tree
