@@ -61,7 +61,7 @@ _AVERAGED = re.compile(r"ema|avg|averag|swa|teacher|momentum", re.IGNORECASE)
 
 
 def _entries(content: object, path: str = "", depth: int = 3) -> dict[str, dict[str, Tensor]]:
-    "The state dicts in a nest by the path to them, as `state_dict` or `generator.model`; the path is empty for the file itself."
+    "The tensors at every level of a nest by the path to them, as `state_dict` or `ema.module`; the path is empty for the file itself."
     if not isinstance(content, Mapping) or not depth:
         return {}
     inner: dict[str, dict[str, Tensor]] = {}
@@ -69,7 +69,7 @@ def _entries(content: object, path: str = "", depth: int = 3) -> dict[str, dict[
         if isinstance(name, str) and isinstance(value, Mapping) and not _NOT_WEIGHTS.search(name):
             inner |= _entries(value, f"{path}.{name}".lstrip("."), depth - 1)
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return inner if inner or not tensors else {path: tensors}
+    return {**inner, path: tensors} if tensors else inner
 
 # %% ../../nbs/networks/07_weights.ipynb #00848bf6
 _COUNTER = "num_batches_tracked"
@@ -96,7 +96,7 @@ class Match:
 
     def check(self, source: str) -> None:
         "Raise `ArchrepairError` unless everything fits; `source` is where the weights come from."
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape or kind": self.misshapen}
         if not self.fits:
             what = ", ".join(f"{len(names)} {kind} ({_examples(names)})" for kind, names in kinds.items() if names)
             raise ArchrepairError(f"{source} is a checkpoint of another architecture: {what}; give the model, width and stem it was "
@@ -144,6 +144,8 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
     if counters:
         notes.append(f"the file has no {_COUNTER}, as those of old torch")
     misshapen = tuple(fault for name, value in state.items() if name in expected and (fault := _fault(name, value, expected[name])))
+    misshapen += tuple(f"{name} other than {min(names)} though they are one tensor" for name, names in twins.items()
+                       if name in state and min(names) in state and not torch.equal(state[name], state[min(names)]))
     kinds = sorted({str(value.dtype).removeprefix("torch.") for name, value in state.items()
                     if name in expected and value.is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:
@@ -198,27 +200,28 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise ArchrepairError(f"{file} holds no weights; expected safetensors or a state dict: names and tensors")
     chosen, result = _choose(file, entry, {name: match(model, state) for name, state in entries.items()})
     result.check(str(path))
-    others = [name for name in entries if name != chosen]
-    taken = [f"entry {chosen} taken" + (f", not {_examples(others, 6)}" if others else "")] if chosen and not (entry and not others) else []
     model.load_state_dict(result.state, strict=False)
-    if taken or result.notes:
-        note(f"{file}: {'; '.join([*taken, *result.notes])}")
+    others = [name for name in entries if name not in ("", chosen)]
+    choice = [f"entry {chosen} taken" + (f", not {_examples(others, 6)}" if others else "")] if chosen else []
+    if choice or result.notes:
+        note(f"{file}: {'; '.join([*choice, *result.notes])}")
     return model
 
 
 def _choose(file: Path, entry: str, matches: Mapping[str, Match]) -> tuple[str, Match]:
-    "The entry asked for, or the plain one among those that fit; the first where none fits."
+    "The entry asked for, or the plain one among those that fit; the largest where none fits."
     if entry:
-        if entry not in matches:
-            raise unknown(f"entry of {file}", entry, [name or "(the file itself)" for name in matches])
-        return entry, matches[entry]
+        inside = [name for name in matches if f"{name}.".startswith(f"{entry}.")]
+        if entry not in matches and len(inside) != 1:
+            raise unknown(f"entry of {file}", entry, filter(None, matches))
+        return (entry, matches[entry]) if entry in matches else (inside[0], matches[inside[0]])
     fitting = [name for name, result in matches.items() if result.fits]
     named = [name for name in fitting if name.rpartition(".")[2] in _PLAIN]
     plain = named if len(named) == 1 else [name for name in fitting if not _AVERAGED.search(name)]
     if len(fitting) > 1 and len(plain) != 1:
         raise ArchrepairError(f"{file} holds several state dicts that fit ({', '.join(fitting)}); expected one: give {file}#{fitting[0]}, "
                               "or another of them")
-    chosen = (plain or fitting or list(matches))[0]
+    chosen = (plain or fitting or sorted(matches, key=lambda name: -len(matches[name].state)))[0]
     return chosen, matches[chosen]
 
 # %% ../../nbs/networks/07_weights.ipynb #8298a8b4
