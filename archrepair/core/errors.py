@@ -51,7 +51,7 @@ def first_line(error: BaseException | str) -> str:
 # %% ../../nbs/core/01_errors.ipynb #3fa24de8
 def first_sentence(error: BaseException | str, width: int = 160) -> str:
     "The first sentence of `first_line(error)`, without its full stop; beyond `width` characters it ends at a word, with an ellipsis."
-    return textwrap.shorten(re.split(r"[.:;] (?=[A-Z(])", first_line(error))[0].rstrip("."), width, placeholder=" …")
+    return textwrap.shorten(re.split(r"[.:;] (?=[A-Z(])", first_line(error))[0].rstrip(".:"), width, placeholder=" …")
 
 # %% ../../nbs/core/01_errors.ipynb #c97396c9
 class Notice(UserWarning):

@@ -44,7 +44,7 @@ def logits_of(output: object) -> Tensor:
 def _describe(output: object) -> str:
     "What an output is, with the shapes and names by which its author knows it."
     if isinstance(output, Tensor):
-        return f"a tensor of shape {'×'.join(map(str, output.shape)) or '()'}"
+        return f"a tensor of shape {tuple(output.shape)}"
     kind = type(output).__name__
     if isinstance(output, Mapping):
         return f"a {kind} with {', '.join(map(repr, output)) or 'nothing'}"

@@ -30,8 +30,8 @@ TAKEN = {
     "ordered": OrderedDict(logits=LOGITS), "named tuple": Output(LOGITS, FEATURES),
 }
 REFUSED = {
-    "scores of one class": (LOGITS[:, 0], r"a tensor of shape 4; expected logits N×classes"),
-    "a map": (torch.zeros(4, 3, 8, 8), "a tensor of shape 4×3×8×8;"),
+    "scores of one class": (LOGITS[:, 0], r"a tensor of shape \(4,\); expected logits N×classes"),
+    "a map": (torch.zeros(4, 3, 8, 8), r"a tensor of shape \(4, 3, 8, 8\);"),
     "loss first": ((torch.tensor(0.5), LOGITS), r"a tuple whose first is a tensor of shape \(\);"),
     "other names": ({"out": LOGITS, "aux": LOGITS}, "a dict with 'out', 'aux';"),
     "object without": (SimpleNamespace(scores=LOGITS), "a SimpleNamespace;"),
