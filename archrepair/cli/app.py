@@ -41,6 +41,7 @@ from archrepair.cli.options import (
     Method,
     Methods,
     Model,
+    Normalization,
     NotebookPath,
     OracleBlocks,
     PaperCorruptions,
@@ -109,15 +110,15 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
-def localize_command(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
-                     protocol: Protocol = "clean", device: Device = "auto", blocks: Blocks = None, k: Voters = 50,
-                     measure: Measure = "tarantula", as_json: Json = False) -> None:
+def localize_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+                     tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
+                     blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", as_json: Json = False) -> None:
     "Find the block that is to blame for the failures."
     from archrepair.experiments.cells import Cell, scenario_of
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
 
-    start = original(model, dataset, tier, seed, weights=weights, device=device)
+    start = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
     start, scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), start)
     localization = localize(start.network, scenario.data, split_names(blocks), measure=measure, k=k)
     if as_json:
@@ -130,10 +131,11 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, dataset
 
 # %% ../../nbs/cli/04_app.ipynb #b7bbc1b3
 @app.command()
-def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
-           protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair", strategy: Strategy = "pc-darts",
-           search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None, preset: Preset = "default",
-           search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None, out: RepairFolder = None,
+def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+           tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
+           strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
+           preset: Preset = "default", search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None,
+           out: RepairFolder = None,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
@@ -150,7 +152,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset 
         "views": views, "blocks": split_names(blocks), "search_options": tuple(search_settings.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
-    record = repair_into(cell, folder, weights=weights, device=device, force=force, log=say)
+    record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)
     if as_json:
         shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
         return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
@@ -187,16 +189,19 @@ def _show_record(record: Any) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()
-def evaluate(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
-             device: Device = "auto",
+def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+             tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
              as_json: Json = False) -> None:
     "Accuracy of a network, original or repaired, on the test split of one or more datasets (separated by commas)."
+    from archrepair.experiments.cells import Record
     from archrepair.experiments.originals import accuracy_of, original
     from archrepair.repair.result import load
 
     names = dataset.split(",")
-    start = original(model, names[0], tier, seed, weights=weights, device=device)
+    if repaired is not None and (repaired / "record.json").exists():
+        normalize = normalize or Record.read(repaired / "record.json").versions.get("normalize")
+    start = original(model, names[0], tier, seed, weights=weights, normalize=normalize, device=device)
     if repaired is not None:
         start = start.with_network(load(repaired, start.network))
     scores = {name: accuracy_of(start, name) for name in ([start.dataset] if dataset == "auto" else names)}

@@ -9,7 +9,8 @@ import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import load_dataset
-from archrepair.experiments.originals import accuracy_of, original, slug, weights_of, write_version
+from archrepair.data.images import Normalize
+from archrepair.experiments.originals import accuracy_of, normalization, original, slug, weights_of, write_version
 from support.finished import ORIGINAL, finished, furnish, tree
 
 
@@ -78,3 +79,28 @@ def test_a_version_is_written_in_test_order(tmp_path):
         assert tuple(file["classes"]) == expected.classes
     with pytest.raises(ArchrepairError, match="limit is 0"):
         write_version("digits", tmp_path / "none", limit=0)
+
+
+@pytest.mark.parametrize(("name", "mean", "std"), [
+    ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ("none", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ("0.5/0.25", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), ("0.1,0.2,0.3/1,2,3", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)),
+])
+def test_normalizations_by_name_and_by_numbers(name, mean, std):
+    assert normalization(name, load_dataset("digits", "test")) == Normalize(mean, std)
+
+
+@pytest.mark.parametrize("name", ["imagnet", "", "0.5", "0.5/0", "0.5/-1", "nan/1", "0.1,0.2/0.3", "a/b", "1/2/3"])
+def test_other_normalizations_are_one_line(name):
+    with pytest.raises(ArchrepairError, match="expected cifar10, cifar100, tiny-imagenet, imagenet, none, or MEAN/STD"):
+        normalization(name, load_dataset("digits", "test"))
+
+
+def test_a_normalization_is_for_weights_from_elsewhere(home):
+    furnish(home, repaired=False)
+    with pytest.raises(ArchrepairError, match="expected weights of yours beside it: --weights FILE"):
+        original(tier="smoke", normalize="imagenet")
+    usual = original(tier="smoke")
+    same = original(tier="smoke", weights=home / ORIGINAL, normalize="/".join(",".join(map(str, part)) for part in (
+        usual.transform.mean, usual.transform.std)))
+    assert same.transform == usual.transform and accuracy_of(same, "digits") == accuracy_of(usual, "digits")
+    assert original(tier="smoke", weights=home / ORIGINAL, normalize="none").transform == Normalize((0.0,) * 3, (1.0,) * 3)
