@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, fx, nn
 
@@ -23,7 +24,7 @@ def logits_of(output: object) -> Tensor:
     mapping. Auxiliary outputs are left out. Raises `ArchrepairError` for anything else.
     """
     if isinstance(output, fx.Proxy):
-        return output.tracer.create_proxy("call_function", logits_of, (output,), {})
+        return cast(Tensor, output.tracer.create_proxy("call_function", logits_of, (output,), {}))
     value = output
     if isinstance(output, Mapping):
         value = output.get("logits")

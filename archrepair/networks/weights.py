@@ -120,7 +120,7 @@ def _prefix(names: Iterable[str], known: Mapping[str, Any]) -> str:
 def _twins(expected: Mapping[str, Tensor]) -> dict[str, set[str]]:
     "For every name of a network all names of the same tensor."
     same: dict[tuple, set[str]] = {}
-    key = lambda value: (value.data_ptr(), value.shape, value.stride()) if value.numel() else id(value)
+    key = lambda value: (value.data_ptr(), value.shape, value.stride()) if value.numel() else (id(value),)
     for name, value in expected.items():
         same.setdefault(key(value), set()).add(name)
     return {name: same[key(value)] for name, value in expected.items()}
