@@ -23,6 +23,7 @@ from .parts.common import Problem, require
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import evaluating
 from ..corruptions.randomness import image_keys, random_uniform
+from ..networks.outputs import logits_of
 from ..training.cost import CostMeter
 from ..training.fit import autocast
 
@@ -173,7 +174,7 @@ class Search:
         "Losses and answers, B×V each, of the variants B×V×7 of uint8 images B×H×W×3."
         b, v = genes.shape[:2]
         with autocast(self.device, self.precision):
-            logits = self.network(self.transform(variants(images, genes, self.settings.padding).flatten(0, 1)))
+            logits = logits_of(self.network(self.transform(variants(images, genes, self.settings.padding).flatten(0, 1))))
         self.meter.add(len(logits))
         loss = nn.functional.cross_entropy(logits.float(), labels.repeat_interleave(v), reduction="none")
         return loss.view(b, v), logits.argmax(1).view(b, v)

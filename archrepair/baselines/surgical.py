@@ -19,6 +19,7 @@ __all__ = ['VARIANTS', 'failure_gradient', 'relative_norms', 'layers', 'layer_ra
 from .parts.common import Baseline, Problem, require
 from ..core.errors import ArchrepairError, unknown
 from ..networks.blocks import block_names, get_block
+from ..networks.outputs import logits_of
 from ..repair.finetuning import PRESETS, finetune
 from ..training.fit import Recipe, autocast
 
@@ -30,7 +31,7 @@ def failure_gradient(problem: Problem, batch_size: int = 128) -> dict[str, torch
     total = [torch.zeros_like(p) for p in parameters.values()]
     for positions in torch.arange(len(rows)).split(batch_size):
         with autocast(problem.device, problem.precision):
-            logits = network(rows.batch(positions))
+            logits = logits_of(network(rows.batch(positions)))
         loss = nn.functional.cross_entropy(logits.float(), rows.labels[positions].to(problem.device), reduction="sum")
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         torch._foreach_add_(total, gradients, alpha=1 / len(rows))

@@ -9,8 +9,6 @@ import fnmatch
 import os
 import shutil
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +19,7 @@ __all__ = ['app', 'main', 'train', 'localize_command', 'repair', 'evaluate', 'co
            'find_notebook', 'run', 'paper']
 
 # %% ../../nbs/cli/04_app.ipynb #183c72fa
-from .console import print_json, say, show
+from .console import print_json, say, saying_notices, show
 from .listing import choices
 from archrepair.cli.options import (
     Again,
@@ -43,6 +41,7 @@ from archrepair.cli.options import (
     Method,
     Methods,
     Model,
+    Normalization,
     NotebookPath,
     OracleBlocks,
     PaperCorruptions,
@@ -68,7 +67,7 @@ from archrepair.cli.options import (
     read_settings,
     split_names,
 )
-from ..core.errors import ArchrepairError, DataWarning, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 from ..core.labels import TEST_SETS
 from ..core.registry import STRATEGIES
 
@@ -79,11 +78,8 @@ app = typer.Typer(help="Find the block of a network that is to blame, search a b
 
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
-    notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", DataWarning)
-            warnings.showwarning = _collector(notes, warnings.showwarning)
+        with saying_notices():
             app(args=arguments, prog_name="archrepair")
     except ArchrepairError as error:
         print(f"archrepair: {error}", file=sys.stderr)
@@ -91,17 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
             print("archrepair: interrupted; run the same command again to resume", file=sys.stderr)
-        for note in notes if not end.code else ():
-            say(f"note: {note}")
         raise
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-
-
-def _collector(notes: list[str], show: Callable[..., None]) -> Callable[..., None]:
-    "Puts remarks on the user's data into `notes`, for the end of a command: a failure is one line. Other warnings are shown by `show`."
-    return lambda message, kind, *where: notes.append(str(message)) if issubclass(kind, DataWarning) else show(message, kind, *where)
 
 # %% ../../nbs/cli/04_app.ipynb #bc9cc748
 @app.command()
@@ -121,15 +110,15 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
-def localize_command(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
-                     protocol: Protocol = "clean", device: Device = "auto", blocks: Blocks = None, k: Voters = 50,
-                     measure: Measure = "tarantula", as_json: Json = False) -> None:
+def localize_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+                     tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
+                     blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", as_json: Json = False) -> None:
     "Find the block that is to blame for the failures."
     from archrepair.experiments.cells import Cell, scenario_of
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
 
-    start = original(model, dataset, tier, seed, weights=weights, device=device)
+    start = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
     start, scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), start)
     localization = localize(start.network, scenario.data, split_names(blocks), measure=measure, k=k)
     if as_json:
@@ -142,10 +131,11 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, dataset
 
 # %% ../../nbs/cli/04_app.ipynb #b7bbc1b3
 @app.command()
-def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
-           protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair", strategy: Strategy = "pc-darts",
-           search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None, preset: Preset = "default",
-           search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None, out: RepairFolder = None,
+def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+           tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
+           strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
+           preset: Preset = "default", search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None,
+           out: RepairFolder = None,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
@@ -162,7 +152,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, dataset: Dataset 
         "views": views, "blocks": split_names(blocks), "search_options": tuple(search_settings.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
-    record = repair_into(cell, folder, weights=weights, device=device, force=force, log=say)
+    record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)
     if as_json:
         shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
         return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
@@ -199,17 +189,20 @@ def _show_record(record: Any) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()
-def evaluate(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0,
-             device: Device = "auto",
+def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+             tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
              as_json: Json = False) -> None:
     "Accuracy of a network, original or repaired, on the test split of one or more datasets (separated by commas)."
     from archrepair.data.datasets import split_versions
+    from archrepair.experiments.cells import Record
     from archrepair.experiments.originals import accuracy_of, original
     from archrepair.repair.result import load
 
     names = split_versions(dataset)
-    start = original(model, names[0], tier, seed, weights=weights, device=device)
+    if repaired is not None and (repaired / "record.json").exists():
+        normalize = normalize or Record.read(repaired / "record.json").versions.get("normalize")
+    start = original(model, names[0], tier, seed, weights=weights, normalize=normalize, device=device)
     if repaired is not None:
         start = start.with_network(load(repaired, start.network))
     scores = {name: accuracy_of(start, name) for name in ([start.dataset] if dataset == "auto" else names)}

@@ -8,10 +8,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 # %% auto #0
-__all__ = ['show', 'say', 'without_nan', 'print_json']
+__all__ = ['show', 'say', 'saying_notices', 'without_nan', 'print_json']
+
+# %% ../../nbs/cli/01_console.ipynb #9b5de9f8
+from ..core.errors import Notice
 
 # %% ../../nbs/cli/01_console.ipynb #4bb947dd
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -31,6 +37,34 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 def say(text: str) -> None:
     "A line on standard error, where it is in nobody's way."
     print(text, file=sys.stderr)
+
+# %% ../../nbs/cli/01_console.ipynb #22b339d4
+@contextmanager
+def saying_notices() -> Iterator[None]:
+    "Every `Notice` inside is said at the end, once, as a line on standard error; after a failure, whose one line says it all, none is."
+    texts: dict[str, None] = {}  # in the order in which they came
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, Notice):
+                texts[str(message)] = None
+            else:
+                show_other(message, category, *where, **more)
+
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show_warning
+        try:
+            yield
+        except SystemExit as end:  # how a command line ends, well or not
+            texts = {} if end.code else texts
+            raise
+        except BaseException:
+            texts = {}
+            raise
+        finally:
+            for text in texts:
+                say(f"note: {text}")
 
 # %% ../../nbs/cli/01_console.ipynb #d3a6a210
 def without_nan(content: object) -> object:

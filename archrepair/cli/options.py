@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 # %% auto #0
-__all__ = ['Model', 'Weights', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks', 'Voters', 'Measure',
-           'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset', 'SearchEpochs', 'FinetuneEpochs',
-           'Views', 'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder',
-           'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets',
-           'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'split_names',
-           'read_settings']
+__all__ = ['Model', 'Weights', 'Normalization', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks', 'Voters',
+           'Measure', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset', 'SearchEpochs',
+           'FinetuneEpochs', 'Views', 'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions', 'Epochs',
+           'RecordFolder', 'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels',
+           'PaperDatasets', 'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun',
+           'split_names', 'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -26,7 +26,11 @@ from ..core.errors import ArchrepairError, first_line
 Model = Annotated[str, typer.Option(
     "--model", "-m", autocompletion=completion_of("models", ("torchvision:", "timm:")),
     help="network, e.g. resnet18, torchvision:resnet34 or package.module:factory; see `archrepair list models`")]
-Weights = Annotated[Path | None, typer.Option(help="its weights (.safetensors or .pt); default: the cached original, trained if need be")]
+Weights = Annotated[Path | None, typer.Option(
+    help="its weights (safetensors or a file of torch), or FILE#ENTRY where a file holds several; default: the cached original, trained if "
+         "need be")]
+Normalization = Annotated[str | None, typer.Option(
+    "--normalize", help="normalization that these weights expect: cifar10, imagenet, none, or MEAN/STD; default: the dataset's")]
 Dataset = Annotated[str, typer.Option(
     "--dataset", "-d", autocompletion=completion_of("datasets", ("auto",)),
     help="dataset or version, e.g. cifar10 or cifar10:fog:3; auto: the tier's")]

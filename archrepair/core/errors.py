@@ -10,12 +10,14 @@ import difflib
 import json
 import os
 import re
+import textwrap
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'DataWarning', 'unknown', 'first_line', 'write_atomic',
-           'write_text', 'write_json']
+__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'first_sentence', 'Notice', 'note',
+           'write_atomic', 'write_text', 'write_json']
 
 # %% ../../nbs/core/01_errors.ipynb #8ec5a2c8
 class ArchrepairError(Exception):
@@ -29,10 +31,6 @@ class NoFailures(ArchrepairError):
 class TrainingDiverged(ArchrepairError):
     "The loss became NaN or infinite; the best weights so far were not overwritten."
 
-
-class DataWarning(UserWarning):
-    "What users should know about how their data are read: files left out, sizes changed, classes without images."
-
 # %% ../../nbs/core/01_errors.ipynb #6b4701f3
 def unknown(what: str, name: str, known: Iterable[str]) -> ArchrepairError:
     "The error for a name that is not in a registry, with the closest known name."
@@ -43,9 +41,26 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ArchrepairError:
     return ArchrepairError(f"unknown {what} {name!r}: {hint}known: {', '.join(shown)}")
 
 # %% ../../nbs/core/01_errors.ipynb #fcebbf78
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # what colors a terminal
+
+
 def first_line(error: BaseException | str) -> str:
-    "The first line of an exception's message, or of a text; its type where it is empty."
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    "The first line of an exception's message, or of a text, without escape codes; its type where it is empty."
+    return next(iter(_ESCAPE.sub("", str(error)).splitlines()), "") or type(error).__name__
+
+# %% ../../nbs/core/01_errors.ipynb #3fa24de8
+def first_sentence(error: BaseException | str, width: int = 160) -> str:
+    "The first sentence of `first_line(error)`, without its full stop; beyond `width` characters it ends at a word, with an ellipsis."
+    return textwrap.shorten(re.split(r"[.:;] (?=[A-Z(])", first_line(error))[0].rstrip(".:"), width, placeholder=" …")
+
+# %% ../../nbs/core/01_errors.ipynb #c97396c9
+class Notice(UserWarning):
+    "Something that was done for the user and that the user should know of; its message is one line."
+
+
+def note(text: str) -> None:
+    "Warn of `text` as a `Notice` of the caller's caller."
+    warnings.warn(text, Notice, stacklevel=3)
 
 # %% ../../nbs/core/01_errors.ipynb #29e03f00
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:

@@ -140,6 +140,8 @@ MODELS = Registry("model", {
     "resnet101": Entry("ResNet-101 of bottlenecks, in four stages", label="ResNet-101"),
     "densenet121": Entry("DenseNet-121, every dense layer a block", label="DenseNet-121"),
     "efficientnet_b0": Entry("EfficientNet-B0, in stages of inverted bottlenecks", label="EfficientNet-B0"),
+    **{f"cifar-resnet{depth}": Entry(f"CIFAR's classic ResNet of {depth} layers (He et al., 2016, §4.2), in three stages",
+                                     label=f"CIFAR ResNet-{depth}") for depth in (20, 32, 44, 56, 110)},
 })
 
 

@@ -25,9 +25,9 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
            'content_of']
 
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
-from ..core.errors import ArchrepairError, first_line
+from ..core.errors import ArchrepairError, first_line, note
 from .images import ImageSet, holdout
-from .pictures import Survey, class_folders, image_files, is_hidden, note, read_picture, survey
+from .pictures import Survey, class_folders, image_files, is_hidden, read_picture, survey
 
 # %% ../../nbs/data/04_files.ipynb #7310ba7e
 @dataclass
@@ -217,7 +217,7 @@ def load_folder(folder: Path, split: str, name: str, image_size: int | None = No
 
     Both splits have the classes of the training images, matched by name, and one size: `image_size`, else that of most training images.
     An undivided folder is divided 80/20, class by class and always the same. What was left out, resized or scaled is said once, as a
-    `DataWarning`. Raises `ArchrepairError` where there is no folder, no such split, no image, for a file that cannot be decoded and for a
+    `Notice`. Raises `ArchrepairError` where there is no folder, no such split, no image, for a file that cannot be decoded and for a
     class that only the test images have.
     """
     trees = _trees(folder, split)

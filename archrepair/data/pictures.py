@@ -18,10 +18,10 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['OPEN_MODES', 'read_picture', 'eight_bit', 'span_of', 'broken', 'image_suffixes', 'is_hidden', 'image_files',
-           'class_folders', 'Survey', 'survey', 'note']
+           'class_folders', 'Survey', 'survey']
 
 # %% ../../nbs/data/03_pictures.ipynb #1a84c6ad
-from ..core.errors import ArchrepairError, DataWarning, first_line
+from ..core.errors import ArchrepairError, first_line
 
 # %% ../../nbs/data/03_pictures.ipynb #38653229
 _TYPE_SPANS = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I;16N": 65535.0}
@@ -194,9 +194,3 @@ def _range(path: Path) -> tuple[float, float]:
     if not np.isfinite(pixels).all():
         raise ArchrepairError(f"{path} has pixels that are not finite; expected numbers: replace them")
     return float(pixels.min()), float(pixels.max())
-
-# %% ../../nbs/data/03_pictures.ipynb #5791e095
-@functools.cache  # each text once: the splits and versions of a dataset are read one after another
-def note(text: str) -> None:
-    "Warn of `text`, once."
-    warnings.warn(text, DataWarning, stacklevel=2)

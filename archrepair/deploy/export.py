@@ -19,6 +19,7 @@ __all__ = ['EXPORTS', 'export_network']
 # %% ../../nbs/deploy/01_export.ipynb #eabdd0b3
 from ..core.errors import ArchrepairError, first_line, write_atomic
 from .card import write_card
+from ..networks.outputs import Logits
 
 # %% ../../nbs/deploy/01_export.ipynb #c82ce3b8
 def _write_pt2(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
@@ -53,6 +54,8 @@ def export_network(model: nn.Module, path: str | Path, example: Tensor, *, about
         raise ArchrepairError(f"cannot export to {path.name}; expected a name that ends in {' or '.join(EXPORTS)}")
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)  # a file has no use for other layouts
     example = torch.cat([example, example]).cpu()[:max(2, len(example))]  # a batch of one would be taken for a constant
+    if not isinstance(model(example), Tensor):
+        model = Logits(model)  # a file has one output
     expected = model(example)
 
     def write(temporary: Path) -> None:

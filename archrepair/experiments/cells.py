@@ -35,6 +35,7 @@ from ..deploy.footprint import footprints
 from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_of
 from ..networks.blocks import get_block
+from ..networks.weights import split_entry
 from ..repair.result import Repairer, RepairResult
 from ..training.evaluation import Evaluation, compare, evaluate, is_correct, predict
 
@@ -143,9 +144,13 @@ class Record:
 
 
 def digest(path: str | Path) -> str:
-    "SHA-256 of a file, its first 16 digits. Raises `ArchrepairError` for a file that cannot be read."
+    """SHA-256 of a file, or of an entry in it where `path` is `FILE#ENTRY`: its first 16 digits.
+
+    Raises `ArchrepairError` for a file that cannot be read.
+    """
+    file, entry = split_entry(path)
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(file.read_bytes() + entry.encode()).hexdigest()[:16]
     except OSError as error:
         raise ArchrepairError(f"cannot read {path}: {error.strerror or error}; give a file of weights") from None
 
@@ -215,8 +220,9 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
         get_block(unrepaired.network, name, whole=True)  # before anything is written
     weights = digest(unrepaired.path)
     contents = fingerprint(cell.dataset)
-    data = {"data": contents[:16]} if contents else {}  # a path does not say what lies there
-    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), "weights": weights, **data})
+    identity = {"weights": weights, **({"normalize": unrepaired.normalize} if unrepaired.normalize else {}),
+                **({"data": contents[:16]} if contents else {})}  # a path does not say what is there
+    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), **identity})
     try:
         result = method.repair(unrepaired.network, scenario.data, checkpoints=checkpoints)
     except TrainingDiverged:  # and would again
@@ -226,7 +232,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
     example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
     result.footprint = footprints(unrepaired.network, result.model, example)
     repair = {key: value for key, value in result.to_dict().items() if key != "metrics"}
-    record = Record(asdict(cell), result.metrics, repair, {**versions(), "weights": weights, **data})
+    record = Record(asdict(cell), result.metrics, repair, {**versions(), **identity})
     content = {key: value for key, value in asdict(record).items() if key != "path"}
     record.path = str(path)
     if keep:
@@ -245,18 +251,18 @@ def _claim(folder: Path, identity: dict) -> Path:
     return write_text(label, text).parent
 
 # %% ../../nbs/experiments/03_cells.ipynb #bb01bf37
-def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "auto",
-                force: bool = False, log: Callable[[str], None] = print) -> Record:
+def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, normalize: str | None = None,
+                device: str | torch.device = "auto", force: bool = False, log: Callable[[str], None] = print) -> Record:
     """Run a cell and write everything into `folder`: record, repaired weights, genotype and report.
 
-    If the folder holds the record of the same cell and weights, nothing is run unless `force`. Raises `ArchrepairError` if it holds that of
-    another.
+    `weights` and `normalize` are those of `original`. If the folder holds the record of the same cell, weights and normalization, nothing
+    is run unless `force`. Raises `ArchrepairError` if it holds that of another.
     """
     cell, folder = cell.resolved(), Path(folder)
     path = folder / "record.json"
     if path.exists() and not force:
         record = Record.read(path)
-        if not _same(record, cell, weights):
+        if not _same(record, cell, weights) or record.versions.get("normalize") != normalize:
             raise ArchrepairError(f"{folder} holds another repair ({record.cell['method']} of {record.cell['model']} on "
                                   f"{record.cell['dataset']}); choose another folder, or --force to replace it")
         log(f"{path} is complete already; --force repairs again")
@@ -272,7 +278,7 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
         result.report(folder / "report.html", scenario=scenario, record=asdict(record))
 
     try:
-        unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, device=device)
+        unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, normalize=normalize, device=device)
         if unrepaired.path.stem.endswith(OWN):
             log(f"{cell.model} brings weights of its own, which are repaired; `archrepair train` would train them")
         return run_full(cell, path, device=device, unrepaired=unrepaired, keep=keep)[0]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +17,19 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'original', 'accuracy_of',
-           'write_version']
+__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'normalization', 'original',
+           'accuracy_of', 'write_version']
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note, unknown, write_atomic
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
-from ..data.images import ImageSet, Normalize, holdout, pixels_of
-from ..data.pictures import note
+from ..data.images import STATISTICS, ImageSet, Normalize, holdout, pixels_of
 from ..nas.supernet import recalibrate
 from ..networks.external import brings_weights
-from ..networks.models import create_model, load_weights, save_weights
+from ..networks.models import create_model
+from ..networks.weights import load_weights, save_weights
 from ..training.evaluation import Score, is_correct, predict
 from ..training.fit import train_original
 from ..training.rows import image_features
@@ -39,7 +40,7 @@ class Original:
     """A trained network that has not been repaired.
 
     `dataset` is what it was trained on (never a corrupted version), `train` those images, `transform` the normalization it expects,
-    `path` the file of its weights.
+    `path` the file of its weights; `normalize` names the normalization where it is not that of the dataset.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class Original:
     transform: Normalize
     tier: Tier
     path: Path
+    normalize: str = ""
 
     def with_network(self, network: nn.Module) -> Original:
         "The same with another network in its place."
@@ -109,18 +111,39 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         raise ArchrepairError(f"device {device} does not work here ({first_line(error)[:80]}); use auto, cpu or cuda") from None
     return chosen
 
+# %% ../../nbs/experiments/01_originals.ipynb #c50f6944
+def normalization(name: str | None, train: ImageSet) -> Normalize:
+    """The normalization of that name: a dataset of `STATISTICS`, `none` (pixels in [0, 1]) or MEAN/STD, one number or three each.
+
+    None is `Normalize.of(train)`. Raises `ArchrepairError` for other names.
+    """
+    if name is None:
+        return Normalize.of(train)
+    if name in STATISTICS or name == "none":
+        return Normalize(*STATISTICS[name]) if name in STATISTICS else Normalize((0.0,) * 3, (1.0,) * 3)
+    try:
+        mean, std = ([float(number) for number in part.split(",")] for part in name.split("/"))
+    except ValueError:
+        mean = std = []
+    if not all(len(part) in (1, 3) for part in (mean, std)) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ArchrepairError(f"normalize is {name!r}; expected {', '.join(STATISTICS)}, none, or MEAN/STD of pixels in [0, 1], e.g. "
+                              "0.5/0.25 or 0.485,0.456,0.406/0.229,0.224,0.225")
+    return Normalize(*(tuple(part * 3 if len(part) == 1 else part) for part in (mean, std)))
+
 # %% ../../nbs/experiments/01_originals.ipynb #94df51ef
 OWN = "-own"  # ends the name of weights that a factory brought
 
 
 def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = "auto", seed: int = 0, *, weights: str | Path | None = None,
-             device: str | torch.device = "auto", outputs: Path | None = None, out: str | Path | None = None,
-             force: bool = False, own: bool = True) -> Original:
+             normalize: str | None = None, device: str | torch.device = "auto", outputs: Path | None = None,
+             out: str | Path | None = None, force: bool = False, own: bool = True) -> Original:
     """The network of that name trained on `dataset` (without corruption) at `tier`, from the cache or trained now.
 
-    `weights` names a file of the user's own to read instead. `out` is where to keep the weights in place of the tier's cache; `force`
-    trains again even if they are there. With `own`, a factory's network that comes with trained weights is taken with them. Raises
-    `ArchrepairError` for unknown names and for a checkpoint of another architecture.
+    `weights` names a file of the user's own to read instead, or an entry of it as `FILE#ENTRY`. `out` is where to keep the weights in
+    place of the tier's cache; `force` trains again even if they are there. With `own`, a factory's network that comes with trained weights
+    is taken with them. `normalize` is the normalization that such weights, which were not trained here, expect (see `normalization`).
+    Raises `ArchrepairError` for unknown names, for a checkpoint of another architecture, and for a normalization other than the dataset's
+    where the network is trained here.
     """
     tier = resolve_tier(tier)
     base = parse_version(tier.dataset if dataset == "auto" else dataset)[0]
@@ -134,15 +157,19 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     path = Path(weights or out or weights_of(model, base, tier, seed, outputs))
     if not weights and path.suffix != ".safetensors":
         raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
-    transform = Normalize.of(train)
-    if weights or path.exists() and not force:
+    transform, cached = normalization(normalize, train), not weights and path.exists() and not force
+    brought = not weights and not cached and own and brings_weights(model, len(train.classes))
+    if normalize and not weights and not brought:
+        raise ArchrepairError(f"normalize is {normalize}, but the original of {base} is trained here with the dataset's own; expected "
+                              "weights of yours beside it: --weights FILE")
+    if weights or cached:
         load_weights(network, str(path))
-    elif own and brings_weights(model, len(train.classes)):
+    elif brought:
         path = path.with_stem(f"{path.stem}{OWN}")  # written each time: the factory may load others tomorrow
         save_weights(network, str(path))
     else:
         _train_into(path, network, train, tier, transform, device, seed)
-    return Original(network.to(device).eval(), base, train, transform, tier, path)
+    return Original(network.to(device).eval(), base, train, transform, tier, path, normalize or "")
 
 
 def _train_into(path: Path, network: nn.Module, train: ImageSet, tier: Tier, transform: Normalize, device: torch.device, seed: int) -> None:

@@ -40,7 +40,7 @@ class Skeleton:
 
 # %% ../../nbs/nas/02_reading.ipynb #2a6baa31
 ACTIVATION_LAYERS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish)
-_PASSING = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
+_PASSING = (nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d, nn.ZeroPad3d, nn.Identity, nn.Dropout, nn.Dropout2d)
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _RELU = {torch.relu, nn.functional.relu, "relu", "relu_"}
 _Term = tuple[int, tuple[str, ...]]

@@ -23,6 +23,7 @@ __all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole'
 from ..core.errors import ArchrepairError
 from ..nas.layout import make_safe
 from .models import DenseGroup, DenseUnit
+from .outputs import Logits, logits_of
 
 # %% ../../nbs/networks/03_blocks.ipynb #dec25e6f
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -143,17 +144,6 @@ def block_holding(layer: str, blocks: Sequence[str]) -> str | None:
     return next((block for block in blocks if layer == block or layer.startswith(f"{block}.")), None)
 
 # %% ../../nbs/networks/03_blocks.ipynb #158d7aa1
-class _Entry(nn.Module):
-    "A network that takes images and no options."
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
 class _BlockTracer(fx.Tracer):
     "Record the steps of the modules around a block; all others, and the block, are one step each."
 
@@ -167,7 +157,7 @@ class _BlockTracer(fx.Tracer):
 # %% ../../nbs/networks/03_blocks.ipynb #e9e0485c
 def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:
     "Prefix and suffix as modules, or None where there is no clean cut."
-    root, target = _Entry(model), f"model.{block}"
+    root, target = Logits(model), f"model.{block}"
     try:
         graph = _BlockTracer(target).trace(root)
     except Exception:  # data-dependent control flow and the like: every kind of failure means "cannot be traced"
@@ -281,7 +271,7 @@ class Whole(nn.Module):
         self.__dict__["block"] = block  # known to the module already, as a part of `model`
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return logits_of(self.model(x))
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -299,10 +289,10 @@ def replace_block(model: nn.Module, name: str, block: nn.Module) -> nn.Module:
 def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
     """Cut `model` at the submodule named `block`.
 
-    The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals `model(x)` bit for bit in eval mode. With an
-    `example` (B×3×H×W, B at least 2) this is tried, as is whether one row per image enters the block; where it does not hold, the
-    network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an example) for
-    one that is never called.
+    The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals the logits of `model(x)` bit for bit in eval
+    mode. With an `example` (B×3×H×W, B at least 2) this is tried, as is whether one row per image enters the block; where it does not
+    hold, the network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an
+    example) for one that is never called.
     """
     get_block(model, block, whole=True)
     frozen = make_safe(freeze(copy.deepcopy(model)))
@@ -318,7 +308,7 @@ def _try(cut: Split, example: Tensor) -> None:
     "Give up the cut where it does not do what the network does to `example`. Raises `ArchrepairError` for a block that is never called."
     called: list[nn.Module] = []
     hook = cut.block.register_forward_pre_hook(lambda module, args: called.append(module))
-    expected = cut.model(example)
+    expected = logits_of(cut.model(example))
     hook.remove()
     if not called:
         raise ArchrepairError(f"block {cut.name} ({type(cut.block).__name__}) is never called: it does not run in eval mode, or the module "

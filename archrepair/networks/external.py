@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_weights', 'sketch']
@@ -26,6 +26,7 @@ __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_wei
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
 from ..core.errors import ArchrepairError, first_line, unknown
 from ..nas.layout import layout_of
+from .outputs import logits_of
 
 # %% ../../nbs/networks/02_external.ipynb #b3640428
 def _torchvision(name: str, n_classes: int, image_size: int) -> nn.Module:
@@ -160,12 +161,13 @@ def build(name: str, n_classes: int, image_size: int, seed: int = 0) -> nn.Modul
     model = model.to(memory_format=layout_of(model))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = model(torch.zeros(2, 3, image_size, image_size))
+            output = model(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:  # whatever it is, the network does not take such images
         raise _wrong_size(name, image_size, error) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
-        outputs = f"outputs of shape {tuple(logits.shape[1:])}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ArchrepairError(f"{name} gives {outputs} for an image; expected {n_classes} logits, one per class of the dataset")
+    logits = logits_of(output)
+    if logits.shape != (2, n_classes):
+        raise ArchrepairError(f"{name} gives outputs of shape {tuple(logits.shape[1:])} for an image; expected {n_classes} logits, one per "
+                              "class of the dataset")
     return model
 
 

@@ -19,6 +19,7 @@ __all__ = ['Wiring', 'wire', 'watch']
 
 # %% ../../nbs/networks/04_neurons.ipynb #11d7e7cd
 from ..core.errors import ArchrepairError
+from .outputs import logits_of
 
 # %% ../../nbs/networks/04_neurons.ipynb #4aa3e7be
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -69,7 +70,7 @@ def wire(network: nn.Module, example: Tensor) -> Wiring:
             handles.append(m.register_forward_hook(lambda m, args, output, name=reader: on_norm(name, args[0])))
     try:
         with torch.no_grad():  # not inference_mode: its tensors have no versions
-            logits = network(example)
+            logits = logits_of(network(example))
     finally:
         for handle in handles:
             handle.remove()

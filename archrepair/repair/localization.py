@@ -29,6 +29,7 @@ from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.blocks import block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
+from ..networks.outputs import logits_of
 from .votes import THRESHOLDS, TIES, Localization, count_blocks, most_suspicious
 from ..training.cost import CostMeter
 from ..training.fit import autocast, precision_of
@@ -102,11 +103,11 @@ def _passes(network: nn.Module, rows: Rows, wiring: Wiring, activation: str, pre
                 found[layer].append(_statistic(view(z), activation))
 
             with torch.inference_mode(), autocast(device, precision), watch(network, wiring, see):
-                logits = network(x)
+                logits = logits_of(network(x))
             labels = rows.labels[order].to(device)
             if int(rows.labels.max()) >= logits.shape[1]:
                 raise ArchrepairError(f"the network has {logits.shape[1]} outputs but labels run to {int(rows.labels.max())}; "
-                                      "expected one output a class")
+                                      "expected one output per class")
             if meter:
                 meter.add(len(order))
             advance(len(order))
@@ -165,7 +166,7 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
             see = lambda layer, z, view: _catch(z, view, grad, found[layer])
             with autocast(device, precision), nullcontext() if leaves else watch(network, wiring, see):
                 # + 0: a network may overwrite its input, but not a tensor whose gradient is asked for
-                logits = torch.func.functional_call(network, leaves, (x if leaves else x + 0,))
+                logits = logits_of(torch.func.functional_call(network, leaves, (x if leaves else x + 0,)))
             loss = nn.functional.cross_entropy(logits.float(), rows.labels[order].to(device), reduction="sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()) or [x])
             if leaves:

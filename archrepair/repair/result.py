@@ -26,7 +26,7 @@ from ..deploy.footprint import footprints
 from ..deploy.report import summary_of, write_report
 from ..nas.genotype import Genotype
 from ..networks.blocks import get_block, replace_block
-from ..networks.models import load_weights, save_weights
+from ..networks.weights import load_weights, save_weights
 from .verdict import Verdict
 from ..training.cost import CostMeter
 from ..training.evaluation import Evaluation

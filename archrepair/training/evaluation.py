@@ -23,6 +23,7 @@ from ..data.images import ImageSet
 from ..data.scenario import Scenario
 from ..data.transforms import as_transform
 from ..nas.layout import layout_of
+from ..networks.outputs import logits_of
 from .cost import CostMeter
 from .fit import autocast
 from .rows import Features, image_features
@@ -34,7 +35,8 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     """Logits of `model` for every image, float32 N×classes on the CPU.
 
     `images` is a set with its `transform`, or features that have been computed before. The model runs in eval mode; the mode of every
-    module is restored. Raises `ArchrepairError` for images without a transform, and for labels beyond the outputs.
+    module is restored. Raises `ArchrepairError` for images without a transform, for outputs without logits (see `networks.outputs`), and
+    for labels beyond the outputs.
     """
     device = next(model.parameters()).device
     if isinstance(images, ImageSet) and transform is None:
@@ -45,7 +47,7 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     logits = []
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
         for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
-            logits.append(model(rows.batch(positions)).float().cpu())
+            logits.append(logits_of(model(rows.batch(positions))).float().cpu())
     if meter:
         meter.add(len(rows), share=share)
     result = torch.cat(logits) if logits else torch.zeros(0, 0)

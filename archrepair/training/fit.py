@@ -27,6 +27,7 @@ from ..core.progress import track
 from ..core.tiers import Tier
 from ..data.images import ImageSet, Normalize
 from ..nas.layout import lay_out, layout_of, make_safe
+from ..networks.outputs import logits_of
 from .cost import CostMeter
 from .rows import Rows, image_features
 
@@ -188,7 +189,8 @@ class _Run:
         if self.rows.teacher is not None and self.rows.imitate is not None:
             teacher, imitate = self.rows.teacher[order].to(self.device), self.rows.imitate[order].to(self.device)
         with autocast(self.device, self.recipe.precision):
-            logits = self.model(lay_out(x, torch.contiguous_format) if self.careful else x)
+            x = lay_out(x, torch.contiguous_format) if self.careful else x
+            logits = logits_of(self.model(x))  # in train mode there may be auxiliary ones
         loss = self.recipe.loss(logits.float(), self.rows.labels[order].to(self.device), teacher, imitate)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -12,8 +12,9 @@ from archrepair.baselines.parts.common import Problem
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.scenario import RepairData
 from archrepair.networks.blocks import freeze
-from archrepair.networks.models import MODELS, create_model
+from archrepair.networks.models import create_model
 from archrepair.repair.result import changes
+from support.families import NETWORKS
 
 QUICK = {"epochs": 1, "reduced": 2, "subset": 0.1, "reduced_epochs": 1, "sweeps": 1, "retrain_epochs": 1}
 
@@ -222,7 +223,7 @@ def test_killed_anywhere_it_goes_on_where_it_was(problem, small, tmp_path, monke
     assert {p.stem for p in tmp_path.iterdir()} == {"reduced-0", "reduced-1", "sweeps"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network(name, digits):
     some = digits.select(torch.arange(60))
     data = RepairData.of(some.select(torch.arange(10)), some.select(torch.arange(10, 60)))

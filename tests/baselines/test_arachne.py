@@ -13,11 +13,12 @@ from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.nas.supernet import recalibrate
 from archrepair.networks.blocks import freeze
-from archrepair.networks.models import MODELS, create_model
+from archrepair.networks.models import create_model
 from archrepair.repair.result import changes
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict
 from archrepair.training.rows import image_features
+from support.families import NETWORKS
 from support.populations import assert_equal_the_loop, rand, rows_of, small_net
 
 QUICK = {"population": 6, "iterations": 2, "positives": 30}
@@ -275,7 +276,7 @@ def settled(name, digits):
     return network
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network(name, digits):
     "Untrained, on a few images: the population equals the loop and a repair goes through."
     network = settled(name, digits)

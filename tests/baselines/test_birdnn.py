@@ -16,9 +16,10 @@ from archrepair.baselines.parts.swarm import OptimizationResult
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
-from archrepair.networks.models import MODELS, create_model
+from archrepair.networks.models import create_model
 from archrepair.networks.neurons import wire
 from archrepair.training.evaluation import is_correct, predict
+from support.families import NETWORKS
 from support.states import assert_same_state, state_of
 
 
@@ -257,7 +258,7 @@ def test_failures_of_a_label_that_is_never_right_are_left_out(problem):
 LARGE = ("resnet101", "densenet121")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in MODELS if n != "resnet18"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in NETWORKS if n != "resnet18"])
 def test_both_styles_run_on_every_network(name, problem):
     network, data = answering(name, problem.scenario.data)
     tuning = {"style": "fine-tuning", "iterations": 1, "samples": 8, "particles": 4, "normalize": True}

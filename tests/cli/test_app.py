@@ -10,7 +10,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.main import get_command
 
 import archrepair.experiments.cells as experiments
@@ -19,7 +21,8 @@ from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
 from archrepair.experiments.originals import original
-from archrepair.networks.models import create_model, load_weights, save_weights
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import load_weights, save_weights
 from archrepair.training.evaluation import predict
 from support import ROOT
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree
@@ -111,6 +114,28 @@ def test_the_package_is_the_command(done):
     bad = call("list", "modles")
     assert (bad.returncode, bad.stdout) == (1, "") and bad.stderr.startswith("archrepair: unknown list 'modles': did you mean 'models'?")
     assert bad.stderr.count("\n") == 1
+
+
+# --- weights
+
+WEIGHTS = {  # what a file holds for a state dict, and what is said
+    "w.pth": (lambda state: {f"module.{name}": value for name, value in state.items()}, "prefix module. removed"),
+    "w.ckpt": (lambda state: {"model": state, "state_dict_ema": {k: 0 * v for k, v in state.items()}, "epoch": 7},
+               "entry model taken, not state_dict_ema"),
+    "w.pth.tar": (lambda state: {"state_dict": state, "best_acc1": np.float64(98.8)}, "entry state_dict taken"),
+    "w.pt#ema": (lambda state: {"model": {k: 0 * v for k, v in state.items()}, "ema": state}, "entry ema taken, not model"),
+    "old.pth": (lambda state: {k: v for k, v in state.items() if "num_batches" not in k}, "the file has no num_batches_tracked"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_as_people_keep_them_have_the_accuracy_of_the_original(done, capsys, tmp_path, name):
+    keep, said_of_it = WEIGHTS[name]
+    torch.save(keep(load_file(done / ORIGINAL)), tmp_path / name.partition("#")[0])
+    expected = parsed(capsys, "evaluate", *SMOKE, "--weights", done / ORIGINAL)
+    out, err = said(capsys, "evaluate", *SMOKE, "--weights", tmp_path / name, "--json")
+    assert json.loads(out) == expected
+    assert err.startswith(f"note: {tmp_path / name.partition('#')[0]}: {said_of_it}") and err.count("\n") == 1
 
 
 # --- train

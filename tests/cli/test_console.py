@@ -1,8 +1,12 @@
 """Tables and JSON on standard output, words on standard error."""
 import json
 import math
+import warnings
 
-from archrepair.cli.console import print_json, say, show, without_nan
+import pytest
+
+from archrepair.cli.console import print_json, say, saying_notices, show, without_nan
+from archrepair.core.errors import note
 
 
 def test_a_table_shows_two_digits_and_text_as_it_is(capsys):
@@ -22,3 +26,14 @@ def test_json_has_no_number_that_is_not_finite(capsys):
     assert without_nan(content) == {"rate": None, "3": [None, [1.5, None]], "text": "NaN"}
     print_json(content)
     assert json.loads(capsys.readouterr().out) == without_nan(content)
+
+
+def test_notices_are_lines_said_once_and_other_warnings_stay_warnings(capsys):
+    with pytest.warns(RuntimeWarning, match="other"), saying_notices():
+        for text in ("one", "two", "one"):
+            note(text)
+        warnings.warn("other", RuntimeWarning, stacklevel=1)
+    assert capsys.readouterr() == ("", "note: one\nnote: two\n")
+    with saying_notices():
+        note("one")  # once per command, not once for all
+    assert capsys.readouterr().err == "note: one\n"

@@ -6,7 +6,19 @@ import os
 import pytest
 import torch
 
-from archrepair.core.errors import ArchrepairError, NoFailures, TrainingDiverged, first_line, unknown, write_atomic, write_json, write_text
+from archrepair.core.errors import (
+    ArchrepairError,
+    NoFailures,
+    Notice,
+    TrainingDiverged,
+    first_line,
+    first_sentence,
+    note,
+    unknown,
+    write_atomic,
+    write_json,
+    write_text,
+)
 
 
 def test_one_family():
@@ -31,6 +43,24 @@ def test_unknown_survives_a_generator_and_an_empty_registry():
 @pytest.mark.parametrize(("error", "expected"), [(OSError("a\nb"), "a"), (EOFError(), "EOFError"), (KeyError("k"), "'k'")])
 def test_first_line(error, expected):
     assert first_line(error) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Weights only load failed. This file can still be loaded.\nMore", "Weights only load failed"),
+    ("\x1b[31mred\x1b[0m and torch.nn.Linear. Next", "red and torch.nn.Linear"),
+    ("one two three", "one two …"), ("", "str"),
+])
+def test_first_sentence_ends_at_a_word(text, expected):
+    assert first_sentence(text, 12 if text.startswith("one") else 160) == expected
+
+
+def test_a_note_is_a_notice_of_the_callers_caller():
+    def load():
+        note("w.pt: prefix module. removed")
+
+    with pytest.warns(Notice, match="^w.pt: prefix module. removed$") as caught:
+        load()
+    assert caught[0].filename == __file__
 
 
 def test_write_atomic_makes_folders_and_returns_the_path(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from archrepair.core.errors import ArchrepairError, DataWarning
+from archrepair.core.errors import ArchrepairError, Notice
 from archrepair.data import files
 from archrepair.data.datasets import load_dataset
 from archrepair.data.files import FolderImages, content_of
@@ -211,7 +211,7 @@ def test_a_class_that_only_the_test_images_have_is_named(tmp_path, split):
 
 def test_a_class_without_images_is_said_once(tmp_path):
     _photos(tmp_path, {"train": {"cat": 2, "dog": 2, "zebra": 0}, "test": {"dog": 1}}, LEVELS)
-    with pytest.warns(DataWarning, match="no train images of zebra; no test images of cat, zebra$") as caught:
+    with pytest.warns(Notice, match="no train images of zebra; no test images of cat, zebra$") as caught:
         train, test = (load_dataset(f"folder:{tmp_path}", s) for s in ("train", "test"))
     assert len(caught) == 1 and train.classes == test.classes == ("cat", "dog", "zebra")
 
@@ -259,7 +259,7 @@ def test_npz_files_whose_classes_do_not_match_are_refused(tmp_path, split, train
 
 def test_numbers_run_to_the_highest_label_of_either_file(tmp_path):
     _npz_pair(tmp_path, {"names": NAMES[1:], "labels": [0, 1]}, {"names": NAMES, "labels": [0, 1, 2]})
-    with pytest.warns(DataWarning, match="no train images of 2$") as caught:
+    with pytest.warns(Notice, match="no train images of 2$") as caught:
         assert {load_dataset(f"npz:{tmp_path}", split).classes for split in ("train", "test")} == {("0", "1", "2")}
     assert len(caught) == 1
 
@@ -277,7 +277,7 @@ def test_both_splits_have_one_size(tmp_path, train, test, asked, size):
             for i, side in enumerate(sides):
                 Image.new("RGB", (side, side)).save(tmp_path / split / c / f"{i}.png")
     resized = 2 * sum(side != size for side in (*train, *test))
-    with pytest.warns(DataWarning, match=f"{resized} of {2 * len(train + test)} images are resized to {size}×{size} px"):
+    with pytest.warns(Notice, match=f"{resized} of {2 * len(train + test)} images are resized to {size}×{size} px"):
         sizes = [load_dataset(f"folder:{tmp_path}", split, image_size=asked).sides for split in ("train", "test")]
     assert sizes == [(size, size)] * 2
 
@@ -300,7 +300,7 @@ def test_what_is_left_out_and_scaled_is_said_in_one_warning(tmp_path):
         Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / split / "a" / "000.png")
         (tmp_path / split / "a" / "._001.png").write_bytes(b"\0\5\x16\7")
         (tmp_path / split / "a" / "notes.txt").write_text("x")
-    with pytest.warns(DataWarning) as caught:
+    with pytest.warns(Notice) as caught:
         train, _ = (load_dataset(f"folder:{tmp_path}", split) for split in ("train", "test"))
     assert [str(w.message) for w in caught] == [f"folder:{tmp_path}: 2 images of 16 bits, scaled from 0…65535 to 0…255; "
                                                 "files left out: 2 .txt, 2 hidden"]
@@ -312,7 +312,7 @@ def test_float_images_of_both_splits_share_one_scale(tmp_path):
         for c in ("a", "b"):
             (tmp_path / split / c).mkdir(parents=True)
             Image.fromarray(np.array([[-1000.0] * 8] * 4 + [[high] * 8] * 4, np.float32)).save(tmp_path / split / c / "x.tif")
-    with pytest.warns(DataWarning, match="4 images of 32 bits, scaled from -1000…2000 to 0…255"):
+    with pytest.warns(Notice, match="4 images of 32 bits, scaled from -1000…2000 to 0…255"):
         train, test = (load_dataset(f"folder:{tmp_path}", split).images for split in ("train", "test"))
     assert train.unique().tolist() == [0, 255] and test.unique().tolist() == [0, 170]
 

@@ -94,7 +94,8 @@ def test_a_program_runs_without_this_package(tmp_path):
 LOADED = """
 import sys, torch
 from archrepair.nas.genotype import Genotype
-from archrepair.networks.models import create_model, load_weights
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import load_weights
 model = create_model("resnet18", 10, width=0.125, stem_stride=2)
 model.layer3 = Genotype.from_json(open(sys.argv[1]).read()).build(model.layer3)
 load_weights(model, sys.argv[2]).eval()(torch.zeros(1, 3, 32, 32))

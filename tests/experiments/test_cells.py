@@ -1,5 +1,6 @@
 """A cell becomes a record once; what the record says is true; and what is interrupted goes on where it was."""
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,8 @@ from archrepair.data.datasets import fingerprint, load_dataset
 from archrepair.data.images import holdout
 from archrepair.experiments.cells import Cell, Record, run, run_full, scenario_of
 from archrepair.experiments.originals import Original
-from archrepair.networks.models import create_model, save_weights
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import save_weights
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.result import load
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, finished, furnish, tree
@@ -322,3 +324,10 @@ def test_an_interrupted_ending_is_no_finished_repair(home, monkeypatch, capsys):
     monkeypatch.setattr("torch.optim.SGD.step", lambda *a, **k: pytest.fail("was trained again"))
     assert command(*REPAIR) == 0
     assert {p.name for p in folder.iterdir()} == FILES and tree(folder)["repaired.safetensors"] == undisturbed["repaired.safetensors"]
+
+
+def test_entries_of_one_file_are_different_weights(tmp_path):
+    path = tmp_path / "w.pt"
+    path.write_bytes(b"weights")
+    digests = {module.digest(f"{path}{entry}") for entry in ("", "#model", "#ema")}
+    assert len(digests) == 3 and module.digest(path) == hashlib.sha256(b"weights").hexdigest()[:16]

@@ -14,7 +14,7 @@ from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import load_dataset
 from archrepair.data.images import Normalize
 from archrepair.experiments.cells import Cell
-from archrepair.experiments.originals import Original, accuracy_of, original, slug, weights_of, write_version
+from archrepair.experiments.originals import Original, accuracy_of, normalization, original, slug, weights_of, write_version
 from support.finished import ORIGINAL, finished, furnish, tree
 
 
@@ -166,3 +166,30 @@ def test_one_class_is_refused_before_training(tmp_path, home, monkeypatch):
     _gray_photos(tmp_path, {"train": {"cat": 10}, "test": {"cat": 10}})
     with pytest.raises(ArchrepairError, match=r"has training images of one class \(cat\); expected two or more"):
         original(dataset=f"folder:{tmp_path}", tier="smoke")
+
+
+# --- normalization
+
+@pytest.mark.parametrize(("name", "mean", "std"), [
+    ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ("none", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ("0.5/0.25", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), ("0.1,0.2,0.3/1,2,3", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)),
+])
+def test_normalizations_by_name_and_by_numbers(name, mean, std):
+    assert normalization(name, load_dataset("digits", "test")) == Normalize(mean, std)
+
+
+@pytest.mark.parametrize("name", ["imagnet", "", "0.5", "0.5/0", "0.5/-1", "nan/1", "0.1,0.2/0.3", "a/b", "1/2/3"])
+def test_other_normalizations_are_one_line(name):
+    with pytest.raises(ArchrepairError, match="expected cifar10, cifar100, tiny-imagenet, imagenet, none, or MEAN/STD"):
+        normalization(name, load_dataset("digits", "test"))
+
+
+def test_a_normalization_is_for_weights_from_elsewhere(home):
+    furnish(home, repaired=False)
+    with pytest.raises(ArchrepairError, match="expected weights of yours beside it: --weights FILE"):
+        original(tier="smoke", normalize="imagenet")
+    usual = original(tier="smoke")
+    same = original(tier="smoke", weights=home / ORIGINAL, normalize="/".join(",".join(map(str, part)) for part in (
+        usual.transform.mean, usual.transform.std)))
+    assert same.transform == usual.transform and accuracy_of(same, "digits") == accuracy_of(usual, "digits")
+    assert original(tier="smoke", weights=home / ORIGINAL, normalize="none").transform == Normalize((0.0,) * 3, (1.0,) * 3)

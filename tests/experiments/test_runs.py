@@ -12,7 +12,7 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.experiments.cells import Record
 from archrepair.experiments.comparison import compare_methods
 from archrepair.experiments.runs import Runs, method_cell, versions_of
-from archrepair.networks.models import save_weights
+from archrepair.networks.weights import save_weights
 from support.comparisons import CELL, METHODS
 from support.finished import DATASET
 

@@ -41,6 +41,8 @@ GRAPHS = {  # level, layers, edges, inherited ones, what follows
     "resnet101": [("unit", 3, 6, 3, None), ("unit", 4, 10, 4, None), ("unit", 23, 45, 23, None), ("unit", 3, 6, 3, None)],
     "densenet121": [("conv", 2, 3, 2, "concat")] * 58,
     "efficientnet_b0": [("unit", k, k * (k + 1) // 2, k, None) for k in (1, 2, 2, 3, 3, 4, 1)],
+    "cifar-resnet20": [("conv", 6, 21, 9, None)] * 3,
+    "cifar-resnet32": [("unit", 5, 15, 5, None)] * 3,
 }
 
 

@@ -14,7 +14,8 @@ import torch
 import archrepair.core.errors as errors
 import archrepair.experiments.cells as experiments
 import archrepair.experiments.originals as originals
-from archrepair.networks.models import create_model, save_weights
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import save_weights
 from archrepair.repair.finetuning import PRESETS
 from archrepair.training.fit import Recipe
 from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, finished, furnish, tree

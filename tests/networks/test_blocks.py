@@ -206,7 +206,7 @@ def test_a_list_of_modules_never_runs_as_a_whole():
 
 # --- cutting
 
-COUNTS = {"vgg16": 5, "resnet18": 4, "resnet50": 4, "resnet101": 4, "efficientnet_b0": 7}
+COUNTS = {"vgg16": 5, "resnet18": 4, "resnet50": 4, "resnet101": 4, "efficientnet_b0": 7, "cifar-resnet20": 3}
 CUTS = [(name, i) for name, n in COUNTS.items() for i in range(n)]
 CUTS += [("densenet121", i) for i in (0, 5, 6, 30, 41, 42, 57)]  # first, and on both sides of the transitions
 

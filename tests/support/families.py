@@ -1,4 +1,4 @@
-"The paper's six networks at their narrowest, every block of theirs with what enters it, and random architectures of a block."
+"""The paper's six networks at their narrowest and two classic CIFAR ResNets, every block with what enters it, and random architectures."""
 import copy
 import functools
 import random
@@ -14,9 +14,10 @@ from archrepair.nas.graph import BlockGraph, extract
 from archrepair.nas.operations import CANDIDATES
 from archrepair.nas.supernet import SuperNet
 from archrepair.networks.blocks import block_names, get_block
+from archrepair.networks.cifar import CIFAR_RESNETS
 from archrepair.networks.models import MODELS, create_model, group_units
 
-NETWORKS = tuple(MODELS)
+NETWORKS = (*(name for name in MODELS if name not in CIFAR_RESNETS), "cifar-resnet20", "cifar-resnet32")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = ['activations', 'last_layer', 'own_parameters', 'only_rows']
 # %% ../../../nbs/baselines/parts/channels.ipynb #68060304
 from ...core.errors import ArchrepairError
 from ...networks.neurons import Wiring, watch
+from ...networks.outputs import logits_of
 from ...training.cost import CostMeter
 from ...training.fit import autocast
 from ...training.rows import Features
@@ -37,7 +38,7 @@ def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision
         calls: dict[str, list[Tensor]] = defaultdict(list)
         see = lambda layer, z, view, calls=calls: calls[layer].append(view(z).relu().mean(-1, dtype=torch.float32))
         with torch.no_grad(), autocast(device, precision), watch(network, wiring, see):
-            logits.append(network(rows.batch(positions)).float().cpu())
+            logits.append(logits_of(network(rows.batch(positions))).float().cpu())
         for layer, values in calls.items():
             states[layer].append(torch.stack(values).mean(0).cpu())
     if meter:

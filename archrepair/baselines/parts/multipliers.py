@@ -23,6 +23,7 @@ from .channels import activations, last_layer
 from .swarm import OptimizationResult, pso
 from ...networks.blocks import split
 from ...networks.neurons import Wiring
+from ...networks.outputs import Logits
 from ...training.cost import CostMeter, work
 from ...training.fit import autocast
 from ...training.rows import Features
@@ -162,7 +163,7 @@ class Behavior:
             cut = split(network, ".".join(names[:n]))
             if cut.prefix is not None:
                 break
-        tail = cut.tail() if cut.prefix is not None else cut.model
+        tail = cut.tail() if cut.prefix is not None else Logits(cut.model)
         with torch.no_grad(), autocast(x.device, precision):
             features = torch.cat([cut.features(some).float() for some in x.split(500)])
             share = work(tail, features[:1]) / max(1, work(cut.model, x[:1]))

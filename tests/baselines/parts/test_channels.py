@@ -6,14 +6,15 @@ from torch import nn
 from archrepair.baselines.domains import as_features
 from archrepair.baselines.parts.channels import activations, last_layer, only_rows, own_parameters
 from archrepair.core.errors import ArchrepairError
-from archrepair.networks.models import MODELS, create_model
+from archrepair.networks.models import create_model
 from archrepair.networks.neurons import wire
 from archrepair.training.evaluation import predict
 from archrepair.training.rows import image_features
+from support.families import NETWORKS
 from support.states import assert_same_state, state_of
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_activations_are_what_the_network_computes(name, digits_test, problem):
     network = create_model(name, 10, width=0.125, stem_stride=2)
     rows = image_features(digits_test.select(torch.arange(6)), problem.transform)

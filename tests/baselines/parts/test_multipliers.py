@@ -7,9 +7,10 @@ from torch import nn
 
 from archrepair.baselines.domains import as_features
 from archrepair.baselines.parts.multipliers import Behavior, fold, matched, responsibility, scalable, scaled, search_multipliers
-from archrepair.networks.models import MODELS, create_model
+from archrepair.networks.models import create_model
 from archrepair.networks.neurons import wire
 from archrepair.training.evaluation import is_correct, predict
+from support.families import NETWORKS
 from support.states import assert_same_state, state_of
 
 
@@ -48,7 +49,7 @@ def test_positives_are_drawn_as_frequent_as_the_labels_of_the_negatives():
     assert len(matched(torch.tensor([3]), pool, 5, torch.Generator())) == 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_folded_is_multiplied_on_every_network(name):
     network = create_model(name, 10, width=0.125, stem_stride=2, seed=1)
     generator = torch.Generator().manual_seed(0)
