@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'first_sentence', 'Notice', 'note',
-           'write_atomic', 'write_text', 'write_json']
+           'note_once', 'write_atomic', 'write_text', 'write_json']
 
 # %% ../../nbs/core/01_errors.ipynb #8ec5a2c8
 class ArchrepairError(Exception):
@@ -60,6 +61,12 @@ class Notice(UserWarning):
 
 def note(text: str) -> None:
     "Warn of `text` as a `Notice` of the caller's caller."
+    warnings.warn(text, Notice, stacklevel=3)
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    "The same, but each text once in a process: the splits and versions of a dataset are read one after another."
     warnings.warn(text, Notice, stacklevel=3)
 
 # %% ../../nbs/core/01_errors.ipynb #29e03f00

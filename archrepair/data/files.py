@@ -25,7 +25,7 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
            'content_of']
 
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
-from ..core.errors import ArchrepairError, first_line, note
+from ..core.errors import ArchrepairError, first_line, note_once
 from .images import ImageSet, holdout
 from .pictures import Survey, class_folders, image_files, is_hidden, read_picture, survey
 
@@ -228,7 +228,7 @@ def load_folder(folder: Path, split: str, name: str, image_size: int | None = No
     headers = survey(first.paths, [path for tree in others for path in tree.paths])
     size = image_size or headers.image_size
     if remarks := _remarks(trees, classes, headers, size):
-        note(f"folder:{folder}: {'; '.join(remarks)}")
+        note_once(f"folder:{folder}: {'; '.join(remarks)}")
     if "whole" in trees:
         return _fifth(first.read(name, classes, size, headers.span), split)
     return trees[split].read(name, classes, size, headers.span)
@@ -272,7 +272,7 @@ def load_arrays(path: Path, split: str, name: str) -> ImageSet:
     classes = max(train.classes, test.classes, key=len) if all(numbers) else train.classes
     parts = {"train": train.aligned(classes), "test": test.aligned(classes)}  # both before any work, whichever is read
     if remarks := [remark for name, part in parts.items() if (remark := _empty_classes(name, part))]:
-        note(f"npz:{path}: {'; '.join(remarks)}")
+        note_once(f"npz:{path}: {'; '.join(remarks)}")
     return parts[split]
 
 

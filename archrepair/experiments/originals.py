@@ -21,7 +21,7 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
            'accuracy_of', 'write_version']
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note, unknown, write_atomic
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
 from ..core.paths import home
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
@@ -151,7 +151,7 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     if len(train.labels.unique()) < 2:
         raise ArchrepairError(f"{base} has training images of one class ({', '.join(train.classes)}); expected two or more to tell apart")
     if base.startswith(("folder:", "npz:")):
-        note(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
+        note_once(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
     network = build_network(model, train, tier, seed)
     device = pick_device(device)
     path = Path(weights or out or weights_of(model, base, tier, seed, outputs))

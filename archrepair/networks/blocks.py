@@ -308,13 +308,13 @@ def _try(cut: Split, example: Tensor) -> None:
     "Give up the cut where it does not do what the network does to `example`. Raises `ArchrepairError` for a block that is never called."
     called: list[nn.Module] = []
     hook = cut.block.register_forward_pre_hook(lambda module, args: called.append(module))
-    expected = logits_of(cut.model(example))
+    answer = cut.model(example)
     hook.remove()
     if not called:
         raise ArchrepairError(f"block {cut.name} ({type(cut.block).__name__}) is never called: it does not run in eval mode, or the module "
                               "around it uses its weights alone; name another block, or the module around it")
     if cut.prefix is not None:
-        features = cut.features(example)
+        expected, features = logits_of(answer), cut.features(example)
         rows = isinstance(features, Tensor) and len(features) == len(example)
         cut.features(example.flip(0))  # what modules may remember is now another batch's, as it will be when features come from a cache
         if not rows or not torch.allclose(cut.tail()(features), expected, rtol=1e-3, atol=1e-4):

@@ -193,7 +193,7 @@ def test_display_names_are_those_of_the_published_tables():
     table5, table7 = published(5), published(7)
     assert [display_name("method", m) for m in ("original", *PAPER_METHODS)] == list(dict.fromkeys(table5["row"]))
     assert list(DISPLAY_NAMES["corruption"].values()) == list(dict.fromkeys(table7["column"]))
-    assert list(DISPLAY_NAMES["model"].values()) == list(dict.fromkeys(table5["column"]))
+    assert list(DISPLAY_NAMES["model"].values())[:6] == list(dict.fromkeys(table5["column"]))  # those of the paper come first
     assert set(DISPLAY_NAMES["dataset"].values()) == set(table5["part"])
     assert set(DISPLAY_NAMES["level"].values()) == set(published(1)["row"])
     assert set(DISPLAY_NAMES["method"]) - {"original"} <= set(METHODS_BY_NAME)
