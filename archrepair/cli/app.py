@@ -100,13 +100,13 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
     "Train the network that is to be repaired, with the tier's recipe."
     from archrepair.experiments.originals import accuracy_of, original
 
-    start = original(model, dataset, tier, seed, device=device, out=out, force=force, own=False)
-    score = accuracy_of(start, start.dataset)
+    trained = original(model, dataset, tier, seed, device=device, out=out, force=force, own=False)
+    score = accuracy_of(trained, trained.dataset)
     if as_json:
-        return print_json({"model": model, "dataset": start.dataset, "tier": start.tier.name, "seed": seed, "weights": str(start.path),
-                           "accuracy": score.accuracy, "n": score.n})
-    show(f"{model} on {start.dataset}, tier {start.tier.name}", ["test images", "accuracy %"], [[score.n, score.accuracy]])
-    say(f"weights: {start.path}")
+        return print_json({"model": model, "dataset": trained.dataset, "tier": trained.tier.name, "seed": seed,
+                           "weights": str(trained.path), "accuracy": score.accuracy, "n": score.n})
+    show(f"{model} on {trained.dataset}, tier {trained.tier.name}", ["test images", "accuracy %"], [[score.n, score.accuracy]])
+    say(f"weights: {trained.path}")
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
@@ -118,9 +118,9 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
 
-    start = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
-    start, scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), start)
-    localization = localize(start.network, scenario.data, split_names(blocks), measure=measure, k=k)
+    unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
+    scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), unrepaired)[1]
+    localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, k=k)
     if as_json:
         return print_json(localization.to_dict())
     summary = localization.summary.reset_index()
@@ -202,10 +202,10 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
     names = split_versions(dataset)
     if repaired is not None and (repaired / "record.json").exists():
         normalize = normalize or Record.read(repaired / "record.json").versions.get("normalize")
-    start = original(model, names[0], tier, seed, weights=weights, normalize=normalize, device=device)
+    unrepaired = original(model, names[0], tier, seed, weights=weights, normalize=normalize, device=device)
     if repaired is not None:
-        start = start.with_network(load(repaired, start.network))
-    scores = {name: accuracy_of(start, name) for name in ([start.dataset] if dataset == "auto" else names)}
+        unrepaired = unrepaired.with_network(load(repaired, unrepaired.network))
+    scores = {name: accuracy_of(unrepaired, name) for name in ([unrepaired.dataset] if dataset == "auto" else names)}
     if as_json:
         return print_json({name: {"accuracy": s.accuracy, "n": s.n, "low": s.low, "high": s.high} for name, s in scores.items()})
     show(f"{model}{' repaired' if repaired else ''}", ["test set", "n", "accuracy %", "95 % interval"],

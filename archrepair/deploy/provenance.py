@@ -252,13 +252,13 @@ RELOAD = """import archrepair
 import torch
 
 # the network before the repair; add weights=... if they were your own
-start = archrepair.original({model!r}, {dataset!r}, {tier!r}, {seed!r}, device='cpu')
+unrepaired = archrepair.original({model!r}, {dataset!r}, {tier!r}, {seed!r}, device='cpu')
 # the folder that this page lies in
-repaired = archrepair.load({folder!r}, start.network)
+repaired = archrepair.load({folder!r}, unrepaired.network)
 
 # the classes of the first eight test images
 images = archrepair.load_dataset({dataset!r}, 'test')
-x = start.transform(images.batch(torch.arange(8)))
+x = unrepaired.transform(images.batch(torch.arange(8)))
 answers = repaired(x).argmax(1)"""
 LOAD = """import archrepair
 
