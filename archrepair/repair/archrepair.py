@@ -99,7 +99,7 @@ class _Run:
 
     def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, checkpoints: Path | None):
         self.method, self.model, self.data, self.checkpoints = method, model, data, checkpoints
-        self.precision = precision_of(model, method.precision)
+        self.recipe, self.precision = method._search_recipe(), precision_of(model, method.precision)
         self.meter, self.control_meter = CostMeter(), CostMeter()
         self.block = method.block
         self.prepared: BlockData  # from `prepare` on
@@ -142,7 +142,7 @@ class _Run:
         "Search the block. One that is no graph of convolutions is repaired by its weights alone, and the result says so."
         try:
             with self.meter.running():
-                result = search(self.prepared, recipe=self.method._search_recipe(), checkpoint=self._checkpoint("search"))
+                result = search(self.prepared, recipe=self.recipe, checkpoint=self._checkpoint("search"))
         except CannotRelax as error:
             self.notes.append(f"weights only: {error}")
             return
@@ -173,8 +173,7 @@ class _Run:
         self.control_epochs = max(self.method.finetune_epochs, round(spent / max(1.0, self._passes_per_epoch())))
         own, self.prepared.meter = self.prepared.meter, self.control_meter
         try:
-            batch_size = self.method._search_recipe().batch_size
-            start = self.prepared.recalibrate(copy.deepcopy(self.prepared.split.block), batch_size, self.method.seed)
+            start = self.prepared.recalibrate(copy.deepcopy(self.prepared.split.block), self.recipe.batch_size, self.method.seed)
             self._finetune("control", self.control_epochs, start=start)
         finally:
             self.prepared.meter = own

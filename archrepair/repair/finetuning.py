@@ -19,7 +19,7 @@ __all__ = ['PRESETS', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 # %% ../../nbs/02_finetuning.ipynb #49ac6da5
 from ..core.errors import ArchrepairError, unknown
 from ..data.scenario import RepairData
-from ..networks.blocks import block_names, get_block, replace_block
+from ..networks.blocks import block_holding, block_names, get_block, replace_block
 from .blockdata import BlockData, parcel
 from ..training.cost import CostMeter
 from ..training.fit import History, Recipe, fit
@@ -38,7 +38,7 @@ def _enclosing(model: nn.Module, layer: str) -> str | None:
         names = block_names(model)
     except ArchrepairError:  # a network without blocks still has layers
         return None
-    return next((name for name in names if layer == name or layer.startswith(name + ".")), None)
+    return block_holding(layer, names)
 
 
 @dataclass(frozen=True)

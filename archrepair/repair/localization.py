@@ -27,11 +27,12 @@ from ..core.errors import ArchrepairError, NoFailures, unknown
 from ..core.progress import track
 from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
-from ..networks.blocks import block_names, freeze, get_block
+from ..networks.blocks import block_holding, block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
 from ..networks.outputs import logits_of
 from .votes import THRESHOLDS, TIES, Localization, count_blocks, most_suspicious
 from ..training.cost import CostMeter
+from ..training.evaluation import check_outputs
 from ..training.fit import autocast, precision_of
 from ..training.rows import Rows, image_features
 
@@ -105,9 +106,7 @@ def _passes(network: nn.Module, rows: Rows, wiring: Wiring, activation: str, pre
             with torch.inference_mode(), autocast(device, precision), watch(network, wiring, see):
                 logits = logits_of(network(x))
             labels = rows.labels[order].to(device)
-            if int(rows.labels.max()) >= logits.shape[1]:
-                raise ArchrepairError(f"the network has {logits.shape[1]} outputs but labels run to {int(rows.labels.max())}; "
-                                      "expected one output per class")
+            check_outputs(logits, rows.labels)
             if meter:
                 meter.add(len(order))
             advance(len(order))
@@ -261,7 +260,7 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     if meter:
         meter.add(1)
     layers = [(name, channel) for name, size in wiring.layers.items() for channel in range(size)]
-    owner = {name: next((b for b in blocks if name == b or name.startswith(f"{b}.")), "") for name in wiring.layers}
+    owner = {name: block_holding(name, blocks) or "" for name in wiring.layers}
     member = np.array([blocks.index(owner[name]) if owner[name] else -1 for name, _ in layers])
     if empty := [b for i, b in enumerate(blocks) if not (member == i).any()]:
         raise ArchrepairError(f"block {empty[0]} holds no conv or linear layer that runs before the last one; choose among "

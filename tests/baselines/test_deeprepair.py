@@ -12,7 +12,6 @@ from archrepair.baselines import deeprepair
 from archrepair.baselines.deeprepair import DeepRepair, references
 from archrepair.baselines.parts.augmented import to_float, to_uint8
 from archrepair.baselines.parts.augmix import OPERATIONS, Mixer, Mixing
-from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.styles import (
     haar_wct,
 )
@@ -24,14 +23,6 @@ from support.states import same_state
 from support.textures import textured_pictures
 
 SIZES = (8, 32, 64, 224)
-
-
-@pytest.fixture
-def little(problem):
-    data = problem.scenario.data
-    few = lambda part, k: part.select(torch.arange(min(k, len(part))))
-    parts = few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)
-    return Problem(problem.network, RepairData(*parts))
 
 
 def negative(content, style):

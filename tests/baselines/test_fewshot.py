@@ -17,14 +17,6 @@ from archrepair.networks.models import create_model, list_models
 from support.states import same_state
 
 
-@pytest.fixture
-def little(problem):
-    data = problem.scenario.data
-    few = lambda part, k: part.select(torch.arange(min(k, len(part))))
-    parts = few(data.failures, 24), few(data.train, 60), few(data.val, 24), data.transform, few(data.val_failures, 4)
-    return Problem(problem.network, RepairData(*parts))
-
-
 def batch(problem, n=40):
     train = problem.data.train
     return to_float(train.images[:n]), train.labels[:n], image_keys("augmix 0 1", torch.arange(n))

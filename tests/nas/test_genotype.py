@@ -17,12 +17,7 @@ from support.handmade import maps
 from support.relaxations import CASES, case, searched
 
 
-@pytest.fixture(autouse=True)
-def forked():
-    "Constructors of layers draw from the global stream; here that is put back."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def chain(*edges, nodes=3, channel_parts=None, widen="keep"):

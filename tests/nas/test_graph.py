@@ -22,12 +22,7 @@ from support.handmade import Functional, Inverted, Two, maps
 from support.relaxations import CASES, case
 
 
-@pytest.fixture(autouse=True)
-def forked():
-    "Constructors of layers draw from the global stream; here that is put back."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 # --- what cannot be relaxed, and why

@@ -1,6 +1,5 @@
 "Reading a block: its layers and how they are connected, and what the obstacle is where it cannot be read."
 import pytest
-import torch
 from torch import nn
 
 from archrepair.nas.graph import extract
@@ -10,12 +9,7 @@ from support.families import network, preserved
 from support.handmade import Functional, maps
 
 
-@pytest.fixture(autouse=True)
-def forked():
-    "Constructors of layers draw from the global stream; here that is put back."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def test_the_skeleton_of_a_residual_unit():
