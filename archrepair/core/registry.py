@@ -10,8 +10,8 @@ from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 # %% auto #0
-__all__ = ['E', 'METHODS', 'STRATEGIES', 'CORRUPTIONS', 'MODELS', 'DATASETS', 'Entry', 'Registry', 'Method', 'Corruption',
-           'Dataset']
+__all__ = ['E', 'METHODS', 'STRATEGIES', 'CORRUPTIONS', 'EMULATORS', 'MODELS', 'DATASETS', 'Entry', 'Registry', 'Method',
+           'Corruption', 'Dataset']
 
 # %% ../../nbs/core/08_registry.ipynb #85cb06f5
 from .errors import ArchrepairError, unknown
@@ -56,7 +56,7 @@ class Registry(dict[str, E]):
 # %% ../../nbs/core/08_registry.ipynb #789487ba
 @dataclass(frozen=True, kw_only=True)
 class Method(Entry):
-    "A repair method: `role` is ours, paper, related or control; `passes` its work in forward passes per image and epoch."
+    "A repair method: `role` is ours, paper, beyond, related or control; `passes` its work in forward passes per image and epoch."
 
     role: str
     passes: float = 4.0
@@ -77,6 +77,8 @@ METHODS = Registry("method", {
                          target="archrepair.baselines.deeprepair:DeepRepair", label="DeepRepair", role="paper", passes=8.8),
     "archrepair": Method(description="search a better architecture for the most suspicious block, then fine-tune it (§3)",
                          target="archrepair.repair.archrepair:ArchRepair", label="ArchRepair", role="ours", passes=4.6),
+    "conditional": Method(description="an expert for the failures' pattern behind a gate, the original bit for bit for everything else",
+                          target="archrepair.repair.conditional:ConditionalRepair", label="Conditional", role="beyond", passes=6.0),
     "birdnn": Method(description="BIRDNN (Liang et al., 2023): imitate the nearest correct sample, or scale the responsible neurons",
                      target="archrepair.baselines.birdnn:BIRDNN", label="BIRDNN", role="related", passes=3.0),
     "retrain": Method(description="fine-tune the whole network on the repair set: the control every method must beat",
@@ -130,6 +132,12 @@ CORRUPTIONS = Registry("corruption", {
     "elastic_transform": _corruption("digital", "ET", "a rubber sheet: affine map and smooth displacements"),
     "pixelate": _corruption("digital", "PIX", "shrunk by a box filter and enlarged again", deterministic=True),
     "jpeg_compression": _corruption("digital", "JPEG", "lossy encoding", deterministic=True),
+})
+
+# %% ../../nbs/core/08_registry.ipynb #24557f91
+EMULATORS = Registry("emulator", {
+    "spectral": Entry("gain and noise at each spatial frequency, and brightness", "archrepair.data.emulators:Spectral"),
+    "none": Entry("images as they are, where no emulator comes closer to the failures", "archrepair.data.emulators:Unchanged"),
 })
 
 # %% ../../nbs/core/08_registry.ipynb #ca0ad02b

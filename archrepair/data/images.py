@@ -77,7 +77,7 @@ class ImageSet:
         "Height and width of the images in pixels."
         if isinstance(self.images, Tensor):
             return int(self.images.shape[1]), int(self.images.shape[2])
-        return int(self.images.size), int(self.images.size)
+        return getattr(self.images, "sides", (int(self.images.size), int(self.images.size)))
 
     def batch(self, positions: Tensor) -> Tensor:
         "The images at `positions` (int64 B), uint8 B×H×W×3."

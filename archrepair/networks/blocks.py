@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole', 'freeze', 'replace_block', 'split']
+__all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole', 'freeze', 'replace_block', 'split', 'suffix_of']
 
 # %% ../../nbs/networks/03_blocks.ipynb #2f8e7238
 from ..core.errors import ArchrepairError
@@ -301,6 +301,16 @@ def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
     if example is not None:
         _try(cut, example)
     return cut
+
+
+def suffix_of(model: nn.Module, block: str) -> nn.Module | None:
+    """What follows the submodule `block` in `model`, features to logits, made of the modules of `model` itself; None without a clean cut.
+
+    Whether it gives the same logits is for the caller to try.
+    """
+    get_block(model, block, whole=True)
+    parts = _cut(model, block)
+    return parts[1] if parts else None
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from ..deploy.footprint import footprints
 from ..deploy.report import summary_of, write_report
 from ..nas.genotype import Genotype
 from ..networks.blocks import get_block, replace_block
+from ..networks.conditional import Conditional
 from ..networks.weights import load_weights, save_weights
 from .verdict import Verdict
 from ..training.cost import CostMeter
@@ -54,7 +55,7 @@ class RepairResult:
     `model` is the network to deploy, and `verdict` says which of the `candidates` (`repaired`, `control`, `original`) that is and why.
     `changed` names every differing entry of the state dict. `cost` counts the whole repair; `control_cost` is the part spent on the
     control it was compared with. `footprint` is what the network weighed and took before and after (`footprint.footprints`), where
-    someone has measured it.
+    someone has measured it. `conditional` is what a repair behind a gate found out: its branches, the pattern, the limit.
     """
 
     model: nn.Module
@@ -72,6 +73,7 @@ class RepairResult:
     metrics: dict = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     footprint: dict[str, dict] = field(default_factory=dict)
+    conditional: dict | None = None
 
     @property
     def chosen(self) -> str:
@@ -96,7 +98,7 @@ class RepairResult:
             "history": self.history,
             "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,
             "genotype": json.loads(self.genotype.to_json()) if self.genotype else None, "metrics": self.metrics,
-            "warnings": self.warnings, "footprint": self.footprint,
+            "warnings": self.warnings, "footprint": self.footprint, **({"conditional": self.conditional} if self.conditional else {}),
             "localization": self.localization.to_dict() if self.localization else None}
 
     def _repr_html_(self) -> str:
@@ -124,6 +126,15 @@ class RepairResult:
         """
         return export_network(self.model, path, example, about=self.to_dict())
 
+    def without(self, name: str) -> nn.Module:
+        """A copy of the network without the conditional repair called `name`.
+
+        Raises `ArchrepairError` for an unknown name, and where the network that is returned holds no such repair.
+        """
+        if not isinstance(self.model, Conditional):
+            raise ArchrepairError(f"the {self.chosen} network holds no repair that could be taken out; expected one behind a gate")
+        return self.model.without(name)
+
     def report(self, path: str | Path, *, scenario: Scenario | None = None, before: Evaluation | None = None,
                after: Evaluation | None = None, title: str | None = None, record: dict | None = None) -> Path:
         """Write the repair as one HTML page that needs no network connection; returns its path. See `report.write_report`.
@@ -147,6 +158,7 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     try:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
+        branches = info.get("conditional", {}).get("branches", []) if info["chosen"] == "repaired" else []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
                               "wrote") from None
@@ -158,6 +170,8 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
             raise ArchrepairError(f"{directory} is the repair of another architecture: its genotype does not fit {info['block']} "
                                   f"({first_line(error)[:80]}); give the network that was repaired") from None
         repaired = replace_block(model, info["block"], block)
+    elif branches:
+        repaired = Conditional.build(model, branches)
     else:
         repaired = copy.deepcopy(model)
     return load_weights(repaired, str(directory / "repaired.safetensors")).eval()

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from archrepair.nas.gate import Touch
 
 # %% auto #0
 __all__ = ['ORDER', 'Verdict', 'judge']
@@ -21,13 +25,14 @@ class Verdict:
 
     `chosen` is `repaired`, `control` or `original`; `losses` the validation loss of each candidate, lower is better (NaN or infinite where
     training failed); `reason` one clause. `unchanged` says that a search kept the architecture: the repaired block then differs in its
-    weights alone.
+    weights alone. `touch` is what a repair behind a gate can change at most.
     """
 
     chosen: str
     losses: dict[str, float]
     reason: str
     unchanged: bool = False
+    touch: Touch | None = None
 
     @property
     def accepted(self) -> bool:
@@ -38,7 +43,8 @@ class Verdict:
         "One line, the losses at its end."
         losses = ", ".join(f"{name} {self.losses[name]:.4f}" for name in ORDER if math.isfinite(self.losses.get(name, math.nan)))
         outcome = ("accepted" if self.accepted else "rejected") + (", architecture unchanged" if self.unchanged else "")
-        return f"{outcome}: {self.reason}" + (f" (loss: {losses})" if losses else "")
+        limit = f"; {self.touch}" if self.touch is not None and self.accepted else ""
+        return f"{outcome}: {self.reason}{limit}" + (f" (loss: {losses})" if losses else "")
 
     __repr__ = __str__  # a notebook shows the sentence
 
