@@ -157,7 +157,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
         shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
         return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
                            "out": str(folder)})
-    _show_record(record)
+    _show_record(record, str(folder))
     say(f"report: {folder / 'report.html'}")
 
 # %% ../../nbs/cli/04_app.ipynb #18d36aeb
@@ -170,8 +170,10 @@ def _cell_options(method: str, settings: dict[str, Any]) -> tuple[tuple[str, Any
                  if value is not None and (name in fields or value != usual.get(name)))
 
 # %% ../../nbs/cli/04_app.ipynb #11b1479c
-def _show_record(record: Any) -> None:
-    "Before and after, what was fixed and broken, and the verdict."
+def _show_record(record: Any, folder: str) -> None:
+    "Before and after, what was fixed and broken, the verdict, and what ends a repair behind a gate."
+    from archrepair.deploy.gate_view import closing_lines
+
     before, after, change = (record.metrics[key] for key in ("before", "after", "change"))
     rows = []
     for name, images in TEST_SETS.items():
@@ -186,6 +188,8 @@ def _show_record(record: Any) -> None:
     print(record.repair["verdict"])
     for warning in record.repair["warnings"]:
         say(f"note: {warning}")
+    for line in closing_lines(record.repair, record.metrics, folder):
+        print(line)
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()

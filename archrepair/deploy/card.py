@@ -61,6 +61,9 @@ def _repaired(repair: Mapping[str, Any]) -> dict[str, list[str]]:
     what = (f"An image classifier; {_plain(repair.get('block') or 'the whole network')} was repaired with {_plain(repair['method'])}. "
             f"Verdict: {_plain(repair['verdict'])}.")
     differs = f"Tensors of the state dict that differ from the original's: {words}; all others are the same, bit for bit."
+    if touch := (repair.get("conditional") or {}).get("touch") if repair.get("chosen") == "repaired" else None:
+        differs += (" The repaired path runs only where a gate fires: on images like the training images at most "
+                    f"{100 * touch['limit']:.2f} % of the answers can differ from the original's (95 % confidence).")
     if localization := repair.get("localization"):
         differs += f" Localization: {_plain(localization['verdict'])}."
     return {"What it is": [what], "What was repaired": [differs]}

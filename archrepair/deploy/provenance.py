@@ -62,6 +62,8 @@ def localization_section(localization: Mapping[str, Any] | None, most: int = 12)
 # %% ../../nbs/deploy/06_provenance.ipynb #067a930a
 def architecture_section(repair: Mapping[str, Any]) -> Html:
     "The block's graph after the search, and whether the network that is returned has it."
+    if repair.get("conditional"):  # `gate_view.gate_section` draws it
+        return Html()
     if not repair["genotype"]:
         return section("Architecture", tag("p", "Weights only: no architecture was searched."))
     genotype = Genotype.from_json(json.dumps(repair["genotype"]))

@@ -20,6 +20,7 @@ import archrepair
 from ..core.errors import ArchrepairError, first_line, write_text
 from ..core.html import Html, document, join, note, section, tag
 from ..data.scenario import Scenario
+from .gate_view import gate_section
 from .outcome import accuracy_section, candidates_section, examples_section, flips_section, metrics_of, verdict_banner
 from archrepair.deploy.provenance import (
     architecture_section,
@@ -64,6 +65,7 @@ def render_report(repair: Mapping[str, Any], path: str | Path = "report.html", *
         changed = before.correct["held_out"] != after.correct["held_out"] if before and after else None
         examples = examples_section(networks["original"], networks[repair["chosen"]], scenario, changed)
     body = join(_warnings_section(repair), accuracy_section(metrics), flips_section(metrics), examples, candidates_section(repair, metrics),
+                gate_section(repair, metrics),
                 localization_section(repair["localization"]), architecture_section(repair), training_section(repair["history"]),
                 changes_section(repair, networks), cost_section(repair), request_section(repair, metrics, scenario, record, name),
                 loading_section(path, scenario, cell))

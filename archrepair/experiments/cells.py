@@ -35,7 +35,9 @@ from ..deploy.footprint import footprints
 from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_of
 from ..networks.blocks import get_block
+from ..networks.conditional import Conditional
 from ..networks.weights import split_entry
+from ..repair.conditional import firing_rate
 from ..repair.result import Repairer, RepairResult
 from ..training.evaluation import Evaluation, compare, evaluate, is_correct, predict
 
@@ -180,8 +182,12 @@ def measure(network: nn.Module, result: RepairResult, scenario: Scenario) -> dic
         return {"after": _scores(after), "change": {name: asdict(change) for name, change in compare(before, after, scenario).items()}}
 
     others = {name: candidate for name, candidate in result.candidates.items() if name != "original"}
-    data = scenario.data
-    return {"before": _scores(before),
+    data, fires = scenario.data, {}
+    if isinstance(result.model, Conditional):
+        sets = {"held_out": scenario.test, **({"clean_held_out": scenario.clean} if scenario.clean is not scenario.test else {})}
+        rate = lambda images: firing_rate(result.model, images.select(scenario.held_out), data.transform)
+        fires = {name: round(rate(images), 5) for name, images in sets.items()}
+    return {"before": _scores(before), **({"fires": fires} if fires else {}),
             "candidates": {name: against_before(candidate) for name, candidate in others.items()},
             **against_before(result.model),
             "images": {"test": scenario.test.name, "failures": len(data.failures), "val_failures": len(data.val_failures),

@@ -126,7 +126,7 @@ def touch_limit(fired: int, n: int, confidence: float = 0.95) -> float:
 
     return 1.0 if fired >= n else float(beta.ppf(confidence, fired + 1, n - fired))
 
-# %% ../../nbs/nas/13_gate.ipynb #fdca72c5
+# %% ../../nbs/nas/13_gate.ipynb #34c45aa8
 RATES = tuple(round(0.1 * i, 1) for i in range(21))  # the row of thresholds, as shares of the budget at which they would fire
 
 
@@ -150,8 +150,8 @@ class Touch:
         return self.limit <= self.budget
 
     def __str__(self) -> str:
-        doubt = "" if self.holds else f"; {self.budget:.2%} cannot be proved with so few images"
-        return (f"on images like the training images at most {self.limit:.2%} of the answers can change (95 % confidence; the gate "
+        doubt = "" if self.holds else f"; {100 * self.budget:.2f} % cannot be proved with so few images"
+        return (f"on images like the training images at most {100 * self.limit:.2f} % of the answers can change (95 % confidence; the gate "
                 f"fired on {self.fired:,} of {self.n:,}{doubt})")
 
 
