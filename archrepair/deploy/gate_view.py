@@ -64,7 +64,7 @@ def _rejected(repair: Mapping[str, Any]) -> str:
         parts.append(f"the expert (validation loss {losses['repaired']:.3f}, {repair['chosen']} {losses[repair['chosen']]:.3f})")
     return "; ".join(parts) or "nothing else was tried"
 
-# %% ../../nbs/deploy/09_gate_view.ipynb #1f1bd008
+# %% ../../nbs/deploy/09_gate_view.ipynb #4281125c
 def draw_branches(branches: list[Mapping[str, Any]], ax: Axes) -> None:
     "The stages of the original in a row, and above it the path that runs where each gate fires."
     stages = list(dict.fromkeys(stage for branch in branches for stage in branch["stages"] if not stage.endswith(":input")))
@@ -72,13 +72,13 @@ def draw_branches(branches: list[Mapping[str, Any]], ax: Axes) -> None:
     row = ["input", *stages, "logits"]
     box = {"boxstyle": "round,pad=0.35", "facecolor": "white"}
     for i, name in enumerate(row):
-        ax.annotate(name, (i, 0), ha="center", va="center", fontsize=8, bbox={**box, "edgecolor": "#222222"})
+        ax.annotate(name, (i, 0), ha="center", va="center", fontsize=8, zorder=3, bbox={**box, "edgecolor": "#222222"})
         if i:
             ax.annotate("", (i - 0.28, 0), (i - 0.72, 0), arrowprops={"arrowstyle": "-|>", "color": "#222222"})
     for level, branch in enumerate(branches, 1):
         at, height = row.index(branch["block"]), 0.9 * level
         ax.annotate(f"{branch['name']}: {branch['form']} of {branch['block']}", (at, height), ha="center", va="center", fontsize=8,
-                    color="#0173b2", bbox={**box, "edgecolor": "#0173b2"})
+                    color="#0173b2", zorder=3, bbox={**box, "edgecolor": "#0173b2"})
         for start, end in (((at - 1 + 0.2, 0.12), (at - 0.25, height - 0.12)), ((at + 0.3, height - 0.02), (len(row) - 1, 0.2))):
             ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#0173b2", "connectionstyle": "arc3,rad=-0.1"})
     ax.set(xlim=(-0.5, len(row) - 0.5), ylim=(-0.4, 0.9 * len(branches) + 0.4))

@@ -181,7 +181,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/08_conditional.ipynb #bed6a7a0
+# %% ../../nbs/networks/08_conditional.ipynb #69f258f7
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -303,15 +303,16 @@ class Conditional(nn.Module):
                 repaired = self._repaired(branch, x, readings[f"{branch.block}:input"])
                 logits = torch.where((fires & (which == index))[:, None], repaired.to(logits.dtype), logits)
             return logits
-        self.fired = torch.where(fires, which, -1).detach()
+        fired = torch.where(fires, which, -1).detach()
         for branch in self._branches():
             if branch.block not in self._suffixes and not self.training:
                 self._find_suffix(branch.block, readings[f"{branch.block}:input"], logits)
         for index, branch in enumerate(self._branches()):
-            rows = (self.fired == index).nonzero()[:, 0]
+            rows = (fired == index).nonzero()[:, 0]
             if len(rows):
                 repaired = self._repaired(branch, x[rows], readings[f"{branch.block}:input"][rows])
                 logits = logits.index_copy(0, rows, repaired.to(logits.dtype))
+        self.fired = fired
         return logits
 
     def describe(self) -> list[dict[str, Any]]:

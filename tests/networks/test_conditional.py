@@ -1,0 +1,247 @@
+"""A conditional network is the original wherever its gates do not fire, whatever the network, and can be copied, stored and exported."""
+import copy
+import io
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from archrepair.core.errors import ArchrepairError
+from archrepair.deploy.export import export_network
+from archrepair.nas.gate import Gate
+from archrepair.networks.conditional import FORMS, Beside, Conditional, make_expert, original_of, read_stages
+from archrepair.networks.models import create_model
+from support.states import assert_same_state, state_of
+
+IMAGES = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Passed(nn.Module):
+    "What enters the block passes it by: the network has no clean cut."
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block1, self.block2 = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((self.block2(self.block1(x)) + x).mean((2, 3)))
+
+
+def timm_network(name: str) -> nn.Module:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    sizes = {"vit": lambda: timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=10),
+             "mixer": lambda: timm.models.MlpMixer(img_size=32, patch_size=8, embed_dim=24, num_blocks=3, num_classes=10)}
+    network = sizes[name]()
+    nn.init.normal_(network.head.weight)  # some heads begin at zero
+    return network
+
+
+NETWORKS = {
+    "resnet18": (lambda: create_model("resnet18", 10, image_size=32, width=0.125, stem_stride=2, seed=0), "layer2"),
+    "densenet": (lambda: create_model("densenet121", 10, image_size=32, width=0.125, stem_stride=2, seed=0), None),
+    "vit": (lambda: timm_network("vit"), "blocks.1"),
+    "mixer": (lambda: timm_network("mixer"), "blocks.1"),
+    "no clean cut": (Passed, "block1"),
+}
+
+
+@torch.no_grad()
+def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: torch.Tensor = IMAGES) -> Conditional:
+    "A network with a changed expert in each block, called for by gates that fire on about half of `x`, well away from their thresholds."
+    result = Conditional(network.eval())
+    stages = read_stages(network)
+    result.tap([stage.removesuffix(":input") for stage in stages])
+    readings = result.read(x)[1]
+    for i, name in enumerate(blocks):
+        block = name or stages[len(stages) // 2]
+        gate = Gate.for_example(x, {stage: readings[stage] for stage in stages})
+        features = gate.features(x, readings)
+        gate.mean.copy_(features.mean(0))
+        gate.scale.copy_(features.std(0).clamp_min(1e-6))
+        gate.weight.copy_(torch.randn(len(gate.weight), generator=torch.Generator().manual_seed(i)))
+        scores = gate.score(features).sort().values
+        widest = int((scores[8:25] - scores[7:24]).argmax()) + 7
+        gate.threshold.copy_((scores[widest] + scores[widest + 1]) / 2)
+        result.tap([block])
+        expert = make_expert(form, result.original.get_submodule(block), result.read(x)[1][f"{block}:input"])
+        own = {id(p) for p in result.original.parameters()}
+        for parameter in expert.parameters():
+            if id(parameter) not in own:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)))
+        result.add(f"repair{i}", block, expert, gate, form)
+    return result.eval()
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return NETWORKS["resnet18"][0]().eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_where_no_gate_fires_the_answers_are_the_originals_bit_for_bit(name):
+    make, block = NETWORKS[name]
+    network = make().eval()
+    before = state_of(network)
+    result = conditional(network, block)
+    answers, expected = result(IMAGES), network(IMAGES)
+    fired = result.fired >= 0
+    assert 4 < int(fired.sum()) < 28
+    assert torch.equal(answers[~fired], expected[~fired])
+    assert (answers[fired] != expected[fired]).any(1).all()
+    assert_same_state(before, network)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_images_that_fire_get_the_answer_of_the_network_with_the_expert_in_the_blocks_place(name):
+    make, block = NETWORKS[name]
+    network = make().eval()
+    result = conditional(network, block)
+    answers, fired = result(IMAGES), result.fired >= 0
+    branch = result.branches["repair0"]
+    static = copy.deepcopy(network)
+    parent, _, child = branch.block.rpartition(".")
+    setattr(static.get_submodule(parent), child, branch.expert)
+    assert torch.allclose(answers[fired], static(IMAGES)[fired], atol=1e-4)
+    assert (result._suffixes[branch.block] is None) == (name == "no clean cut")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, form):
+    x = torch.rand(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    expert = make_expert(form, resnet.layer2, x)
+    assert torch.allclose(expert(x), resnet.layer2(x), atol=1e-6)
+    result = conditional(resnet, "layer2", form=form)
+    answers, fired = result(IMAGES), result.fired >= 0
+    assert torch.equal(answers[~fired], resnet(IMAGES)[~fired]) and (answers[fired] != resnet(IMAGES)[fired]).any()
+    added = sum(p.numel() for p in result.parameters()) - sum(p.numel() for p in resnet.parameters())
+    assert result.describe()[0]["parameters"] == added + len(result.branches["repair0"].gate.weight) + 1
+    whole = sum(p.numel() for p in resnet.layer2.parameters())
+    assert added == whole if form == "copy" else 0 < added < whole
+
+
+def test_an_expert_of_normalization_layers_shares_the_rest_also_after_it_was_copied(resnet):
+    result = conditional(resnet, "layer2", form="norm")
+    trained = copy.deepcopy(result.branches["repair0"].expert)  # as training copies it
+    again = Conditional(resnet)
+    again.add("norm", "layer2", trained, Gate([], 0), "norm")
+    own, theirs = (dict(m.named_parameters()) for m in (again.original.layer2, again.branches["norm"].expert))
+    assert {name for name in own if own[name] is not theirs[name]} == {name for name in own if "bn" in name or "downsample.1" in name}
+
+
+@torch.no_grad()
+def test_where_two_gates_fire_the_surer_one_decides(resnet):
+    result = conditional(resnet, "layer1", "layer3")
+    result(IMAGES)
+    margins = result.margins(IMAGES, result.read(IMAGES)[1])
+    assert result.fired.tolist() == [int(row.argmax()) if float(row.max()) > 0 else -1 for row in margins]
+    assert set(result.fired.tolist()) == {-1, 0, 1}
+
+
+@torch.no_grad()
+def test_each_repair_can_be_taken_out(resnet):
+    both = conditional(resnet, "layer1", "layer3")
+    first = both.without("repair1")
+    assert list(first.branches) == ["repair0"] and list(both.branches) == ["repair0", "repair1"]
+    assert torch.equal(first(IMAGES), conditional(resnet, "layer1")(IMAGES))
+    bare = first.without("repair0")
+    assert type(bare) is type(resnet) and torch.equal(bare(IMAGES), resnet(IMAGES))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bare.modules())
+    assert original_of(resnet) is resnet
+    with pytest.raises(ArchrepairError, match="repair9"):
+        both.without("repair9")
+
+
+@pytest.mark.parametrize("name", ["repair0", "", "a.b", "keys"])
+def test_names_that_cannot_be_used_are_one_line(resnet, name):
+    result = conditional(resnet, "layer1")
+    with pytest.raises(ArchrepairError, match="cannot be the name of a repair"):
+        result.add(name, "layer2", copy.deepcopy(resnet.layer2), Gate([], 0))
+
+
+@pytest.mark.parametrize("form", ["copy", "norm", "affine"])
+@torch.no_grad()
+def test_copies_pickles_and_state_dicts_give_the_same_answers(resnet, form):
+    result = conditional(resnet, "layer1", "layer3", form=form)
+    expected = result(IMAGES)
+    assert torch.equal(copy.deepcopy(result)(IMAGES), expected)
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(IMAGES), expected)
+    built = Conditional.build(create_model("resnet18", 10, image_size=32, width=0.125, stem_stride=2, seed=7).eval(), result.describe())
+    built.load_state_dict(result.state_dict())
+    assert torch.equal(built(IMAGES), expected)
+    moved = copy.deepcopy(result)
+    assert moved._suffixes == {} and not {id(p) for p in moved.parameters()} & {id(p) for p in result.parameters()}
+
+
+def test_a_description_that_is_none_is_one_line(resnet):
+    with pytest.raises(ArchrepairError, match="not a conditional repair"):
+        Conditional.build(resnet, [{"name": "x", "block": "layer1"}])
+
+
+@pytest.mark.parametrize("form, block", [("norm", nn.Linear(3, 3)), ("sep_conv", nn.Linear(3, 3)), ("nothing", nn.Linear(3, 3))])
+def test_forms_that_do_not_fit_are_one_line(form, block):
+    with pytest.raises(ArchrepairError):
+        make_expert(form, block, torch.rand(2, 3))
+
+
+def test_an_expert_for_vectors_has_a_factor_per_number():
+    block = nn.Linear(3, 5)
+    expert = make_expert("affine", block, torch.rand(2, 3))
+    assert isinstance(expert, Beside) and sum(p.numel() for p in expert.parameters()) == 10
+    assert expert(torch.rand(2, 3)).shape == (2, 5)
+
+
+@torch.no_grad()
+def test_threads_do_not_disturb_each_other(resnet):
+    result = conditional(resnet, "layer1", "layer3")
+    batches = [IMAGES[i::4].clone() for i in range(4)]
+    expected = [result(batch) for batch in batches]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            with torch.no_grad():
+                if not torch.equal(result(batches[i]), expected[i]):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@torch.no_grad()
+def test_files_give_the_same_answers_for_256_images(resnet, suffix, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    many = torch.rand(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    result = conditional(resnet, "layer1", "layer3", x=many)
+    expected = result(many)
+    assert {-1, 0, 1} == set(result.fired.tolist())
+    path = export_network(result, tmp_path / f"network{suffix}", many[:4])
+    code = ("import sys, torch\nmany = torch.rand(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))\n" + {
+        ".onnx": "import onnxruntime as o\ns = o.InferenceSession(sys.argv[1])\n"
+                 "run = lambda x: torch.from_numpy(s.run(None, {s.get_inputs()[0].name: x.numpy()})[0])\n",
+        ".pt2": "run = torch.export.load(sys.argv[1]).module()\n"}[suffix]
+        + "torch.save(torch.cat([run(many[:1]), run(many[1:200]), run(many[200:])]), sys.argv[2])")
+    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "answers.pt")], check=True, capture_output=True)
+    answers = torch.load(tmp_path / "answers.pt")
+    margins = result.margins(many, result.read(many)[1])
+    clear = (margins.abs() > 1e-3).all(1)  # a rounding error may decide about the others
+    assert int(clear.sum()) > 240
+    assert torch.allclose(answers[clear], expected[clear], atol=1e-4 * float(expected.abs().max()))
