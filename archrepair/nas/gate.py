@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['BOUND', 'RATES', 'pool', 'Gate', 'fit_gate', 'auroc', 'touch_limit', 'Touch', 'choose_thresholds']
+__all__ = ['BOUND', 'RATES', 'pool', 'Gate', 'fit_gate', 'remember_failures', 'auroc', 'touch_limit', 'Touch',
+           'choose_thresholds']
 
 # %% ../../nbs/nas/13_gate.ipynb #e7620bc9
 from ..core.errors import ArchrepairError
@@ -35,7 +36,7 @@ def pool(stage: Tensor) -> Tensor:
     mean = rows.mean(2)
     return torch.cat([mean, (rows - mean[:, :, None]).square().mean(2).sqrt()], 1)
 
-# %% ../../nbs/nas/13_gate.ipynb #68360db8
+# %% ../../nbs/nas/13_gate.ipynb #e1fb8305
 BOUND = 10.0  # standard deviations: how much a single feature counts at most
 
 
@@ -43,8 +44,8 @@ class Gate(nn.Module):
     """Says for each image of a batch by how much it exceeds the threshold; the repaired path runs where that is above 0.
 
     `stages` are names of the submodules whose outputs are read, beside the statistics of the input where it is an image: `image` is its
-    (channels, height, width), None for any other input. `n_features` is the number of features that `features` gives. A fresh gate never
-    fires; see `fit_gate`.
+    (channels, height, width), None for any other input. `n_features` is the number of features that `features` gives. `center` and `spread`
+    say where the scores of its own failures lie. A fresh gate never fires; see `fit_gate`.
     """
 
     mean: Tensor
@@ -52,14 +53,18 @@ class Gate(nn.Module):
     weight: Tensor
     bias: Tensor
     threshold: Tensor
+    center: Tensor
+    spread: Tensor
 
     def __init__(self, stages: Sequence[str], n_features: int, image: tuple[int, int, int] | None = None):
         super().__init__()
         self.stages, self.image = tuple(stages), image
         self.statistics = ImageStatistics(image[1], image[2], image[0]) if image else None
-        for name, value in (("mean", torch.zeros(n_features)), ("scale", torch.ones(n_features)), ("weight", torch.zeros(n_features)),
-                            ("bias", torch.zeros(())), ("threshold", torch.zeros(()))):
-            self.register_buffer(name, value)
+        zero, one = torch.zeros(()), torch.ones(())
+        values = {"mean": torch.zeros(n_features), "scale": torch.ones(n_features), "weight": torch.zeros(n_features), "bias": zero,
+                  "threshold": zero, "center": zero, "spread": one}
+        for name, value in values.items():
+            self.register_buffer(name, value.clone())
 
     @classmethod
     def for_example(cls, x: Tensor, readings: Mapping[str, Tensor]) -> Gate:
@@ -81,6 +86,10 @@ class Gate(nn.Module):
         "The log odds (N) of being one of the failures, up to a constant."
         standard = ((features - self.mean) / self.scale).clamp(-BOUND, BOUND)
         return standard @ self.weight + self.bias
+
+    def strangeness(self, scores: Tensor) -> Tensor:
+        "How far scores (N) are from those of the gate's own failures, in standard deviations, in either direction."
+        return (scores - self.center).abs() / self.spread
 
     def forward(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
         return self.score(self.features(x, readings)) - self.threshold
@@ -108,6 +117,14 @@ def fit_gate(gate: Gate, failures: Tensor, train: Tensor, *, l2: float = 3.0) ->
     model = LogisticRegression(C=1 / l2, class_weight="balanced", max_iter=1000).fit(standard.double().cpu().numpy(), labels)
     gate.weight.copy_(torch.from_numpy(model.coef_[0]))
     gate.bias.fill_(float(model.intercept_[0]))
+    return gate
+
+# %% ../../nbs/nas/13_gate.ipynb #3f2c7e08
+def remember_failures(gate: Gate, scores: Tensor) -> Gate:
+    "Let `gate` know, in place, the scores of failures that it was not fitted to (at least two); returns it."
+    if len(scores) > 1:
+        gate.center.copy_(scores.mean())
+        gate.spread.copy_(scores.std().clamp_min(1e-3))
     return gate
 
 # %% ../../nbs/nas/13_gate.ipynb #33787794

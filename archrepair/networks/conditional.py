@@ -181,7 +181,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/08_conditional.ipynb #69f258f7
+# %% ../../nbs/networks/08_conditional.ipynb #2ef6550c
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -268,9 +268,13 @@ class Conditional(nn.Module):
         del rest.branches[name]
         return rest
 
-    def margins(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
-        "By how much each gate exceeds its threshold, N×branches."
-        return torch.stack([branch.gate(x, readings) for branch in self._branches()], 1)
+    def decide(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
+        "Which branch answers for each image, as a position among the branches; −1 where no gate fires (int64 N)."
+        gates = [branch.gate for branch in self._branches()]
+        scores = [gate.score(gate.features(x, readings)) for gate in gates]
+        fires = torch.stack([score > gate.threshold for gate, score in zip(gates, scores)], 1)
+        strange = torch.stack([gate.strangeness(score) for gate, score in zip(gates, scores)], 1)
+        return torch.where(fires.any(1), strange.masked_fill(~fires, float("inf")).argmin(1), -1)
 
     def _branches(self) -> list[Branch]:
         return list(self.branches.values())  # type: ignore[arg-type]
@@ -296,23 +300,21 @@ class Conditional(nn.Module):
         logits, readings = self.read(x)
         if not self.branches:
             return logits
-        margin, which = self.margins(x, readings).max(1)
-        fires = margin > 0
+        which = self.decide(x, readings).detach()
         if torch.compiler.is_exporting():
             for index, branch in enumerate(self._branches()):
                 repaired = self._repaired(branch, x, readings[f"{branch.block}:input"])
-                logits = torch.where((fires & (which == index))[:, None], repaired.to(logits.dtype), logits)
+                logits = torch.where((which == index)[:, None], repaired.to(logits.dtype), logits)
             return logits
-        fired = torch.where(fires, which, -1).detach()
         for branch in self._branches():
             if branch.block not in self._suffixes and not self.training:
                 self._find_suffix(branch.block, readings[f"{branch.block}:input"], logits)
         for index, branch in enumerate(self._branches()):
-            rows = (fired == index).nonzero()[:, 0]
+            rows = (which == index).nonzero()[:, 0]
             if len(rows):
                 repaired = self._repaired(branch, x[rows], readings[f"{branch.block}:input"][rows])
                 logits = logits.index_copy(0, rows, repaired.to(logits.dtype))
-        self.fired = fired
+        self.fired = which
         return logits
 
     def describe(self) -> list[dict[str, Any]]:

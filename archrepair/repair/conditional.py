@@ -18,14 +18,14 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['MOST', 'SMALL', 'TELLS', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate', 'ConditionalRepair']
 
-# %% ../../nbs/repair/06_conditional.ipynb #c596e22c
+# %% ../../nbs/repair/06_conditional.ipynb #a87c8af2
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import evaluating
 from ..core.progress import track
 from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate
+from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, remember_failures
 from ..networks.blocks import block_names, get_block
 from ..networks.conditional import FORMS, Conditional, make_expert, original_of, own_parameters, read_stages
 from .blockdata import prepare
@@ -63,7 +63,7 @@ def emulated(images: ImageSet, pattern: Pattern, seed: int = 0) -> ImageSet:
     "`images` under `pattern`, with their own labels; the set itself where nothing can be emulated."
     return images if pattern.emulator.name == "none" else replace(images, images=Emulated(images, pattern, seed))
 
-# %% ../../nbs/repair/06_conditional.ipynb #44d352ad
+# %% ../../nbs/repair/06_conditional.ipynb #8d2a2e5d
 MOST = 5000  # ordinary images that a gate is fitted to at most, and as many to fix its thresholds
 
 
@@ -109,7 +109,7 @@ def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Ten
     with evaluating(network), torch.inference_mode():
         for positions in torch.arange(len(rows)).split(500):
             x = rows.batch(positions)
-            fired += int((network.margins(x, network.read(x)[1]) > 0).any(1).sum())
+            fired += int((network.decide(x, network.read(x)[1]) >= 0).sum())
     return fired / len(rows) if len(rows) else math.nan
 
 # %% ../../nbs/repair/06_conditional.ipynb #08f90911
@@ -174,7 +174,7 @@ class ConditionalRepair:
                 run.compare()
         return run.finish()
 
-# %% ../../nbs/repair/06_conditional.ipynb #87e09ca3
+# %% ../../nbs/repair/06_conditional.ipynb #6ad3d2e2
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -219,7 +219,9 @@ class _Run:
             scores = lambda images: torch.stack([gate.score(f) for gate, f in zip(gates, read(images))], 1)
             self.held, self.calibration = scores(self.ordinary.held), scores(self.ordinary.calibration)
             unseen = self.data.val_failures if len(self.data.val_failures) >= 10 else self.data.failures
-            self.auroc = auroc(scores(unseen)[:, -1], self.held[:, -1])
+            of_failures = scores(unseen)[:, -1]
+            remember_failures(self.gate, of_failures)
+            self.auroc = auroc(of_failures, self.held[:, -1])
         if len(self.data.val_failures) < 10:
             self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.nas.gate import BOUND, Gate, Touch, auroc, choose_thresholds, fit_gate, pool, touch_limit
+from archrepair.nas.gate import BOUND, Gate, Touch, auroc, choose_thresholds, fit_gate, pool, remember_failures, touch_limit
 
 
 def normal(*shape, seed=0):
@@ -65,6 +65,11 @@ def test_a_fitted_gate_tells_shifted_features_and_bounds_each():
 def test_what_cannot_be_fitted_is_one_line(failures, train, message):
     with pytest.raises(ArchrepairError, match=message):
         fit_gate(Gate(["a"], 3), failures, train)
+
+
+def test_strangeness_is_the_distance_from_the_gates_own_failures():
+    gate = remember_failures(Gate(["a"], 3), torch.tensor([1.0, 3.0, 5.0]))
+    assert gate.strangeness(torch.tensor([3.0, 7.0, -1.0])).tolist() == [0.0, 2.0, 2.0]
 
 
 def test_auroc_counts_pairs():
@@ -139,5 +144,5 @@ def test_no_images_are_one_line():
 
 def test_what_a_gate_stores_is_what_it_learned():
     gate = Gate.for_example(normal(2, 3, 8, 8), {"a": normal(2, 6, 4, 4)})
-    assert set(gate.state_dict()) == {"mean", "scale", "weight", "bias", "threshold"}
+    assert set(gate.state_dict()) == {"mean", "scale", "weight", "bias", "threshold", "center", "spread"}
     assert isinstance(choose_thresholds(normal(50, 1), normal(40, 1)), Touch)

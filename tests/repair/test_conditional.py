@@ -1,0 +1,224 @@
+"""A repair behind a gate: it repairs the pattern, leaves the rest alone, promises what it keeps, and says when there is nothing to see."""
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from archrepair.core.errors import ArchrepairError
+from archrepair.data.datasets import load_dataset
+from archrepair.data.images import ImageSet
+from archrepair.data.pattern import Pattern
+from archrepair.data.scenario import RepairData, build_scenario
+from archrepair.deploy.gate_view import closing_lines
+from archrepair.nas.gate import touch_limit
+from archrepair.networks.conditional import Conditional
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import save_weights
+from archrepair.repair.archrepair import ArchRepair
+from archrepair.repair.conditional import ConditionalRepair, Emulated, Ordinary, emulated, firing_rate
+from archrepair.repair.result import load
+from archrepair.training.evaluation import evaluate, is_correct, predict
+from support.finished import fails
+
+SETTINGS = dict(block="layer2", finetune_epochs=2, failure_views=4)
+
+
+def scenario_under(problem, corruption: str, network=None):
+    "The shared network's failures under a corruption of its test images."
+    train, clean, test = load_dataset("digits", "train"), load_dataset("digits", "test"), load_dataset(f"digits:{corruption}", "test")
+    correct = is_correct(predict(network or problem.network, test, problem.transform), test.labels)
+    return build_scenario(train, test, correct, clean=clean, n_failures=100, transform=problem.transform)
+
+
+@pytest.fixture(scope="module")
+def flat(_problem):
+    return scenario_under(_problem, "contrast:3")
+
+
+@pytest.fixture(scope="module")
+def result(_problem, flat):
+    return ConditionalRepair(**SETTINGS, label="contrast").repair(_problem.network, flat.data)
+
+
+@pytest.fixture(scope="module")
+def foggy(_problem, result):
+    return scenario_under(_problem, "fog:3", result.model)
+
+
+@pytest.fixture(scope="module")
+def twice(result, foggy):
+    "The repaired network, repaired once more for another pattern."
+    return ConditionalRepair(**SETTINGS, label="fog", control=False, max_touched=0.05).repair(result.model, foggy.data)
+
+
+def accuracies(network, scenario):
+    return {name: score.accuracy for name, score in evaluate(network, scenario).scores.items()}
+
+
+def test_the_pattern_is_repaired_and_clean_images_keep_their_answers(problem, flat, result):
+    before, after = accuracies(problem.network, flat), accuracies(result.model, flat)
+    assert result.accepted and after["held_out"] > before["held_out"] + 10
+    inputs = flat.data.transform(flat.clean.batch(flat.held_out))
+    with torch.no_grad():
+        answers, expected = result.model(inputs), problem.network(inputs)
+    quiet = result.model.fired < 0
+    assert quiet.float().mean() > 0.9 and torch.equal(answers[quiet], expected[quiet])
+    assert firing_rate(result.model, flat.clean.select(flat.held_out), flat.data.transform) == pytest.approx(1 - float(quiet.float().mean()))
+    assert firing_rate(result.model, flat.test.select(flat.held_out), flat.data.transform) > 0.9
+
+
+def test_the_verdict_carries_the_limit(result):
+    touch = result.verdict.touch
+    assert touch.n == result.conditional["touch"]["n"] == 60  # half of the validation images, and nothing else
+    assert touch.limit == pytest.approx(max(0.01, touch_limit(touch.fired, 60)))
+    assert f"at most {100 * touch.limit:.2f} % of the answers can change (95 % confidence" in str(result.verdict)
+
+
+def test_four_lines_end_it(result, flat, _problem):
+    metrics = {"before": {}, "after": {}}
+    lines = closing_lines(result.to_dict(), metrics, "somewhere")
+    assert [line.partition(":")[0] for line in lines] == ["gained", "touches", "not chosen", "undo"]
+    assert "plain fine-tuning of layer2" in lines[2] and "archrepair.load('somewhere', network).without('contrast')" in lines[3]
+    assert closing_lines({"chosen": "repaired"}, metrics) == []
+
+
+def test_what_was_added_is_all_that_changed(problem, result):
+    assert result.changed and all(change == "added" and name.startswith("branches.contrast.") for name, change in result.changed.items())
+    assert result.block == "layer2" and result.genotype is None
+    json.dumps(result.to_dict())
+
+
+def test_it_can_be_taken_out(problem, flat, result):
+    x = flat.data.transform(flat.test.batch(torch.arange(8)))
+    with torch.no_grad():
+        assert torch.equal(result.without("contrast")(x), problem.network(x))
+    with pytest.raises(ArchrepairError, match="'rain'"):
+        result.without("rain")
+    with pytest.raises(ArchrepairError, match="no repair that could be taken out"):
+        replace(result, verdict=replace(result.verdict, chosen="original"), model=problem.network).without("contrast")
+
+
+def test_a_second_repair_keeps_the_first_and_both_share_one_file_and_one_limit(problem, flat, foggy, result, twice, tmp_path):
+    assert list(twice.model.branches) == ["contrast", "fog"]
+    assert twice.verdict.touch.limit == pytest.approx(max(0.05, touch_limit(twice.verdict.touch.fired, 60)))
+    assert accuracies(twice.model, foggy)["held_out"] > accuracies(result.model, foggy)["held_out"]
+    assert accuracies(twice.model, flat)["held_out"] > accuracies(problem.network, flat)["held_out"] + 5
+    twice.save(tmp_path)
+    save_weights(problem.network, str(tmp_path / "original.safetensors"))
+    x = torch.cat([s.data.transform(s.test.batch(torch.arange(40))) for s in (flat, foggy)])
+    with torch.no_grad():
+        expected = twice.model(x)
+    assert {0, 1} <= set(twice.model.fired.tolist())
+    torch.save(x, tmp_path / "x.pt")
+    code = """
+import sys, torch, archrepair
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import load_weights
+torch.set_num_threads(1)
+network = create_model("resnet18", 10, width=0.125, stem_stride=2, seed=3)
+load_weights(network, sys.argv[1] + "/original.safetensors")
+repaired = archrepair.load(sys.argv[1], network)
+with torch.no_grad():
+    torch.save([repaired(torch.load(sys.argv[1] + "/x.pt")), list(repaired.branches)], sys.argv[1] + "/y.pt")
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    answers, names = torch.load(tmp_path / "y.pt")
+    assert names == ["contrast", "fog"] and torch.allclose(answers, expected, atol=1e-5)
+    assert torch.equal(load(tmp_path, create_model("resnet18", 10, width=0.125, stem_stride=2, seed=4)).without("fog")(x),
+                       twice.without("fog")(x))
+
+
+def test_failures_without_a_pattern_leave_the_network_alone(problem):
+    "Ordinary images with wrong labels: nothing tells them from others."
+    data = problem.scenario.data
+    some = data.train.select(torch.arange(0, len(data.train), 6))
+    wrong = replace(some, labels=(some.labels + 1) % 10)
+    data = RepairData.of(wrong, data.train, data.val, transform=data.transform)
+    result = ConditionalRepair(**SETTINGS).repair(problem.network, data)
+    assert result.chosen == "original" and "no common pattern" in str(result.verdict) and not result.changed
+    assert result.conditional["auroc"] < 0.9 and result.conditional["touch"] is None
+    assert "no gate tells these failures from other images" in closing_lines(result.to_dict(), {})[2]
+
+
+def test_the_place_is_where_an_expert_learns_fastest(problem, flat):
+    settings = SETTINGS | {"block": None, "blocks": ("layer1", "layer4"), "finetune_epochs": 1, "trial_images": 300, "control": False}
+    result = ConditionalRepair(**settings).repair(problem.network, flat.data)
+    trials = {trial["block"]: trial["loss"] for trial in result.conditional["trials"]}
+    assert set(trials) == {"layer1", "layer4"} and result.block == min(trials, key=trials.get)
+    assert result.localization.block in trials
+
+
+def test_the_network_that_comes_in_and_the_global_stream_stay_as_they_are(problem, flat, untouched, quiet_stream):
+    with untouched(problem.network):
+        one, two = (ConditionalRepair(**SETTINGS | {"finetune_epochs": 1, "control": False}).repair(problem.network, flat.data)
+                    for _ in range(2))
+    assert all(torch.equal(value, two.model.state_dict()[name]) for name, value in one.model.state_dict().items())
+
+
+def test_a_repair_resumes(problem, flat, tmp_path, monkeypatch):
+    import archrepair.repair.conditional as module
+
+    method = ConditionalRepair(**SETTINGS | {"control": False})
+    expected = method.repair(problem.network, flat.data)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "choose_thresholds", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            method.repair(problem.network, flat.data, checkpoints=tmp_path)
+    assert (tmp_path / "expert.pt").exists()
+    again = method.repair(problem.network, flat.data, checkpoints=tmp_path)
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in expected.model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["norm", "affine", "low_rank", "sep_conv"])
+def test_small_experts_are_trained_and_nothing_else(problem, flat, form):
+    result = ConditionalRepair(**SETTINGS | {"form": form, "control": False, "finetune_epochs": 1}).repair(problem.network, flat.data)
+    repaired = result.candidates["repaired"]
+    original = problem.network.state_dict()
+    assert all(torch.equal(value, original[name.removeprefix("original.")]) for name, value in repaired.state_dict().items()
+               if name.startswith("original."))
+    expert = repaired.branches["pattern1"].expert
+    shared = {id(p) for p in repaired.original.parameters()}
+    own = [p for p in expert.parameters() if id(p) not in shared]
+    whole = sum(p.numel() for p in problem.network.layer2.parameters())
+    assert own and sum(p.numel() for p in own) < whole
+    x = flat.data.transform(flat.test.batch(torch.arange(50)))
+    with torch.no_grad():
+        assert (repaired(x) != problem.network(x)).any()
+
+
+def test_emulated_images_are_new_each_time_they_are_read(flat):
+    data = flat.data
+    pattern = Pattern.of(load_dataset("digits:gaussian_noise:3", "test"), data.train, emulator="spectral")
+    one = emulated(data.train, pattern)
+    positions = torch.arange(5)
+    assert one.sides == data.train.sides and torch.equal(one.labels, data.train.labels)
+    assert not torch.equal(one.batch(positions), one.batch(positions))
+    assert isinstance(one.select(positions).images, Emulated) and len(one.select(positions)) == 5
+    assert emulated(data.train, Pattern.of(data.failures, data.train, emulator="none")) is data.train
+
+
+def test_each_purpose_has_images_of_its_own(flat):
+    ordinary = Ordinary.of(flat.data)
+    sets = {name: set(part.index.tolist()) for name, part in vars(ordinary).items()}
+    for one, two in (("fit", "held"), ("calibration", "val")):
+        assert sets[one] and sets[two] and not sets[one] & sets[two]
+    assert sets["calibration"] | sets["val"] == set(flat.data.val.index.tolist())
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"form": "copi"}, "copy"), ({"preset": "defalt"}, "default"), ({"max_touched": 0}, "max_touched"), ({"max_touched": "1 %"}, "max_touched"),
+    ({"block": "layer1", "blocks": ("layer2",)}, "one of the two"), ({"finetune_epochs": 0}, "finetune_epochs"), ({"draws": 0}, "draws"),
+    ({"trial_images": 0.5}, "trial_images"), ({"failure_views": 0}, "failure_views")])
+def test_settings_out_of_range_are_one_line(settings, message):
+    with pytest.raises(ArchrepairError, match=message):
+        ConditionalRepair(**settings)
+
+
+@pytest.mark.parametrize("settings, message", [({"block": "layer9"}, "layer9"), ({"emulator": "spectrl"}, "spectral"),
+                                               ({"block": "layer2", "label": "a.b"}, "cannot be the name")])
+def test_what_does_not_fit_the_network_is_one_line(problem, flat, settings, message):
+    with pytest.raises(ArchrepairError, match=message):
+        ConditionalRepair(**{"finetune_epochs": 1, "control": False} | settings).repair(problem.network, flat.data)
