@@ -10,8 +10,8 @@ from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 # %% auto #0
-__all__ = ['E', 'METHODS', 'STRATEGIES', 'CORRUPTIONS', 'MODELS', 'DATASETS', 'Entry', 'Registry', 'Method', 'Corruption',
-           'Dataset']
+__all__ = ['E', 'METHODS', 'STRATEGIES', 'CORRUPTIONS', 'EMULATORS', 'MODELS', 'DATASETS', 'Entry', 'Registry', 'Method',
+           'Corruption', 'Dataset']
 
 # %% ../../nbs/core/08_registry.ipynb #85cb06f5
 from .errors import ArchrepairError, unknown
@@ -130,6 +130,12 @@ CORRUPTIONS = Registry("corruption", {
     "elastic_transform": _corruption("digital", "ET", "a rubber sheet: affine map and smooth displacements"),
     "pixelate": _corruption("digital", "PIX", "shrunk by a box filter and enlarged again", deterministic=True),
     "jpeg_compression": _corruption("digital", "JPEG", "lossy encoding", deterministic=True),
+})
+
+# %% ../../nbs/core/08_registry.ipynb #24557f91
+EMULATORS = Registry("emulator", {
+    "spectral": Entry("gain and noise at each spatial frequency, and brightness", "archrepair.data.emulators:Spectral"),
+    "none": Entry("images as they are, where no emulator comes closer to the failures", "archrepair.data.emulators:Unchanged"),
 })
 
 # %% ../../nbs/core/08_registry.ipynb #ca0ad02b
