@@ -150,7 +150,8 @@ def equalize(x: Tensor) -> Tensor:
     first = level.amin(1, keepdim=True)
     lowest = count.gather(1, first)
     rest = level.shape[1] - lowest
-    spread = ((count.cumsum(1) - lowest).clamp_min(0).float() * (255 / rest.clamp_min(1).float())).round()
+    scale = torch.tensor(255.0, device=x.device) / rest.clamp_min(1)  # a number / tensor would be a reciprocal, which tips ties over
+    spread = ((count.cumsum(1) - lowest).clamp_min(0) * scale).round()
     return torch.where(rest > 0, spread, first.float()).gather(1, level).view(x.shape)
 
 

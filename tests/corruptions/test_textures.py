@@ -55,8 +55,8 @@ def slow_equalize(x):
     levels, count = np.unique(x, return_counts=True)
     if len(levels) == 1:
         return x
-    scale = 255 / (x.size - count[0])
-    table = dict(zip(levels, np.round((np.cumsum(count) - count[0]) * scale)))
+    scale = np.float32(255) / np.float32(x.size - count[0])  # single precision decides ties, as in OpenCV
+    table = dict(zip(levels, np.round(np.float32(np.cumsum(count) - count[0]) * scale)))
     return np.vectorize(table.get)(x)
 
 
