@@ -17,6 +17,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "data.images": ("ImageSet", "Normalize", "holdout"),
     "data.datasets": ("load_dataset", "parse_version"),
     "data.failures": ("load_failures",),
+    "data.pattern": ("Pattern",),
     "data.scenario": ("RepairData", "Scenario", "build_scenario"),
     "networks.blocks": ("block_names", "split"),
     "networks.models": ("create_model", "group_units", "list_models"),

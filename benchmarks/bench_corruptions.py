@@ -28,8 +28,7 @@ from PIL import Image  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from archrepair.core.errors import ArchrepairError, write_atomic  # noqa: E402
-from archrepair.core.registry import CORRUPTIONS
-from archrepair.corruptions.catalogue import PAPER_CORRUPTIONS, PARAMETERS, corrupt  # noqa: E402
+from archrepair.corruptions.catalogue import COMMON_CORRUPTIONS, PAPER_CORRUPTIONS, PARAMETERS, corrupt  # noqa: E402
 from archrepair.corruptions.randomness import image_keys, random_integers, random_normal, random_uniform  # noqa: E402
 from archrepair.corruptions.textures import frost_textures  # noqa: E402
 from archrepair.data.datasets import load_dataset  # noqa: E402
@@ -258,7 +257,7 @@ def main() -> None:
     result = {"images": len(some), "size": arguments.size, "source": source, "torch": torch.__version__, "threads": 1,
               "machine": platform.processor() or platform.machine(), "corruptions": {}}
     print(f"{'':18}{'images/s':>10}{'plain loop':>12}{'ratio':>8}{'apart':>7}{'share':>9}{'imagecorr.':>12}")
-    for name in CORRUPTIONS:
+    for name in COMMON_CORRUPTIONS:
         row = compare(name, some, arguments.plain)
         row["imagecorruptions_per_s"] = other = imagecorruptions_speed(name, some[: arguments.plain])
         result["corruptions"][name] = row

@@ -104,15 +104,21 @@ STRATEGIES = Registry("strategy", {
 # %% ../../nbs/core/08_registry.ipynb #a2ac5cd7
 @dataclass(frozen=True, kw_only=True)
 class Corruption(Entry):
-    "A corruption: `kind` is noise, blur, weather or digital; `deterministic` if nothing about it is random; `in_paper` if in Table 7."
+    """A corruption: `kind` is noise, blur, weather or digital; `deterministic` if nothing about it is random; `in_paper` if in Table 7.
+
+    `for_tuning` marks the four that the benchmark sets aside for choosing settings, so that nothing is tuned on what judges it.
+    """
 
     kind: str
     deterministic: bool = False
     in_paper: bool = True
+    for_tuning: bool = False
 
 
-def _corruption(kind: str, label: str, description: str, *, deterministic: bool = False, in_paper: bool = True) -> Corruption:
-    return Corruption(kind=kind, label=label, description=description, deterministic=deterministic, in_paper=in_paper)
+def _corruption(kind: str, label: str, description: str, *, deterministic: bool = False, in_paper: bool = True,
+                for_tuning: bool = False) -> Corruption:
+    return Corruption(description=description, label=label, kind=kind, deterministic=deterministic, in_paper=in_paper,
+                      for_tuning=for_tuning)
 
 
 CORRUPTIONS = Registry("corruption", {
@@ -120,7 +126,7 @@ CORRUPTIONS = Registry("corruption", {
     "shot_noise": _corruption("noise", "SN", "Poisson noise of few photons"),
     "impulse_noise": _corruption("noise", "IN", "values replaced by black or white"),
     "defocus_blur": _corruption("blur", "DB", "a lens out of focus: convolution with a disk", deterministic=True),
-    "gaussian_blur": _corruption("blur", "GB", "convolution with a Gaussian", deterministic=True),
+    "gaussian_blur": _corruption("blur", "GB", "convolution with a Gaussian", deterministic=True, for_tuning=True),
     "glass_blur": _corruption("blur", "GLB", "frosted glass: blur, local shuffle, blur", in_paper=False),
     "motion_blur": _corruption("blur", "MB", "a moving camera: a one-sided smear along a line"),
     "zoom_blur": _corruption("blur", "ZB", "a camera moving forward: the mean of growing zooms", deterministic=True),
@@ -132,6 +138,16 @@ CORRUPTIONS = Registry("corruption", {
     "elastic_transform": _corruption("digital", "ET", "a rubber sheet: affine map and smooth displacements"),
     "pixelate": _corruption("digital", "PIX", "shrunk by a box filter and enlarged again", deterministic=True),
     "jpeg_compression": _corruption("digital", "JPEG", "lossy encoding", deterministic=True),
+    "speckle_noise": _corruption("noise", "SPN", "normal noise in proportion to the value; for tuning", in_paper=False, for_tuning=True),
+    "spatter": _corruption("weather", "SPT", "drops of water or mud on the lens; for tuning", in_paper=False, for_tuning=True),
+    "saturate": _corruption("digital", "SAT", "colors paler or richer: the saturation of HSV changed; for tuning", deterministic=True,
+                            in_paper=False, for_tuning=True),
+})
+
+# %% ../../nbs/core/08_registry.ipynb #24557f91
+EMULATORS = Registry("emulator", {
+    "spectral": Entry("gain and noise at each spatial frequency, and brightness", "archrepair.data.emulators:Spectral"),
+    "none": Entry("images as they are, where no emulator comes closer to the failures", "archrepair.data.emulators:Unchanged"),
 })
 
 # %% ../../nbs/core/08_registry.ipynb #24557f91

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SIZES', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'corrupt', 'list_corruptions', 'CORRUPTIONS']
+__all__ = ['SIZES', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'BENCHMARK_CORRUPTIONS', 'TUNING_CORRUPTIONS',
+           'COMMON_CORRUPTIONS', 'corrupt', 'list_corruptions', 'CORRUPTIONS']
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f6c51e79
 from ..core.errors import ArchrepairError, unknown
@@ -23,7 +24,7 @@ from ..core.registry import CORRUPTIONS
 from .displacement import affine_jitter, sample, shuffle_sources
 from .randomness import image_keys, poisson_pixels, random_bits, random_integers, random_normal, random_uniform
 from .resampling import apply_separable, box_matrix, convolve, disk_kernel, gaussian_matrix, motion_blur, zoom_matrix
-from .textures import frost_textures, plasma_clouds
+from .textures import frost_textures, mud_stains, plasma_clouds, water_drops
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #a1278879
 SIZES = (32, 64, 224)
@@ -81,6 +82,18 @@ PARAMETERS: dict[str, dict[int, tuple]] = {
     "pixelate": {32: (.95, .9, .85, .75, .65), 64: (.9, .8, .7, .6, .5), 224: (.6, .5, .4, .3, .25)},
     # quality
     "jpeg_compression": {32: (80, 65, 58, 50, 40), 64: (65, 58, 50, 40, 25), 224: (25, 18, 15, 10, 7)},
+    # standard deviation at full brightness
+    "speckle_noise": {32: (.06, .1, .12, .16, .2), 64: (.15, .2, .25, .3, .35), 224: (.15, .2, .35, .45, .6)},
+    # mean and std of the field, its blur, threshold; strength of the water or blur of the stains; whether it is mud
+    "spatter": {32: ((.62, .1, .7, .7, .5, 0), (.65, .1, .8, .7, .5, 0), (.65, .3, 1, .69, .5, 0), (.65, .1, .7, .69, .6, 1),
+                     (.65, .1, .5, .68, .6, 1)),
+                64: ((.62, .1, .7, .7, .6, 0), (.65, .1, .8, .7, .6, 0), (.65, .3, 1, .69, .6, 0), (.65, .1, .7, .68, .6, 1),
+                     (.65, .1, .5, .67, .6, 1)),
+                224: ((.65, .3, 4, .69, .6, 0), (.65, .3, 3, .68, .6, 0), (.65, .3, 2, .68, .5, 0), (.65, .3, 1, .65, 1.5, 1),
+                      (.67, .4, 1, .65, 1.5, 1))},
+    # factor on the saturation of HSV, and what is added to it
+    "saturate": {32: ((.3, 0), (.1, 0), (1.5, 0), (2, .1), (2.5, .2)), 64: ((.3, 0), (.1, 0), (2, 0), (5, .1), (30, .2)),
+                 224: ((.3, 0), (.1, 0), (2, 0), (5, .1), (20, .2))},
 }
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #8fa1c931
@@ -325,8 +338,43 @@ def _jpeg(images: Tensor, quality: int) -> Tensor:
 def _jpeg_compression(images: Tensor, quality: int, keys: Tensor) -> Tensor:
     return _jpeg(images, quality)
 
+# %% ../../nbs/corruptions/05_catalogue.ipynb #9e9463c0
+@_implements("speckle_noise")
+def _speckle_noise(images: Tensor, sigma: float, keys: Tensor) -> Tensor:
+    noise = random_normal(keys, images[0].numel()).view(images.shape)
+    return _truncate(noise.mul_(sigma).add_(1).mul_(images))
+
+# %% ../../nbs/corruptions/05_catalogue.ipynb #59e76154
+_TURQUOISE, _BROWN = (175.0, 238.0, 238.0), (63.0, 42.0, 20.0)
+
+
+@_implements("spatter")
+def _spatter(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
+    mean, std, sigma, threshold, last, muddy = constants
+    n = images.shape[1]
+    if muddy:
+        stain = mud_stains(n, mean, std, sigma, threshold, last, keys)[..., None]
+        return _truncate(images * (1 - stain) + stain * torch.tensor(_BROWN, device=images.device))
+    light = water_drops(n, mean, std, sigma, threshold, keys)[..., None].mul_(last)
+    return _truncate(images + light * torch.tensor(_TURQUOISE, device=images.device))
+
+# %% ../../nbs/corruptions/05_catalogue.ipynb #b5c4c6bb
+@_implements("saturate")
+def _saturate(images: Tensor, constants: tuple, keys: Tensor) -> Tensor:
+    factor, added = constants
+    x = images.float()
+    value, lowest = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
+    saturation = (value - lowest) / value.clamp_min(1)
+    changed = (saturation * factor + added).clamp_(0, 1)
+    red = torch.tensor([0.0, 1.0, 1.0], device=x.device)  # distance from the value at saturation 1
+    distance = torch.where(value > lowest, (value - x) / (value - lowest).clamp_min(1), red)
+    return _truncate(value * (1 - changed * distance))
+
 # %% ../../nbs/corruptions/05_catalogue.ipynb #2ac5b5c3
 PAPER_CORRUPTIONS = tuple(name for name, corruption in CORRUPTIONS.items() if corruption.in_paper)
+BENCHMARK_CORRUPTIONS = tuple(name for name, corruption in CORRUPTIONS.items() if not corruption.for_tuning)
+TUNING_CORRUPTIONS = tuple(name for name, corruption in CORRUPTIONS.items() if corruption.for_tuning)
+COMMON_CORRUPTIONS = tuple(name for name in CORRUPTIONS if name in PAPER_CORRUPTIONS + BENCHMARK_CORRUPTIONS)  # what `all` means
 
 
 def list_corruptions(pattern: str = "*") -> list[str]:

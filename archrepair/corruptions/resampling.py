@@ -83,7 +83,7 @@ def disk_kernel(radius: float, alias: float) -> Tensor:
 
 
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    "Every channel of x (float B×C×n×n) convolved with a symmetric kernel (k×k), mirrored at the borders."
+    "Every channel of x (float B×C×n×n) correlated with a kernel (k×k), mirrored at the borders."
     n, reach = x.shape[-1], len(kernel) // 2
     padded = F.pad(x, [reach] * 4, mode="reflect")
     out = torch.zeros_like(x)

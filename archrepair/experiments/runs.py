@@ -23,7 +23,7 @@ __all__ = ['method_cell', 'versions_of', 'Runs', 'own']
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
 from ..core.errors import ArchrepairError, first_line, unknown, write_json
 from ..core.tiers import resolve_tier
-from ..corruptions.catalogue import list_corruptions
+from ..corruptions.catalogue import COMMON_CORRUPTIONS, list_corruptions
 from ..data.datasets import load_dataset, parse_version
 from ..data.scenario import Scenario
 from .cells import Cell, Record, digest, method_of, run_full, scenario_of
@@ -78,7 +78,7 @@ def _budget_options(method: str, cell: Cell, epochs: int | None) -> dict[str, An
 def versions_of(dataset: str, corruptions: Sequence[str]) -> list[str]:
     """Versions of a dataset for names of corruptions, each version once.
 
-    A name is `fog` or `fog:5`, `own` (the corruption of `dataset`), `clean` or `all` (all common corruptions). A name without severity
+    A name is `fog` or `fog:5`, `own` (the corruption of `dataset`), `clean` or `all` (`COMMON_CORRUPTIONS`). A name without severity
     takes that of `dataset`, or else 3. Raises `ArchrepairError` for unknown names.
     """
     base, own_name, own_severity = parse_version(dataset)
@@ -96,7 +96,7 @@ def versions_of(dataset: str, corruptions: Sequence[str]) -> list[str]:
             versions.append(base)
         else:
             strength = severity or own_severity or 3
-            versions += [f"{base}:{each}:{strength}" for each in (list_corruptions() if name == "all" else [name])]
+            versions += [f"{base}:{each}:{strength}" for each in (COMMON_CORRUPTIONS if name == "all" else [name])]
     return list(dict.fromkeys(versions))
 
 # %% ../../nbs/experiments/04_runs.ipynb #f77e0fa1

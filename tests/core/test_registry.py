@@ -19,7 +19,7 @@ from archrepair.nas.strategies import STRATEGIES
 from archrepair.nas.strategy import SearchStrategy
 from archrepair.networks.models import MODELS
 
-ALL = [registry.METHODS, registry.STRATEGIES, registry.CORRUPTIONS, registry.MODELS, registry.DATASETS]
+ALL = [registry.METHODS, registry.STRATEGIES, registry.CORRUPTIONS, registry.EMULATORS, registry.MODELS, registry.DATASETS]
 
 
 def classes_in(package) -> set[type]:

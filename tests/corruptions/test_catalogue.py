@@ -1,4 +1,4 @@
-"""The sixteen corruptions against references worked out another way: scipy, Pillow, matplotlib, loops over pixels, and moments."""
+"""The corruptions against references worked out another way: scipy, Pillow, matplotlib, loops over pixels, and moments."""
 import io
 import math
 
@@ -11,15 +11,24 @@ from scipy import ndimage, stats
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.registry import CORRUPTIONS
-from archrepair.corruptions.catalogue import PAPER_CORRUPTIONS, PARAMETERS, SIZES, corrupt, list_corruptions
+from archrepair.corruptions.catalogue import (
+    BENCHMARK_CORRUPTIONS,
+    COMMON_CORRUPTIONS,
+    PAPER_CORRUPTIONS,
+    PARAMETERS,
+    SIZES,
+    TUNING_CORRUPTIONS,
+    corrupt,
+    list_corruptions,
+)
 from archrepair.corruptions.displacement import shuffle_sources
 from archrepair.corruptions.randomness import image_keys, random_bits, random_integers, random_normal, random_uniform
 from archrepair.corruptions.resampling import motion_blur
-from archrepair.corruptions.textures import frost_textures, plasma_clouds
+from archrepair.corruptions.textures import frost_textures, mud_stains, plasma_clouds, water_drops
 from archrepair.data.datasets import load_dataset
 
 ALL = [(n, s) for n in SIZES for s in range(1, 6)]
-DETERMINISTIC = ["defocus_blur", "gaussian_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"]
+DETERMINISTIC = ["defocus_blur", "gaussian_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "saturate"]
 
 
 def pictures(n, count=None, seed=0):
@@ -67,7 +76,7 @@ def slow_motion(x, radius, sigma, angle):
 
 
 def reference(name, image, severity):
-    "One image n×n×3 through one of the deterministic seven, as the benchmark describes it, before it is truncated."
+    "One image n×n×3 through one of the deterministic ones, as the benchmark describes it, before it is truncated."
     n, x = len(image), image.astype(float)
     p = PARAMETERS[name][n][severity - 1]
     if name == "defocus_blur":
@@ -88,6 +97,10 @@ def reference(name, image, severity):
     if name == "brightness":
         hsv = rgb_to_hsv(x / 255)
         hsv[..., 2] = np.clip(hsv[..., 2] + p, 0, 1)
+        return hsv_to_rgb(hsv) * 255
+    if name == "saturate":
+        hsv = rgb_to_hsv(x / 255)
+        hsv[..., 1] = np.clip(hsv[..., 1] * p[0] + p[1], 0, 1)
         return hsv_to_rgb(hsv) * 255
     if name == "contrast":
         mean = x.mean((0, 1), keepdims=True)
@@ -138,6 +151,8 @@ def test_noise_distributions(n, severity, gray):
     below = lambda cdf: np.diff(np.concatenate([[0], cdf, [1]]))  # P(level) from P(level < 1), …, P(level < 255)
     sigma = PARAMETERS["gaussian_noise"][n][severity - 1] * 255
     moments_agree(corrupt(x, "gaussian_noise", severity).numpy(), below(stats.norm.cdf((edges - gray) / sigma)))
+    sigma = PARAMETERS["speckle_noise"][n][severity - 1] * gray
+    moments_agree(corrupt(x, "speckle_noise", severity).numpy(), below(stats.norm.cdf((edges - gray) / sigma)))
     photons = PARAMETERS["shot_noise"][n][severity - 1]
     below_k = stats.poisson.cdf(np.ceil(edges * photons / 255 - 1e-9) - 1, photons * gray / 255)
     moments_agree(corrupt(x, "shot_noise", severity).numpy(), below(below_k))
@@ -150,8 +165,9 @@ def test_noise_distributions(n, severity, gray):
     assert set(np.unique(y)) <= {0, gray, 255}
 
 
-def test_shot_noise_leaves_black_black():
-    assert not corrupt(np.zeros((4, 32, 32, 3), np.uint8), "shot_noise", 5).any()
+@pytest.mark.parametrize("name", ["shot_noise", "speckle_noise"])
+def test_noise_of_light_leaves_black_black(name):
+    assert not corrupt(np.zeros((4, 32, 32, 3), np.uint8), name, 5).any()
 
 
 def test_numbers_are_uniform_and_independent():
@@ -298,6 +314,21 @@ def test_photographs_of_frost(tmp_path, monkeypatch):
         frost_textures.cache_clear()
     with pytest.raises(ArchrepairError, match="unknown kind of frost texture 'photos'"):
         corrupt(x, "frost", 1, textures="photos")
+
+
+@pytest.mark.parametrize(("n", "severity"), ALL)
+def test_spatter(n, severity):
+    x = pictures(n)[:2]
+    mean, std, sigma, threshold, last, muddy = PARAMETERS["spatter"][n][severity - 1]
+    assert muddy == (severity > 3)
+    keys = keys_of("spatter", severity, len(x))
+    if muddy:
+        stain = mud_stains(n, mean, std, sigma, threshold, last, keys).double().numpy()[..., None]
+        expected = x * (1 - stain) + stain * np.array([63, 42, 20])
+    else:
+        light = water_drops(n, mean, std, sigma, threshold, keys).double().numpy()[..., None]
+        expected = x + last * light * np.array([175, 238, 238])
+    same(corrupt(x, "spatter", severity, dataset="d"), expected, 1e-3)
 
 
 def slow_clouds(size, decay, noise):
@@ -491,11 +522,17 @@ def test_empty_and_read_only():
 
 
 def test_names():
-    assert len(PAPER_CORRUPTIONS) == 15 and len(CORRUPTIONS) == 16 and list(CORRUPTIONS) == list_corruptions()
+    assert len(PAPER_CORRUPTIONS) == 15 and list(CORRUPTIONS) == list_corruptions()
     assert [CORRUPTIONS[n].label for n in PAPER_CORRUPTIONS] == [
         "GN", "SN", "IN", "DB", "GB", "MB", "ZB", "SNW", "FRO", "FOG", "BR", "CTR", "ET", "PIX", "JPEG"]
-    assert list_corruptions("*_noise") == ["gaussian_noise", "shot_noise", "impulse_noise"]
+    assert list_corruptions("*_noise") == ["gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"]
     assert {c.kind for c in CORRUPTIONS.values()} == {"noise", "blur", "weather", "digital"}
+
+
+def test_what_is_tuned_on_judges_nothing():
+    assert set(TUNING_CORRUPTIONS) == {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
+    assert set(BENCHMARK_CORRUPTIONS) == set(PAPER_CORRUPTIONS) - {"gaussian_blur"} | {"glass_blur"} and len(BENCHMARK_CORRUPTIONS) == 15
+    assert COMMON_CORRUPTIONS == tuple(CORRUPTIONS)[:16] and not {"speckle_noise", "spatter", "saturate"} & set(COMMON_CORRUPTIONS)
 
 
 @pytest.mark.parametrize(("change", "message"), [
