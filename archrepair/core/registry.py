@@ -150,12 +150,6 @@ EMULATORS = Registry("emulator", {
     "none": Entry("images as they are, where no emulator comes closer to the failures", "archrepair.data.emulators:Unchanged"),
 })
 
-# %% ../../nbs/core/08_registry.ipynb #24557f91
-EMULATORS = Registry("emulator", {
-    "spectral": Entry("gain and noise at each spatial frequency, and brightness", "archrepair.data.emulators:Spectral"),
-    "none": Entry("images as they are, where no emulator comes closer to the failures", "archrepair.data.emulators:Unchanged"),
-})
-
 # %% ../../nbs/core/08_registry.ipynb #ca0ad02b
 MODELS = Registry("model", {
     "vgg16": Entry("VGG-16 with BatchNorm, in five blocks", label="VGG-16"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['BOUND', 'RATES', 'pool', 'Gate', 'fit_gate', 'remember_failures', 'auroc', 'touch_limit', 'Touch',
+__all__ = ['BOUND', 'FAR', 'REACH', 'RATES', 'pool', 'Gate', 'fit_gate', 'set_reach', 'auroc', 'touch_limit', 'Touch',
            'choose_thresholds']
 
 # %% ../../nbs/nas/13_gate.ipynb #e7620bc9
@@ -36,8 +36,10 @@ def pool(stage: Tensor) -> Tensor:
     mean = rows.mean(2)
     return torch.cat([mean, (rows - mean[:, :, None]).square().mean(2).sqrt()], 1)
 
-# %% ../../nbs/nas/13_gate.ipynb #e1fb8305
+# %% ../../nbs/nas/13_gate.ipynb #e31b0fd9
 BOUND = 10.0  # standard deviations: how much a single feature counts at most
+FAR = 1e4  # what an image out of reach loses of its score
+REACH = 1.5  # the distance at which an image is out of reach, over that of the farthest failure
 
 
 class Gate(nn.Module):
@@ -45,7 +47,8 @@ class Gate(nn.Module):
 
     `stages` are names of the submodules whose outputs are read, beside the statistics of the input where it is an image: `image` is its
     (channels, height, width), None for any other input. `n_features` is the number of features that `features` gives. `center` and `spread`
-    say where the scores of its own failures lie. A fresh gate never fires; see `fit_gate`.
+    are those of the failures' features, `reach` is the distance from them beyond which it does not fire. A fresh gate never fires; see
+    `fit_gate`.
     """
 
     mean: Tensor
@@ -55,16 +58,18 @@ class Gate(nn.Module):
     threshold: Tensor
     center: Tensor
     spread: Tensor
+    reach: Tensor
 
     def __init__(self, stages: Sequence[str], n_features: int, image: tuple[int, int, int] | None = None):
         super().__init__()
         self.stages, self.image = tuple(stages), image
         self.statistics = ImageStatistics(image[1], image[2], image[0]) if image else None
-        zero, one = torch.zeros(()), torch.ones(())
-        values = {"mean": torch.zeros(n_features), "scale": torch.ones(n_features), "weight": torch.zeros(n_features), "bias": zero,
-                  "threshold": zero, "center": zero, "spread": one}
-        for name, value in values.items():
-            self.register_buffer(name, value.clone())
+        for name in ("mean", "weight", "center"):
+            self.register_buffer(name, torch.zeros(n_features))
+        for name in ("scale", "spread"):
+            self.register_buffer(name, torch.ones(n_features))
+        for name, value in (("bias", 0.0), ("threshold", 0.0), ("reach", float("inf"))):
+            self.register_buffer(name, torch.tensor(value))
 
     @classmethod
     def for_example(cls, x: Tensor, readings: Mapping[str, Tensor]) -> Gate:
@@ -83,18 +88,19 @@ class Gate(nn.Module):
         return torch.cat([*parts, *(pool(readings[name]) for name in self.stages)], 1)
 
     def score(self, features: Tensor) -> Tensor:
-        "The log odds (N) of being one of the failures, up to a constant."
+        "The log odds (N) of being one of the failures, up to a constant; far below any threshold out of reach."
         standard = ((features - self.mean) / self.scale).clamp(-BOUND, BOUND)
-        return standard @ self.weight + self.bias
+        odds = standard @ self.weight + self.bias
+        return torch.where(self.distance(features) > self.reach, odds - FAR, odds)
 
-    def strangeness(self, scores: Tensor) -> Tensor:
-        "How far scores (N) are from those of the gate's own failures, in standard deviations, in either direction."
-        return (scores - self.center).abs() / self.spread
+    def distance(self, features: Tensor) -> Tensor:
+        "How far features (N×F) are from those of the failures (N): root mean square over features, in standard deviations of each."
+        return ((features - self.center) / self.spread).clamp(-BOUND, BOUND).square().mean(1).sqrt()
 
     def forward(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
         return self.score(self.features(x, readings)) - self.threshold
 
-# %% ../../nbs/nas/13_gate.ipynb #ba08d827
+# %% ../../nbs/nas/13_gate.ipynb #9d5d0808
 def fit_gate(gate: Gate, failures: Tensor, train: Tensor, *, l2: float = 3.0) -> Gate:
     """Fit `gate`, in place, to tell the features of failures from those of training images (N×F each); returns it.
 
@@ -117,14 +123,16 @@ def fit_gate(gate: Gate, failures: Tensor, train: Tensor, *, l2: float = 3.0) ->
     model = LogisticRegression(C=1 / l2, class_weight="balanced", max_iter=1000).fit(standard.double().cpu().numpy(), labels)
     gate.weight.copy_(torch.from_numpy(model.coef_[0]))
     gate.bias.fill_(float(model.intercept_[0]))
+    gate.center.copy_(failures.float().mean(0))
+    gate.spread.copy_(failures.float().std(0, unbiased=False).maximum(0.05 * gate.scale))
+    gate.reach.fill_(float("inf"))
     return gate
 
-# %% ../../nbs/nas/13_gate.ipynb #3f2c7e08
-def remember_failures(gate: Gate, scores: Tensor) -> Gate:
-    "Let `gate` know, in place, the scores of failures that it was not fitted to (at least two); returns it."
-    if len(scores) > 1:
-        gate.center.copy_(scores.mean())
-        gate.spread.copy_(scores.std().clamp_min(1e-3))
+# %% ../../nbs/nas/13_gate.ipynb #40311684
+def set_reach(gate: Gate, failures: Tensor) -> Gate:
+    "Let `gate` fire, from now on, only on what is like the failures: `failures` are features (N×F) of some that it was not fitted to."
+    if len(failures):
+        gate.reach.fill_(REACH * float(gate.distance(failures).max()))
     return gate
 
 # %% ../../nbs/nas/13_gate.ipynb #33787794

@@ -181,7 +181,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/08_conditional.ipynb #2ef6550c
+# %% ../../nbs/networks/08_conditional.ipynb #bed813d6
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -270,11 +270,14 @@ class Conditional(nn.Module):
 
     def decide(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
         "Which branch answers for each image, as a position among the branches; −1 where no gate fires (int64 N)."
-        gates = [branch.gate for branch in self._branches()]
-        scores = [gate.score(gate.features(x, readings)) for gate in gates]
-        fires = torch.stack([score > gate.threshold for gate, score in zip(gates, scores)], 1)
-        strange = torch.stack([gate.strangeness(score) for gate, score in zip(gates, scores)], 1)
-        return torch.where(fires.any(1), strange.masked_fill(~fires, float("inf")).argmin(1), -1)
+        fires, distances = [], []
+        for gate in (branch.gate for branch in self._branches()):
+            features = gate.features(x, readings)
+            fires.append(gate.score(features) > gate.threshold)
+            distances.append(gate.distance(features))
+        firing = torch.stack(fires, 1)
+        nearest = torch.stack(distances, 1).masked_fill(~firing, float("inf")).argmin(1)
+        return torch.where(firing.any(1), nearest, -1)
 
     def _branches(self) -> list[Branch]:
         return list(self.branches.values())  # type: ignore[arg-type]

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['MOST', 'SMALL', 'TELLS', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate', 'ConditionalRepair']
 
-# %% ../../nbs/repair/06_conditional.ipynb #a87c8af2
+# %% ../../nbs/repair/06_conditional.ipynb #5fca6596
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import evaluating
 from ..core.progress import track
 from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, remember_failures
+from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
 from ..networks.blocks import block_names, get_block
 from ..networks.conditional import FORMS, Conditional, make_expert, original_of, own_parameters, read_stages
 from .blockdata import prepare
@@ -174,7 +174,7 @@ class ConditionalRepair:
                 run.compare()
         return run.finish()
 
-# %% ../../nbs/repair/06_conditional.ipynb #6ad3d2e2
+# %% ../../nbs/repair/06_conditional.ipynb #bea5cf71
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -216,12 +216,11 @@ class _Run:
             gates = [*(branch.gate for branch in network.branches.values()), self.gate]
             read = lambda images: read_all(network, gates, images, self.data, meter=self.meter)
             fit_gate(self.gate, read(self.data.failures)[-1], read(self.ordinary.fit)[-1])
+            unseen = read(self.data.val_failures if len(self.data.val_failures) >= 10 else self.data.failures)[-1]
+            set_reach(self.gate, unseen)
             scores = lambda images: torch.stack([gate.score(f) for gate, f in zip(gates, read(images))], 1)
             self.held, self.calibration = scores(self.ordinary.held), scores(self.ordinary.calibration)
-            unseen = self.data.val_failures if len(self.data.val_failures) >= 10 else self.data.failures
-            of_failures = scores(unseen)[:, -1]
-            remember_failures(self.gate, of_failures)
-            self.auroc = auroc(of_failures, self.held[:, -1])
+            self.auroc = auroc(self.gate.score(unseen), self.held[:, -1])
         if len(self.data.val_failures) < 10:
             self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
 

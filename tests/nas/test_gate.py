@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.nas.gate import BOUND, Gate, Touch, auroc, choose_thresholds, fit_gate, pool, remember_failures, touch_limit
+from archrepair.nas.gate import BOUND, Gate, Touch, auroc, choose_thresholds, fit_gate, pool, set_reach, touch_limit
 
 
 def normal(*shape, seed=0):
@@ -67,9 +67,22 @@ def test_what_cannot_be_fitted_is_one_line(failures, train, message):
         fit_gate(Gate(["a"], 3), failures, train)
 
 
-def test_strangeness_is_the_distance_from_the_gates_own_failures():
-    gate = remember_failures(Gate(["a"], 3), torch.tensor([1.0, 3.0, 5.0]))
-    assert gate.strangeness(torch.tensor([3.0, 7.0, -1.0])).tolist() == [0.0, 2.0, 2.0]
+def test_what_is_unlike_the_failures_is_out_of_reach():
+    "Beyond the failures, in the same direction, and beside them: only what lies near them fires."
+    train, failures = normal(400, 4), 0.5 * normal(300, 4, seed=1) + torch.tensor([8.0, 0, 0, 0])
+    gate = fit_gate(Gate(["a"], 4), failures[:200], train)
+    gate.threshold.fill_(float(gate.score(train).max()))
+    beyond, beside = torch.tensor([[24.0, 0, 0, 0]]), torch.tensor([[8.0, 5, 0, 0]])
+    assert gate.score(beyond) > gate.threshold
+    set_reach(gate, failures[200:])
+    assert float(gate.reach) == pytest.approx(1.5 * float(gate.distance(failures[200:]).max()))
+    assert (gate.score(failures[200:]) > gate.threshold).float().mean() > 0.95
+    assert gate.score(beyond) < gate.threshold and gate.score(beside) < gate.threshold
+
+
+def test_distance_is_the_root_mean_square_in_the_failures_own_spread():
+    gate = fit_gate(Gate(["a"], 2), torch.tensor([[1.0, 0.0], [3.0, 8.0]]), normal(50, 2))
+    assert gate.distance(torch.tensor([[2.0, 4.0], [4.0, 12.0]])).tolist() == pytest.approx([0.0, math.sqrt((4 + 4) / 2)])
 
 
 def test_auroc_counts_pairs():
@@ -144,5 +157,5 @@ def test_no_images_are_one_line():
 
 def test_what_a_gate_stores_is_what_it_learned():
     gate = Gate.for_example(normal(2, 3, 8, 8), {"a": normal(2, 6, 4, 4)})
-    assert set(gate.state_dict()) == {"mean", "scale", "weight", "bias", "threshold", "center", "spread"}
+    assert set(gate.state_dict()) == {"mean", "scale", "weight", "bias", "threshold", "center", "spread", "reach"}
     assert isinstance(choose_thresholds(normal(50, 1), normal(40, 1)), Touch)

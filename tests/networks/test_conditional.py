@@ -139,18 +139,19 @@ def test_an_expert_of_normalization_layers_shares_the_rest_also_after_it_was_cop
 
 
 @torch.no_grad()
-def test_where_two_gates_fire_the_one_to_which_the_image_is_less_strange_decides(resnet):
+def test_where_two_gates_fire_the_one_whose_failures_are_nearest_decides(resnet):
     result = conditional(resnet, "layer1", "layer3")
     gates = [branch.gate for branch in result.branches.values()]
-    for gate, center in zip(gates, (2.0, 5.0)):
-        gate.center.fill_(center)
-    result(IMAGES)
     readings = result.read(IMAGES)[1]
-    scores = [gate.score(gate.features(IMAGES, readings)) for gate in gates]
+    features = [gate.features(IMAGES, readings) for gate in gates]
+    for gate, its, row in zip(gates, features, (3, 20)):
+        gate.center.copy_(its[row])
+        gate.spread.copy_(its.std(0) + 0.01)
+    result(IMAGES)
     expected = []
-    for row in zip(*scores):
-        firing = [i for i, (gate, score) in enumerate(zip(gates, row)) if score > gate.threshold]
-        expected.append(min(firing, key=lambda i: abs(row[i] - gates[i].center), default=-1))
+    for i in range(len(IMAGES)):
+        firing = [k for k, gate in enumerate(gates) if gate.score(features[k][i:i + 1]) > gate.threshold]
+        expected.append(min(firing, key=lambda k: float(gates[k].distance(features[k][i:i + 1])), default=-1))
     assert result.fired.tolist() == expected and set(expected) == {-1, 0, 1}
 
 
@@ -248,10 +249,9 @@ def test_files_give_the_same_answers_for_256_images(resnet, suffix, tmp_path):
         + "torch.save(torch.cat([run(many[:1]), run(many[1:200]), run(many[200:])]), sys.argv[2])")
     subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "answers.pt")], check=True, capture_output=True)
     answers = torch.load(tmp_path / "answers.pt")
-    gates, readings = [branch.gate for branch in result.branches.values()], result.read(many)[1]
-    scores = torch.stack([gate.score(gate.features(many, readings)) for gate in gates], 1)
-    strange = torch.stack([gate.strangeness(score) for gate, score in zip(gates, scores.T)], 1)
-    near = (scores - torch.stack([gate.threshold for gate in gates])).abs().amin(1).minimum((strange[:, 0] - strange[:, 1]).abs())
-    clear = near > 1e-3  # a rounding error may decide about the others
+    readings, near = result.read(many)[1], []
+    for branch in result.branches.values():
+        near.append((branch.gate.score(branch.gate.features(many, readings)) - branch.gate.threshold).abs())
+    clear = torch.stack(near).amin(0) > 1e-3  # a rounding error may decide about the others
     assert int(clear.sum()) > 240
     assert torch.allclose(answers[clear], expected[clear], atol=1e-4 * float(expected.abs().max()))
