@@ -37,6 +37,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "repair.votes": ("Localization",),
     "experiments.cells": ("Cell", "Record", "repair_into", "run", "scenario_of"),
     "experiments.comparison": ("compare_blocks", "compare_methods"),
+    "experiments.doctor": ("Diagnosis", "doctor"),
     "experiments.methods": ("METHODS",),
     "experiments.originals": ("original", "outputs_of"),
     "experiments.runs": ("Runs", "method_cell"),

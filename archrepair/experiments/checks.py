@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 # %% auto #0
 __all__ = ['EXTRAS', 'Check', 'check_software', 'check_processor', 'check_extras', 'check_folder', 'check_disk', 'check_classes',
            'check_pixels', 'check_duplicates', 'check_answers', 'check_normalization', 'check_network', 'check_layers',
-           'check_blocks']
+           'inputs_of', 'check_blocks']
 
 # %% ../../nbs/experiments/07_checks.ipynb #5653ae46
 import archrepair
@@ -36,6 +36,7 @@ from ..nas.graph import extract
 from ..nas.reading import CannotRelax
 from ..networks.blocks import get_block
 from ..training.evaluation import is_correct, predict
+from ..training.statistics import wilson
 
 # %% ../../nbs/experiments/07_checks.ipynb #28e9721c
 @dataclass(frozen=True)
@@ -183,16 +184,19 @@ def check_normalization(network: nn.Module, sample: ImageSet, transform: Normali
                         others: Mapping[str, Normalize] | None = None) -> Check:
     """Is `network` right about `sample` far more often under another normalization than under `transform`, called `name`?
 
-    `others` (default: the published constants, and pixels in [0, 1]) are tried. It is a problem where the accuracy doubles.
+    `others` (default: the published constants, and pixels in [0, 1]) are tried. It is a problem where the accuracy doubles, and worth a
+    note where it is higher by more than chance (95 % intervals that do not overlap).
     """
     known = {key: Normalize(*values) for key, values in STATISTICS.items()} | {"none": Normalize((0.0,) * 3, (1.0,) * 3)}
     candidates = {"": transform, **{key: other for key, other in (known if others is None else others).items() if other != transform}}
     right = {key: _accuracy(predict(network, sample, other), sample.labels) for key, other in candidates.items()}
     best, own = max(right, key=right.__getitem__), right[""]
     text = f"{name}, under which {own:.1f} % of {len(sample)} images are right"
-    if right[best] >= max(2 * own, own + 10):
+    low, high = (wilson(round(right[key] * len(sample) / 100), len(sample)) for key in (best, ""))
+    clear = low[0] > high[1]  # the intervals do not overlap
+    if clear and right[best] >= 2 * own:
         return Check("normalization", "problem", f"{text}, and {right[best]:.1f} % under {best}; give --normalize {best}")
-    if right[best] >= own + 10:
+    if clear:
         return Check("normalization", "note", f"{text}, and {right[best]:.1f} % under {best}: is that the one it was trained with?")
     return Check("normalization", "ok", f"{text} ({max(right[key] for key in right if key):.1f} % under the best of the others)")
 
@@ -220,7 +224,7 @@ def check_layers(network: nn.Module) -> Check:
     return Check("layers", "note" if remarks else "ok", "; ".join(remarks) or "nothing unusual")
 
 # %% ../../nbs/experiments/07_checks.ipynb #7472c675
-def _entering(network: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def inputs_of(network: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     "What enters each of some blocks for the batch `x`; those that never run, or on something other than one tensor, are missing."
     inputs: dict[str, Tensor] = {}
 
@@ -247,7 +251,7 @@ def check_blocks(network: nn.Module, x: Tensor, names: Sequence[str], *, seconds
     """
     for name in names:
         get_block(network, name, whole=True)
-    inputs, obstacles, started, looked = _entering(network, x, names), {}, time.perf_counter(), 0
+    inputs, obstacles, started, looked = inputs_of(network, x, names), {}, time.perf_counter(), 0
     for name in names:
         if time.perf_counter() - started > seconds:
             break
