@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/07_checks.ipynb #38144b3a
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -21,15 +22,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 # %% auto #0
-__all__ = ['EXTRAS', 'Check', 'check_software', 'check_processor', 'check_extras', 'check_folder', 'check_disk', 'check_classes',
-           'check_pixels', 'check_duplicates', 'check_answers', 'check_normalization', 'check_network', 'check_layers',
-           'inputs_of', 'check_blocks']
+__all__ = ['EXTRAS', 'Check', 'short_path', 'check_software', 'check_processor', 'check_extras', 'check_folder', 'check_disk',
+           'check_classes', 'check_pixels', 'check_duplicates', 'check_answers', 'check_normalization',
+           'check_failures', 'check_network', 'check_layers', 'inputs_of', 'check_blocks']
 
 # %% ../../nbs/experiments/07_checks.ipynb #5653ae46
 import archrepair
 from ..core.errors import first_line
 from ..data.files import FolderImages
-from ..data.images import STATISTICS, ImageSet, Normalize
+from ..data.images import STATISTICS, ImageSet, Normalize, holdout
 from .forecast import existing_part, free_disk, in_bytes
 from .originals import pick_device
 from ..nas.graph import extract
@@ -54,6 +55,13 @@ class Check:
 def _listed(names: Sequence[str], most: int = 6) -> str:
     "The first few of some names."
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def short_path(path: Path) -> str:
+    "A path as it is, or from the current folder if that is shorter."
+    with contextlib.suppress(ValueError):  # Windows: another drive
+        return min(str(path), os.path.relpath(path), key=len)
+    return str(path)
 
 # %% ../../nbs/experiments/07_checks.ipynb #660fbe58
 def check_software() -> Check:
@@ -92,16 +100,17 @@ def check_folder(name: str, folder: Path) -> Check:
     there = existing_part(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "one may not write" if there.is_dir() else "there is a file"
-        return Check(name, "problem", f"{folder} cannot be used: {reason} at {there}; choose another folder")
+        return Check(name, "problem", f"{short_path(folder)} cannot be used: {reason} at {short_path(there)}; choose another folder")
     if (folder / "record.json").exists():
-        return Check(name, "note", f"{folder} holds a repair already: the same one is shown, another one needs --force or another folder")
-    return Check(name, "ok", f"{folder}{'' if there == folder.expanduser().absolute() else ' (to be made)'}")
+        return Check(name, "note", f"{short_path(folder)} holds a repair already: the same one is shown, another one needs --force or "
+                                   "another folder")
+    return Check(name, "ok", f"{short_path(folder)}{'' if there == folder.expanduser().absolute() else ' (to be made)'}")
 
 
 def check_disk(folder: Path, needed: int) -> Check:
     "Is there room on the disk for so many bytes?"
     free = free_disk(folder)
-    text = f"about {in_bytes(needed)} will be written, {in_bytes(free)} are free at {existing_part(folder)}"
+    text = f"about {in_bytes(needed)} will be written, {in_bytes(free)} are free at {short_path(existing_part(folder))}"
     return Check("disk", "ok", text) if free > needed else Check("disk", "problem", f"{text}; make room, or choose another folder")
 
 # %% ../../nbs/experiments/07_checks.ipynb #4dcb4644
@@ -200,6 +209,25 @@ def check_normalization(network: nn.Module, sample: ImageSet, transform: Normali
         return Check("normalization", "note", f"{text}, and {right[best]:.1f} % under {best}: is that the one it was trained with?")
     return Check("normalization", "ok", f"{text} ({max(right[key] for key in right if key):.1f} % under the best of the others)")
 
+# %% ../../nbs/experiments/07_checks.ipynb #8f9557ef
+def check_failures(right: Tensor, test: ImageSet, protocol: str, seed: int, most: int) -> tuple[Check, int]:
+    """How many failures a repair would get, in words and as a number, at `most` those of its tier.
+
+    `right` (bool) says which images of `test` the network gets right, or which of a sample of them.
+    """
+    pool = holdout(test.labels, 0.5, seed)[0] if protocol == "clean" else torch.arange(len(test))
+    wrong, sampled = int((~right).sum()), len(right) < len(test)
+    there = round(wrong / len(right) * len(pool)) if sampled else int((~right[pool]).sum())
+    where = f"of the {len(pool):,} test images that a repair may see"
+    if not there and not sampled:
+        return Check("failures", "problem", f"none {where} is wrong, so there is nothing to repair; give images that the network gets "
+                                            "wrong, e.g. a corrupted version such as cifar10:fog:3"), 0
+    count = min(there, most)
+    text = f"{'about ' if sampled else ''}{there:,} {where} are wrong, and {count:,} would be given to it"
+    if count // 10 >= 10:
+        return Check("failures", "ok", text), count
+    return Check("failures", "note", f"{text}, {count // 10} of them for validation: below ten the verdict rests on ordinary images"), count
+
 # %% ../../nbs/experiments/07_checks.ipynb #06dd5309
 def check_network(network: nn.Module, x: Tensor, classes: Sequence[str], name: str) -> Check:
     "Size and type of the network, the input it takes (`x`, float B×C×H×W), and what it returns for it."
@@ -218,8 +246,8 @@ def check_layers(network: nn.Module) -> Check:
                 or any(type(hook).__name__ in by_hook or "Prun" in type(hook).__name__ for hook in m._forward_pre_hooks.values())]
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     awake = [name for name, m in network.named_modules() if m.training]
-    remarks = [f"{len(names)} {what} ({_listed(names, 3)})" for names, what in (
-        (computed, "with weights computed from other parameters"), (frozen, "frozen parameters, which a repair may change"),
+    remarks = [f"{what}: {_listed(names, 3)}" for names, what in (
+        (computed, "weights computed from other parameters"), (frozen, "frozen, though a repair may change them"),
         (awake, "in train mode even when the network is evaluated")) if names]
     return Check("layers", "note" if remarks else "ok", "; ".join(remarks) or "nothing unusual")
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 __all__ = ['T', 'DOWNLOADS', 'Diagnosis', 'doctor']
 
 # %% ../../nbs/experiments/08_doctor.ipynb #46f92458
-from ..core.errors import ArchrepairError, Notice, note_once, unknown
+from ..core.errors import ArchrepairError, Notice, first_line, note_once, unknown
 from ..core.paths import home
 from ..core.tiers import TIERS, Tier, resolve_tier
 from ..data.datasets import load_dataset, parse_version, version_of
-from ..data.images import ImageSet, Normalize, holdout, pixels_of
+from ..data.images import ImageSet, Normalize, pixels_of
 from ..data.scenario import PROTOCOLS, RepairData
 from .cells import Cell
 from archrepair.experiments.checks import (
@@ -34,6 +34,7 @@ from archrepair.experiments.checks import (
     check_disk,
     check_duplicates,
     check_extras,
+    check_failures,
     check_folder,
     check_layers,
     check_network,
@@ -42,12 +43,14 @@ from archrepair.experiments.checks import (
     check_processor,
     check_software,
     inputs_of,
+    short_path,
 )
 from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_pass
 from .originals import build_network, normalization, pick_device, weights_source
 from .runs import method_cell
 from ..networks.blocks import block_names
-from ..networks.weights import load_weights
+from ..networks.models import outline
+from ..networks.weights import load_weights, split_entry
 from ..repair.localization import localize
 from ..training.evaluation import is_correct, predict
 from ..training.fit import autocast, precision_of
@@ -122,7 +125,7 @@ class _Examination:
     def skip(self, name: str, needs: Mapping[str, object]) -> None:
         "Say that `name` was not looked at, for want of those of its `needs` that are None."
         missing = [need for need, value in needs.items() if value is None]
-        self.enter(name, "note", f"not looked at, since that needs {' and '.join(missing)}")
+        self.enter(name, "note", f"not looked at, for want of {', '.join(missing)}")
 
     def attempt(self, name: str, look: Callable[[], T]) -> T | None:
         "What `look()` returns, and if that is a `Check`, one more finding; None where it raises `ArchrepairError`, which is a problem."
@@ -186,7 +189,7 @@ def _spread(images: ImageSet, most: int) -> ImageSet:
 def _place(base: str) -> str:
     "Where the images of a dataset are."
     _, colon, path = base.partition(":")
-    return "part of scikit-learn" if base == "digits" else str(Path(path).expanduser() if colon else home() / "data" / base)
+    return "part of scikit-learn" if base == "digits" else short_path(Path(path).expanduser() if colon else home() / "data" / base)
 
 
 def _images(patient: _Examination) -> None:
@@ -224,18 +227,22 @@ def _network(patient: _Examination) -> None:
     "The network, how it takes two of the images, and what a pass through it costs."
     train, tier, device = patient.train, patient.tier, pick_device(patient.device)
     if train is None:
-        return patient.skip("network", {"training images": train})
+        if patient.attempt("network", lambda: outline(patient.cell.model)) is not None:
+            patient.skip("network", {"training images": train})
+        return
     patient.transform = patient.attempt("normalization", lambda: normalization(patient.normalize, _spread(train, 500)))
     network = patient.attempt("network", lambda: _built(patient.cell, train, tier))
     if network is None:
         return
-    patient.network = network.to(device)
+    network = network.to(device)
     few = _spread(train, 32 if train.size <= 64 else 4)
-    patient.inputs = inputs = (patient.transform or Normalize())(few.batch(torch.arange(len(few))).to(device))
+    inputs = (patient.transform or Normalize())(few.batch(torch.arange(len(few))).to(device))
+    rate = patient.attempt("network", lambda: _timed(network, inputs))
+    if rate is None:
+        return
+    patient.network, patient.inputs, patient.rate = network, inputs, rate
     patient.attempt("network", lambda: check_network(network, inputs, train.classes, patient.cell.model))
     patient.attempt("layers", lambda: check_layers(network))
-    with autocast(device, precision_of(network, "auto")):
-        patient.rate = time_pass(copy.deepcopy(network).requires_grad_(True), inputs)
 
 
 def _built(cell: Cell, train: ImageSet, tier: Tier) -> nn.Module:
@@ -245,9 +252,21 @@ def _built(cell: Cell, train: ImageSet, tier: Tier) -> nn.Module:
     return network
 
 
+def _timed(network: nn.Module, inputs: Tensor) -> float:
+    "Seconds of one image's forward pass in training, in a copy. Raises `ArchrepairError` for a network that cannot be copied or trained."
+    try:
+        with autocast(inputs.device, precision_of(network, "auto")):
+            return time_pass(copy.deepcopy(network).requires_grad_(True), inputs)
+    except Exception as error:  # it is the user's code: anything can go wrong in it
+        raise ArchrepairError(f"a step of training fails ({type(error).__name__}: {first_line(error)[:120]}); expected a network that can "
+                              "be copied and gives gradients") from None
+
+
 def _weights(patient: _Examination) -> None:
     "Where the weights come from, and whether they fit."
     network, train, cell = patient.network, patient.train, patient.cell
+    if patient.weights and not split_entry(patient.weights)[0].is_file():
+        return patient.enter("weights", "problem", f"no weights at {patient.weights}; give a file of weights")
     if network is None or train is None:
         return patient.skip("weights", {"the network": None})
     base = parse_version(cell.dataset)[0]
@@ -268,28 +287,9 @@ def _weights(patient: _Examination) -> None:
     patient.judged = patient.attempt("weights", lambda: load_weights(network, path))
     if len(patient.checks) == count:  # nothing had to be done to make them fit
         words = "trained by an earlier command" if patient.source == "cache" else "all tensors fit"
-        patient.enter("weights", "ok", f"{path}, {words}")
+        patient.enter("weights", "ok", f"{short_path(path)}, {words}")
 
 # %% ../../nbs/experiments/08_doctor.ipynb #bd9490cc
-def _count_failures(right: Tensor, test: ImageSet, cell: Cell, most: int) -> tuple[Check, int]:
-    """How many failures a repair would get, in words and as a number, at `most` those of its tier.
-
-    `right` (bool) says which images of `test` the network gets right, or which of a sample of them.
-    """
-    pool = holdout(test.labels, 0.5, cell.seed)[0] if cell.protocol == "clean" else torch.arange(len(test))
-    wrong, sampled = int((~right).sum()), len(right) < len(test)
-    there = round(wrong / len(right) * len(pool)) if sampled else int((~right[pool]).sum())
-    where = f"of the {len(pool):,} test images that a repair may see"
-    if not there and not sampled:
-        return Check("failures", "problem", f"none {where} is wrong, so there is nothing to repair; give images that the network gets "
-                                            "wrong, e.g. a corrupted version such as cifar10:fog:3"), 0
-    count = min(there, most)
-    text = f"{'about ' if sampled else ''}{there:,} {where} are wrong, and {count:,} would be given to it"
-    if count // 10 >= 10:
-        return Check("failures", "ok", text), count
-    return Check("failures", "note", f"{text}, {count // 10} of them for validation: below ten the verdict rests on ordinary images"), count
-
-
 def _answers(patient: _Examination) -> None:
     "What the network makes of some test images, under this and under other normalizations."
     network, test, transform, name = patient.judged, patient.test, patient.transform, patient.cell.dataset
@@ -308,7 +308,7 @@ def _answers(patient: _Examination) -> None:
         return
     patient.attempt("answers", lambda: check_answers(logits, images.labels, images.classes, name))
     right = is_correct(logits, images.labels)
-    check, patient.n_failures = _count_failures(right, test, patient.cell, patient.tier.failures)
+    check, patient.n_failures = check_failures(right, test, patient.cell.protocol, patient.cell.seed, patient.tier.failures)
     patient.checks.append(check)
     patient.wrong = images.select((~right).nonzero()[:, 0])
 

@@ -20,6 +20,7 @@ __all__ = ['PASSES', 'LIBRARIES_BYTES', 'SEARCH_FACTOR', 'image_passes', 'time_p
 from ..core.registry import METHODS
 from ..core.tiers import Tier
 from ..deploy.footprint import size_of
+from ..networks.outputs import logits_of
 
 # %% ../../nbs/experiments/06_forecast.ipynb #9f759351
 PASSES: dict[str, float] = {name: method.passes for name, method in METHODS.items()}
@@ -43,7 +44,7 @@ def time_pass(network: nn.Module, x: Tensor, seconds: float = 3.0) -> float:
     times: list[float] = []
     while not times or len(times) < 3 and sum(times) < seconds:
         started = time.perf_counter()
-        network(x).sum().backward()
+        logits_of(network(x)).sum().backward()
         if x.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
