@@ -219,7 +219,7 @@ def _fitting(train: ImageSet, test: ImageSet, name: str) -> ImageSet:
     if test.sides != train.sides:
         raise ArchrepairError(f"the test images are {pixels_of(test)} and the training images {pixels_of(train)}; expected one size: "
                               "resize them")
-    version_of(_spread(test, 1), name)
+    version_of(_spread(test, 1), name).batch(torch.arange(1))  # of files it is made when it is asked for
     return test.aligned(train.classes)
 
 # %% ../../nbs/experiments/08_doctor.ipynb #466d9c5c
