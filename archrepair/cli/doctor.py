@@ -48,8 +48,8 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
                    level: Level = None, blocks: Blocks = None, preset: Preset = "default", search_epochs: SearchEpochs = None,
                    finetune_epochs: FinetuneEpochs = None, views: Views = None, out: RepairFolder = None, as_json: Json = False) -> None:
     "Check everything that such a repair would need, in seconds: found, taken as, or what is wrong. Status 1 if it could not start."
-    from archrepair.experiments.checks import Check
-    from archrepair.experiments.doctor import Diagnosis, doctor
+    from archrepair.experiments.checks import Check, Diagnosis
+    from archrepair.experiments.doctor import doctor
 
     candidates = split_names(blocks)
     settings = {"strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,

@@ -13,7 +13,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 # %% auto #0
 __all__ = ['EXTRAS', 'Check', 'short_path', 'check_software', 'check_processor', 'check_extras', 'check_folder', 'check_disk',
            'check_classes', 'check_pixels', 'check_duplicates', 'check_answers', 'check_normalization',
-           'check_failures', 'check_network', 'check_layers', 'inputs_of', 'check_blocks']
+           'check_failures', 'check_network', 'check_layers', 'inputs_of', 'check_blocks', 'Diagnosis']
 
 # %% ../../nbs/experiments/07_checks.ipynb #5653ae46
 import archrepair
@@ -99,8 +99,8 @@ def check_folder(name: str, folder: Path) -> Check:
     "May one write into a folder, or make it? Nothing is written to find out."
     there = existing_part(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "one may not write" if there.is_dir() else "there is a file"
-        return Check(name, "problem", f"{short_path(folder)} cannot be used: {reason} at {short_path(there)}; choose another folder")
+        reason = f"no permission to write in {short_path(there)}" if there.is_dir() else f"{short_path(there)} is a file"
+        return Check(name, "problem", f"{short_path(folder)} cannot be used: {reason}; choose another folder")
     if (folder / "record.json").exists():
         return Check(name, "note", f"{short_path(folder)} holds a repair already: the same one is shown, another one needs --force or "
                                    "another folder")
@@ -203,8 +203,10 @@ def check_normalization(network: nn.Module, sample: ImageSet, transform: Normali
     text = f"{name}, under which {own:.1f} % of {len(sample)} images are right"
     low, high = (wilson(round(right[key] * len(sample) / 100), len(sample)) for key in (best, ""))
     clear = low[0] > high[1]  # the intervals do not overlap
+    similar = [key for key in right if key not in ("", best) and right[key] >= 100 * low[0]]
     if clear and right[best] >= 2 * own:
-        return Check("normalization", "problem", f"{text}, and {right[best]:.1f} % under {best}; give --normalize {best}")
+        choice = f"the one of {', '.join([best, *similar])} that it was trained with" if similar else best
+        return Check("normalization", "problem", f"{text}, and {right[best]:.1f} % under {best}; give --normalize {choice}")
     if clear:
         return Check("normalization", "note", f"{text}, and {right[best]:.1f} % under {best}: is that the one it was trained with?")
     return Check("normalization", "ok", f"{text} ({max(right[key] for key in right if key):.1f} % under the best of the others)")
@@ -293,7 +295,40 @@ def check_blocks(network: nn.Module, x: Tensor, names: Sequence[str], *, seconds
     text = f"{len(names)} to choose from ({_listed(names, 8)})" if len(names) > 1 else names[0]
     rest = f"; {len(names) - looked} were not looked at" if looked < len(names) else ""
     if not obstacles:
-        return Check("blocks", "ok", f"{text}, {'all' if looked == len(names) > 1 else looked} can be searched{rest}")
+        which = "" if len(names) == 1 else "all" if looked == len(names) else f"the {looked} looked at"
+        return Check("blocks", "ok", f"{text}{', ' if which else ''}{which} can be searched{rest}")
     name, reason = next(iter(obstacles.items()))
     weights_alone = f"weights alone can be repaired in {len(obstacles)} ({_listed(list(obstacles))})"
     return Check("blocks", "note", f"{text}; {weights_alone}, e.g. in {name}: {reason}{rest}")
+
+# %% ../../nbs/experiments/07_checks.ipynb #bb33d01c
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    "What the doctor found, in the order in which a repair would need it; as text it is a line per check and the verdict."
+
+    checks: tuple[Check, ...]
+
+    @property
+    def problems(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "problem")
+
+    @property
+    def ready(self) -> bool:
+        "Could a repair start?"
+        return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        notes = sum(check.status == "note" for check in self.checks)
+        remarks = f", {notes} note{'s' * (notes != 1)}" if notes else ""
+        count = len(self.problems)
+        return f"ready: a repair can start{remarks}" if self.ready else f"not ready: {count} problem{'s' * (count != 1)}{remarks}"
+
+    def to_dict(self) -> dict:
+        "The same as JSON-able values."
+        return {"ready": self.ready, "verdict": self.verdict, "checks": [asdict(check) for check in self.checks]}
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.checks), self.verdict])
+
+    __repr__ = __str__

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['T', 'DOWNLOADS', 'Diagnosis', 'doctor']
+__all__ = ['T', 'DOWNLOADS', 'doctor']
 
 # %% ../../nbs/experiments/08_doctor.ipynb #46f92458
 from ..core.errors import ArchrepairError, Notice, first_line, note_once, unknown
@@ -28,6 +28,7 @@ from ..data.scenario import PROTOCOLS, RepairData
 from .cells import Cell
 from archrepair.experiments.checks import (
     Check,
+    Diagnosis,
     check_answers,
     check_blocks,
     check_classes,
@@ -46,46 +47,15 @@ from archrepair.experiments.checks import (
     short_path,
 )
 from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_pass
-from .originals import build_network, normalization, pick_device, weights_source
+from .originals import build_network, normalization, pick_device, weights_of
 from .runs import method_cell
 from ..networks.blocks import block_names
+from ..networks.external import brings_weights
 from ..networks.models import outline
 from ..networks.weights import load_weights, split_entry
 from ..repair.localization import localize
 from ..training.evaluation import is_correct, predict
 from ..training.fit import autocast, precision_of
-
-# %% ../../nbs/experiments/08_doctor.ipynb #bb33d01c
-@dataclass(frozen=True, repr=False)
-class Diagnosis:
-    "What the doctor found, in the order in which a repair would need it; as text it is a line per check and the verdict."
-
-    checks: tuple[Check, ...]
-
-    @property
-    def problems(self) -> tuple[Check, ...]:
-        return tuple(check for check in self.checks if check.status == "problem")
-
-    @property
-    def ready(self) -> bool:
-        "Could a repair start?"
-        return not self.problems
-
-    @property
-    def verdict(self) -> str:
-        notes = sum(check.status == "note" for check in self.checks)
-        remarks = f", {notes} note{'s' * (notes != 1)}" if notes else ""
-        count = len(self.problems)
-        return f"ready: a repair can start{remarks}" if self.ready else f"not ready: {count} problem{'s' * (count != 1)}{remarks}"
-
-    def to_dict(self) -> dict:
-        "The same as JSON-able values."
-        return {"ready": self.ready, "verdict": self.verdict, "checks": [asdict(check) for check in self.checks]}
-
-    def __str__(self) -> str:
-        return "\n".join([*map(str, self.checks), self.verdict])
-
-    __repr__ = __str__
 
 # %% ../../nbs/experiments/08_doctor.ipynb #383e309e
 T = TypeVar("T")
@@ -99,15 +69,19 @@ class _Examination:
     of one forward pass in training, `wrong` the failures among the images looked at, and `n_failures` how many a repair would get.
     """
 
-    cell: Cell
-    method: str
-    weights: str | Path | None
-    normalize: str | None
-    device: str | torch.device
-    outputs: Path | None
+    model: str = "resnet18"
+    dataset: str = "auto"
+    seed: int = 0
+    protocol: str = "clean"
+    method: str = "archrepair"
+    block: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | Path | None = None
+    normalize: str | None = None
+    device: str | torch.device = "auto"
+    outputs: Path | None = None
     checks: list[Check] = field(default_factory=list)
     tier: Tier = TIERS["lite"]
-    valid: bool = False
     train: ImageSet | None = None
     test: ImageSet | None = None
     network: nn.Module | None = None
@@ -123,9 +97,9 @@ class _Examination:
         self.checks.append(Check(name, status, text))
 
     def skip(self, name: str, needs: Mapping[str, object]) -> None:
-        "Say that `name` was not looked at, for want of those of its `needs` that are None."
+        "Say that `name` was not checked, and which of its `needs` are missing (None)."
         missing = [need for need, value in needs.items() if value is None]
-        self.enter(name, "note", f"not looked at, for want of {', '.join(missing)}")
+        self.enter(name, "note", f"not checked: needs {', '.join(missing)}")
 
     def attempt(self, name: str, look: Callable[[], T]) -> T | None:
         "What `look()` returns, and if that is a `Check`, one more finding; None where it raises `ArchrepairError`, which is a problem."
@@ -156,26 +130,36 @@ def _machine(patient: _Examination, folder: Path) -> None:
     patient.attempt("cache", lambda: check_folder("cache", patient.outputs or home() / "outputs"))
 
 
-def _settings(patient: _Examination) -> None:
+def _settings(patient: _Examination, tier: str) -> None:
     "Tier, protocol, method and its options."
-    patient.tier = patient.attempt("tier", lambda: resolve_tier(patient.cell.tier)) or patient.tier
-    dataset = patient.tier.dataset if patient.cell.dataset == "auto" else patient.cell.dataset
-    patient.cell = replace(patient.cell, tier=patient.tier.name, dataset=dataset)
-
-    def resolve() -> Cell:
-        if patient.cell.protocol not in PROTOCOLS:
-            raise unknown("protocol", patient.cell.protocol, PROTOCOLS)
-        return method_cell(patient.method, patient.cell)
-
-    cell = patient.attempt("method", resolve)
+    patient.tier = patient.attempt("tier", lambda: resolve_tier(tier)) or patient.tier
+    patient.dataset = patient.tier.dataset if patient.dataset == "auto" else patient.dataset
+    cell = patient.attempt("method", lambda: _cell(patient))
     if cell is None:
         return
-    patient.cell, patient.valid, options = cell, True, dict(cell.options)
+    patient.block, options = cell.block, dict(cell.options)
+    patient.options = options
     lengths: dict[str, Any] = {name: options[name] for name in ("search_epochs", "finetune_epochs", "views", "failure_views")
                                if name in options}
     patient.tier = replace(patient.tier, **lengths)
-    settings = "".join(f", {name} {value}" for name, value in options.items())
+    settings = "".join(f", {name} {_in_words(value)}" for name, value in options.items())
     patient.enter("method", "ok", f"{cell.method} at the {patient.tier.name} tier{settings}, protocol {cell.protocol}")
+
+
+def _cell(patient: _Examination) -> Cell:
+    "What was asked for as a cell. Raises `ArchrepairError` for whatever there is no such thing of."
+    if patient.protocol not in PROTOCOLS:
+        raise unknown("protocol", patient.protocol, PROTOCOLS)
+    name, options = patient.method.partition(":")[0], tuple(patient.options.items())
+    return method_cell(patient.method, Cell(name, patient.model, patient.dataset, patient.seed, patient.tier.name, patient.protocol,
+                                            patient.block, options))
+
+
+def _in_words(value: object) -> str:
+    "An option's value: names one after the other, pairs as NAME=VALUE."
+    if not isinstance(value, tuple):
+        return str(value)
+    return " ".join(f"{part[0]}={part[1]}" if isinstance(part, tuple) else str(part) for part in value)
 
 # %% ../../nbs/experiments/08_doctor.ipynb #a2722530
 DOWNLOADS: dict[str, int] = {"cifar10": 170_498_071, "cifar100": 169_001_437, "tiny-imagenet": 248_100_043}  # bytes
@@ -183,7 +167,8 @@ DOWNLOADS: dict[str, int] = {"cifar10": 170_498_071, "cifar100": 169_001_437, "t
 
 def _spread(images: ImageSet, most: int) -> ImageSet:
     "At most so many of the images, spread over all of them."
-    return images.select(torch.arange(0, len(images), -(-len(images) // most) or 1))
+    count = min(len(images), most)
+    return images.select(torch.arange(count) * len(images) // max(count, 1))
 
 
 def _place(base: str) -> str:
@@ -194,7 +179,7 @@ def _place(base: str) -> str:
 
 def _images(patient: _Examination) -> None:
     "Both splits, and what lies between them."
-    base = patient.attempt("dataset", lambda: parse_version(patient.cell.dataset)[0])
+    base = patient.attempt("dataset", lambda: parse_version(patient.dataset)[0])
     if base is None:
         return
     if base in DOWNLOADS and not all((home() / "data" / base / f"{split}.npz").exists() for split in ("train", "test")):
@@ -208,7 +193,7 @@ def _images(patient: _Examination) -> None:
     if test is None:
         return
     patient.enter("dataset", "ok", f"{len(train):,} training and {len(test):,} test images of {pixels_of(train)}, {_place(base)}")
-    patient.test = patient.attempt("dataset", lambda: _fitting(train, test, patient.cell.dataset))
+    patient.test = patient.attempt("dataset", lambda: _fitting(train, test, patient.dataset))
     patient.attempt("classes", lambda: check_classes(train, test))
     patient.attempt("pixels", lambda: check_pixels(_spread(train, 200)))
     patient.attempt("duplicates", lambda: check_duplicates(train, test))
@@ -225,13 +210,13 @@ def _fitting(train: ImageSet, test: ImageSet, name: str) -> ImageSet:
 # %% ../../nbs/experiments/08_doctor.ipynb #466d9c5c
 def _network(patient: _Examination) -> None:
     "The network, how it takes two of the images, and what a pass through it costs."
-    train, tier, device = patient.train, patient.tier, pick_device(patient.device)
+    train, device = patient.train, pick_device(patient.device)
     if train is None:
-        if patient.attempt("network", lambda: outline(patient.cell.model)) is not None:
+        if patient.attempt("network", lambda: outline(patient.model)) is not None:
             patient.skip("network", {"training images": train})
         return
     patient.transform = patient.attempt("normalization", lambda: normalization(patient.normalize, _spread(train, 500)))
-    network = patient.attempt("network", lambda: _built(patient.cell, train, tier))
+    network = patient.attempt("network", lambda: _built(patient, train))
     if network is None:
         return
     network = network.to(device)
@@ -241,15 +226,31 @@ def _network(patient: _Examination) -> None:
     if rate is None:
         return
     patient.network, patient.inputs, patient.rate = network, inputs, rate
-    patient.attempt("network", lambda: check_network(network, inputs, train.classes, patient.cell.model))
+    patient.attempt("network", lambda: check_network(network, inputs, train.classes, patient.model))
     patient.attempt("layers", lambda: check_layers(network))
 
 
-def _built(cell: Cell, train: ImageSet, tier: Tier) -> nn.Module:
+def _built(patient: _Examination, train: ImageSet) -> nn.Module:
     "The network in eval mode. Raises `ArchrepairError` also for one that does not hold float32 weights."
-    network = build_network(cell.model, train, tier, cell.seed).eval()
+    network = build_network(patient.model, train, patient.tier, patient.seed).eval()
     precision_of(network, "auto")
     return network
+
+
+def _source(patient: _Examination, n_classes: int) -> tuple[str, Path]:
+    """Where the weights come from, and their file: a `file` of the user's, the `cache`, the network's `factory`, or a `training`.
+
+    Raises `ArchrepairError` for a normalization other than the dataset's of a network that is trained here.
+    """
+    if patient.weights:
+        return "file", Path(patient.weights)
+    base = parse_version(patient.dataset)[0]
+    path = weights_of(patient.model, base, patient.tier, patient.seed, patient.outputs)
+    source = "cache" if path.exists() else "factory" if brings_weights(patient.model, n_classes) else "training"
+    if patient.normalize and source != "factory":
+        raise ArchrepairError(f"normalize is {patient.normalize}, but the original of {base} is trained here with the dataset's own; "
+                              "expected weights of yours beside it: --weights FILE")
+    return source, path
 
 
 def _timed(network: nn.Module, inputs: Tensor) -> float:
@@ -264,15 +265,12 @@ def _timed(network: nn.Module, inputs: Tensor) -> float:
 
 def _weights(patient: _Examination) -> None:
     "Where the weights come from, and whether they fit."
-    network, train, cell = patient.network, patient.train, patient.cell
+    network, train = patient.network, patient.train
     if patient.weights and not split_entry(patient.weights)[0].is_file():
         return patient.enter("weights", "problem", f"no weights at {patient.weights}; give a file of weights")
     if network is None or train is None:
         return patient.skip("weights", {"the network": None})
-    base = parse_version(cell.dataset)[0]
-    found = patient.attempt("weights", lambda: weights_source(
-        cell.model, base, patient.tier, cell.seed, len(train.classes), weights=patient.weights, normalize=patient.normalize,
-        outputs=patient.outputs))
+    found = patient.attempt("weights", lambda: _source(patient, len(train.classes)))
     if found is None:
         return
     patient.source, path = found
@@ -282,7 +280,7 @@ def _weights(patient: _Examination) -> None:
                                                 f"{patient.tier.train_epochs} epochs, about {spoken(seconds)}")
     if patient.source == "factory":
         patient.judged = network
-        return patient.enter("weights", "ok", f"those that {cell.model} brings")
+        return patient.enter("weights", "ok", f"those that {patient.model} brings")
     count = len(patient.checks)
     patient.judged = patient.attempt("weights", lambda: load_weights(network, path))
     if len(patient.checks) == count:  # nothing had to be done to make them fit
@@ -292,7 +290,7 @@ def _weights(patient: _Examination) -> None:
 # %% ../../nbs/experiments/08_doctor.ipynb #bd9490cc
 def _answers(patient: _Examination) -> None:
     "What the network makes of some test images, under this and under other normalizations."
-    network, test, transform, name = patient.judged, patient.test, patient.transform, patient.cell.dataset
+    network, test, transform, name = patient.judged, patient.test, patient.transform, patient.dataset
     if network is None or test is None or transform is None:
         return patient.skip("answers", {"a network with its weights": network, "test images": test, "a normalization": transform})
     clean = _spread(test, round(min(500, max(32, 3 / patient.rate))))
@@ -308,22 +306,23 @@ def _answers(patient: _Examination) -> None:
         return
     patient.attempt("answers", lambda: check_answers(logits, images.labels, images.classes, name))
     right = is_correct(logits, images.labels)
-    check, patient.n_failures = check_failures(right, test, patient.cell.protocol, patient.cell.seed, patient.tier.failures)
+    check, patient.n_failures = check_failures(right, test, patient.protocol, patient.seed, patient.tier.failures)
     patient.checks.append(check)
     patient.wrong = images.select((~right).nonzero()[:, 0])
 
 # %% ../../nbs/experiments/08_doctor.ipynb #9872850b
 def _blocks(patient: _Examination) -> None:
     "The blocks to choose from, and localization on a few images."
-    network, inputs, cell = patient.network, patient.inputs, patient.cell
+    network, inputs = patient.network, patient.inputs
     if network is None or inputs is None:
         return patient.skip("blocks", {"the network": None})
-    names = patient.attempt("blocks", lambda: _candidates(cell, network))
+    names = patient.attempt("blocks", lambda: _candidates(patient, network))
     if names is None or patient.attempt("blocks", lambda: check_blocks(network, inputs, names)) is None:
         return
     wrong, train, transform = patient.wrong, patient.train, patient.transform
-    if cell.method != "archrepair" or cell.block or patient.judged is None or not wrong or train is None or transform is None:
-        return  # nothing will be localized, or nothing can be now
+    localizes = patient.method.startswith("archrepair") and not patient.block
+    if not localizes or patient.judged is None or not wrong or train is None or transform is None:
+        return
     failures, ordinary = _spread(wrong, 8), _spread(train, 32)
 
     def locate() -> Check:
@@ -334,10 +333,9 @@ def _blocks(patient: _Examination) -> None:
     patient.attempt("localization", locate)
 
 
-def _candidates(cell: Cell, network: nn.Module) -> list[str]:
+def _candidates(patient: _Examination, network: nn.Module) -> list[str]:
     "The blocks asked for, else all. Raises `ArchrepairError` for a network without any."
-    options: dict[str, Any] = dict(cell.options)
-    return [cell.block] if cell.block else list(options.get("blocks") or block_names(network))
+    return [patient.block] if patient.block else list(patient.options.get("blocks") or block_names(network))
 
 
 def _forecast(patient: _Examination, folder: Path) -> None:
@@ -345,9 +343,11 @@ def _forecast(patient: _Examination, folder: Path) -> None:
     network, inputs, train, test, tier = patient.network, patient.inputs, patient.train, patient.test, patient.tier
     if network is None or inputs is None or train is None or test is None:
         return patient.skip("time", {"the network": network, "training images": train, "test images": test})
-    used, failures = round(0.9 * len(train)), tier.failures if patient.n_failures is None else patient.n_failures
+    used = round(0.9 * len(train))  # the rest is for validation
     used = min(used, tier.repair_train or used)
-    seconds = patient.rate * image_passes(patient.cell.method, tier, used, failures)
+    seen = len(test) // 2 if patient.protocol == "clean" else len(test)
+    failures = min(tier.failures, seen) if patient.n_failures is None else patient.n_failures
+    seconds = patient.rate * image_passes(patient.method.partition(":")[0], tier, used, failures)
     patient.enter("time", "ok", f"about {spoken(seconds)} for {used:,} training images, {failures:,} failures and "
                                 f"{tier.search_epochs + tier.finetune_epochs} epochs at the {tier.name} tier")
     try:
@@ -375,11 +375,10 @@ def doctor(model: str = "resnet18", dataset: str = "auto", tier: str = "auto", s
     and not an error, so that all problems are named, not only the first.
     """
     folder = Path(out) if out else home() / "outputs" / "repair"
-    cell = Cell(method.partition(":")[0], model, dataset, seed, tier, protocol, block, tuple((options or {}).items()))
-    patient = _Examination(cell, method, weights, normalize, device, outputs)
+    patient = _Examination(model, dataset, seed, protocol, method, block, dict(options or {}), weights, normalize, device, outputs)
     note_once.cache_clear()  # what was noted earlier in this process belongs to the findings as well
     _machine(patient, folder)
-    _settings(patient)
+    _settings(patient, tier)
     _images(patient)
     _network(patient)
     _weights(patient)

@@ -76,7 +76,7 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
 
 
 LIBRARIES_BYTES = 600 << 20  # what a process needs with torch and no data
-SEARCH_FACTOR = 3  # a step of the search keeps about as much as three of fine-tuning: every edge has all its candidates
+SEARCH_FACTOR = 2  # in a step of the search every edge of the block has all its candidates, on a slice of the channels
 
 
 def memory_needed(network: nn.Module, x: Tensor, image_bytes: int, feature_bytes: int, batch_size: int) -> int:

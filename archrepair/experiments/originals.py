@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'normalization',
-           'weights_source', 'original', 'accuracy_of', 'write_version']
+__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'normalization', 'original',
+           'accuracy_of', 'write_version']
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
@@ -134,27 +134,6 @@ def normalization(name: str | None, train: ImageSet) -> Normalize:
 OWN = "-own"  # ends the name of weights that a factory brought
 
 
-def weights_source(model: str, dataset: str, tier: str | Tier, seed: int, n_classes: int, *, weights: str | Path | None = None,
-                   normalize: str | None = None, outputs: Path | None = None, out: str | Path | None = None, force: bool = False,
-                   own: bool = True) -> tuple[str, Path]:
-    """Where `original` gets its weights, and the file that holds (or will hold) them.
-
-    That is a `file` of the user's, the `cache`, the `factory` of the network, which brings its own, or `training`. Raises
-    `ArchrepairError` for a normalization other than the dataset's where the network is trained here.
-    """
-    path = Path(weights or out or weights_of(model, dataset, tier, seed, outputs))
-    if weights:
-        return "file", path
-    if path.suffix != ".safetensors":
-        raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
-    cached = path.exists() and not force
-    brought = not cached and own and brings_weights(model, n_classes)
-    if normalize and not brought:
-        raise ArchrepairError(f"normalize is {normalize}, but the original of {dataset} is trained here with the dataset's own; expected "
-                              "weights of yours beside it: --weights FILE")
-    return ("factory", path.with_stem(f"{path.stem}{OWN}")) if brought else ("cache" if cached else "training", path)
-
-
 def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = "auto", seed: int = 0, *, weights: str | Path | None = None,
              normalize: str | None = None, device: str | torch.device = "auto", outputs: Path | None = None,
              out: str | Path | None = None, force: bool = False, own: bool = True) -> Original:
@@ -175,12 +154,18 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
         note_once(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
     network = build_network(model, train, tier, seed)
     device = pick_device(device)
-    transform = normalization(normalize, train)
-    source, path = weights_source(model, base, tier, seed, len(train.classes), weights=weights, normalize=normalize, outputs=outputs,
-                                  out=out, force=force, own=own)
-    if source in ("file", "cache"):
+    path = Path(weights or out or weights_of(model, base, tier, seed, outputs))
+    if not weights and path.suffix != ".safetensors":
+        raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
+    transform, cached = normalization(normalize, train), not weights and path.exists() and not force
+    brought = not weights and not cached and own and brings_weights(model, len(train.classes))
+    if normalize and not weights and not brought:
+        raise ArchrepairError(f"normalize is {normalize}, but the original of {base} is trained here with the dataset's own; expected "
+                              "weights of yours beside it: --weights FILE")
+    if weights or cached:
         load_weights(network, str(path))
-    elif source == "factory":  # written each time: it may load others tomorrow
+    elif brought:
+        path = path.with_stem(f"{path.stem}{OWN}")  # written each time: the factory may load others tomorrow
         save_weights(network, str(path))
     else:
         _train_into(path, network, train, tier, transform, device, seed)

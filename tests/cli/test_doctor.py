@@ -83,6 +83,7 @@ def test_settings_that_are_right(photos, capsys):
     status, out, _ = printed(capsys, "--weights", "weights.pt", "-S", "select=perturb", "--strategy", "darts", "--search-epochs", "1",
                              "--blocks", "layer2,layer3")
     assert status == 0 and "search_epochs 1" in out and "strategy darts" in out and "4 epochs at the smoke tier" in out
+    assert "blocks layer2 layer3" in out and "search_options select=perturb" in out
     assert "2 to choose from (layer2, layer3), all can be searched" in out
     status, out, _ = printed(capsys, "--weights", "weights.pt", "--method", "retrain")
     assert status == 0 and "retrain at the smoke tier, protocol clean" in out

@@ -61,12 +61,12 @@ def test_folders(tmp_path, monkeypatch):
     assert check_folder("output", tmp_path / "new" / "one") == Check("output", "ok", "new/one (to be made)")
     Path("file").touch()
     found = check_folder("output", Path("file", "inside"))
-    assert found.status == "problem" and found.text == "file/inside cannot be used: there is a file at file; choose another folder"
+    assert found.status == "problem" and found.text == "file/inside cannot be used: file is a file; choose another folder"
     Path("done").mkdir()
     Path("done", "record.json").touch()
     assert check_folder("output", Path("done")).status == "note"
     monkeypatch.setattr(checks.os, "access", lambda path, mode: False)
-    assert "one may not write at done" in check_folder("output", Path("done", "x")).text
+    assert "no permission to write in done" in check_folder("output", Path("done", "x")).text
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["done", "file", "record.json"], "something was written"
 
 
@@ -205,6 +205,7 @@ def test_blocks_that_can_be_searched_and_others(untouched):
         assert mixed.status == "note" and "weights alone can be repaired in 1 (fc), e.g. in fc: cannot relax Linear" in mixed.text
         with pytest.raises(ArchrepairError, match="unknown block 'layer9'"):
             check_blocks(network, x, ["layer9"])
+        assert check_blocks(network, x, ["layer2"]) == Check("blocks", "ok", "layer2 can be searched")
         assert check_blocks(network, x, block_names(network), seconds=-1).text.endswith("4 were not looked at")
 
 

@@ -12,7 +12,8 @@ import archrepair.experiments.checks as checks
 import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError
 from archrepair.experiments.cells import Cell, repair_into
-from archrepair.experiments.doctor import Diagnosis, doctor
+from archrepair.experiments.checks import Diagnosis
+from archrepair.experiments.doctor import doctor
 from archrepair.networks.models import create_model
 from support.finished import DATASET, ORIGINAL, finished, furnish, tree
 from support.pictures import pixels, save_tree, write_npz
@@ -95,7 +96,7 @@ def test_it_agrees_with_the_repair(trained):
     assert found.ready and "trained by an earlier command" in lines(found, "weights")
     right = record.metrics["before"]["full"]
     accuracy = float(lines(found, "answers").split(" %")[0].split()[-1])
-    assert abs(accuracy - right["accuracy"]) < 5, "a sample of 299 of the 597"
+    assert abs(accuracy - right["accuracy"]) < 5, "a sample of 500 of the 597"
     given = record.metrics["images"]["failures"] + record.metrics["images"]["val_failures"]
     estimate = int(lines(found, "failures").split(" would be given")[0].split()[-1].replace(",", ""))
     assert abs(estimate - given) <= 0.5 * given
@@ -123,7 +124,7 @@ def test_a_dataset_that_is_not_there_is_not_downloaded(home, monkeypatch, untrai
     monkeypatch.chdir(home)
     found = doctor("resnet18", "cifar10:fog:3", "lite")
     assert lines(found, "dataset") == "note: cifar10 is not in data/cifar10 and would be downloaded (170 MB)"
-    assert lines(found, "network") == "note: not looked at, for want of training images" and found.ready
+    assert lines(found, "network") == "note: not checked: needs training images" and found.ready
     assert not list(home.iterdir())
     assert "unknown model 'resnet19'" in lines(doctor("resnet19", "cifar10", "lite"), "network")
 
@@ -185,7 +186,7 @@ WRONG = {  # what is done to the folder, arguments of the doctor, the line that 
     "no such strategy": (None, {"options": {"strategy": "dart"}}, "method", "problem", "unknown strategy 'dart'"),
     "no such block": (None, {"block": "layer9"}, "blocks", "problem", "did you mean 'layer4'"),
     "no such candidate": (None, {"options": {"blocks": ("layer1", "stem")}}, "blocks", "problem", "unknown block 'stem'"),
-    "a file in the way of the results": (None, {"out": "photos/train/cat/000.png"}, "output", "problem", "there is a file"),
+    "a file in the way of the results": (None, {"out": "photos/train/cat/000.png"}, "output", "problem", "000.png is a file"),
     "few failures": (None, {"weights": 3}, "failures", "note", "below ten the verdict rests on ordinary images"),
 }
 
@@ -228,7 +229,7 @@ def test_all_problems_are_named(photos):
 def test_networks_that_cannot_be_repaired(photos, code, words):
     found = doctor(factory(photos, code), "folder:photos", "smoke")
     assert not found.ready and words in lines(found, "network") and lines(found, "network").startswith("problem: ")
-    assert lines(found, "blocks").startswith("note: not looked at, for want of the network")
+    assert lines(found, "blocks").startswith("note: not checked: needs the network")
 
 
 def test_the_wrong_normalization(trained):
