@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 'fingerprint', 'split_versions']
+__all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 'version_of', 'fingerprint', 'split_versions']
 
 # %% ../../nbs/data/07_datasets.ipynb #f6b7beac
 from ..core import registry
@@ -126,7 +126,7 @@ def _load_imagenet(root: Path, split: str, image_size: int | None) -> ImageSet:
     return read_folder(folder, f"imagenet/{split}", image_size or 224, [part.name for part in class_folders(reference)])
 
 
-def _load_clean(name: str, split: str, root: Path, image_size: int | None, download: bool) -> ImageSet:
+def _load_clean(name: str, split: str, root: Path, image_size: int | None, download: bool, lazy: bool) -> ImageSet:
     "A split without corruption."
     path = _user_path(name)
     if name == "digits":
@@ -136,27 +136,36 @@ def _load_clean(name: str, split: str, root: Path, image_size: int | None, downl
     if path is not None and name.startswith("npz:"):
         return load_arrays(path, split, f"{name}/{split}")
     if path is not None:
-        return load_folder(path, split, f"{name}/{split}", image_size)
+        return load_folder(path, split, f"{name}/{split}", image_size, lazy)
     if name in DATASETS and ":" not in name:
         return _load_cache(name, split, root, download)
     raise unknown("dataset", name, DATASETS)
 
 # %% ../../nbs/data/07_datasets.ipynb #12b5b9ae
 def load_dataset(name: str, split: str = "train", *, root: str | Path | None = None, image_size: int | None = None,
-                 download: bool = True) -> ImageSet:
+                 download: bool = True, lazy: bool = False) -> ImageSet:
     """A split (`train` or `test`) of the dataset `name`, by default from the cache in `root` (`data` of `home()`).
 
     `name` is one of `DATASETS`, with `:corruption:severity` behind it for a corrupted version (a published archive is read where
-    one lies in `root`, else the corruption is generated). `image_size` is for folders of files. Raises `ArchrepairError` for
-    unknown names, unreadable files, and where a download is needed and cannot be had.
+    one lies in `root`, else the corruption is generated). `image_size` is for folders of files, and so is `lazy`: they are then decoded
+    on demand, however few. Raises `ArchrepairError` for unknown names, unreadable files, and where a download is needed and cannot be had.
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ["train", "test"])
-    base, corruption, severity = parse_version(name)
+    base = parse_version(name)[0]
     place = Path(root) if root else home() / "data"
-    clean = _load_clean(base, split, place, image_size, download)
+    return version_of(_load_clean(base, split, place, image_size, download, lazy), name, split, root=root)
+
+
+def version_of(clean: ImageSet, name: str, split: str = "test", *, root: str | Path | None = None) -> ImageSet:
+    """The version `name` of `clean`, which is the `split` of its dataset or some images of it; the pixels are those of `load_dataset`.
+
+    A few images of a version cost only their own corruption.
+    """
+    base, corruption, severity = parse_version(name)
     if corruption is None:
         return clean
+    place = Path(root) if root else home() / "data"
     published = find_archive(base, corruption, severity, place, clean) if split == "test" else None
     if published is not None and published.aligned:  # without alignment no image could be excluded from every version
         images = FolderImages(published.images, clean.size) if isinstance(published.images, list) else published.images

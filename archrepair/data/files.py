@@ -73,11 +73,11 @@ _EAGER_BYTES = 1 << 30  # files that decode to less than this are kept in memory
 
 
 def read_files(files: Sequence[Path], labels: Sequence[int], classes: Sequence[str], image_size: int, name: str,
-               span: tuple[float, float] | None = None) -> ImageSet:
-    "Image files as a set, decoded now where they are small and on demand where they would fill the memory; see `FolderImages`."
-    lazy = FolderImages(list(files), image_size, span=span)
-    eager = files and len(files) * image_size * image_size * 3 <= _EAGER_BYTES
-    images = lazy[torch.arange(len(files))] if eager else lazy
+               span: tuple[float, float] | None = None, lazy: bool = False) -> ImageSet:
+    "Image files as a set, decoded now where they are small and on demand (`lazy`: always) where they would fill the memory."
+    on_demand = FolderImages(list(files), image_size, span=span)
+    eager = files and not lazy and len(files) * image_size * image_size * 3 <= _EAGER_BYTES
+    images = on_demand[torch.arange(len(files))] if eager else on_demand
     return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64), tuple(classes), name)
 
 
@@ -105,11 +105,11 @@ class Tree:
     def paths(self) -> list[Path]:
         return [path for files in self.files.values() for path in files]
 
-    def read(self, name: str, classes: Sequence[str], image_size: int, span: tuple[float, float] | None) -> ImageSet:
-        "The images as a set with these classes."
+    def read(self, name: str, classes: Sequence[str], image_size: int, span: tuple[float, float] | None, lazy: bool = False) -> ImageSet:
+        "The images as a set with these classes; see `read_files`."
         rank = {c: i for i, c in enumerate(classes)}
         labels = [rank[c] for c, files in self.files.items() for _ in files]
-        return read_files(self.paths, labels, classes, image_size, name, span)
+        return read_files(self.paths, labels, classes, image_size, name, span, lazy)
 
 
 def read_folder(folder: Path, name: str, image_size: int | None = None, classes: Sequence[str] | None = None) -> ImageSet:
@@ -212,13 +212,13 @@ def _trees(folder: Path, split: str) -> dict[str, Tree]:
     return {name: Tree.of(part) for name, part in options.items() if part is not None}
 
 
-def load_folder(folder: Path, split: str, name: str, image_size: int | None = None) -> ImageSet:
+def load_folder(folder: Path, split: str, name: str, image_size: int | None = None, lazy: bool = False) -> ImageSet:
     """The `split` of a folder of images: `folder`/train/<class>/* and `folder`/test/<class>/* (or val), or `folder`/<class>/*.
 
     Both splits have the classes of the training images, matched by name, and one size: `image_size`, else that of most training images.
     An undivided folder is divided 80/20, class by class and always the same. What was left out, resized or scaled is said once, as a
-    `Notice`. Raises `ArchrepairError` where there is no folder, no such split, no image, for a file that cannot be decoded and for a
-    class that only the test images have.
+    `Notice`. `lazy` is that of `read_files`. Raises `ArchrepairError` where there is no folder, no such split, no image, for a file that
+    cannot be decoded and for a class that only the test images have.
     """
     trees = _trees(folder, split)
     first, *others = trees.values()
@@ -230,8 +230,8 @@ def load_folder(folder: Path, split: str, name: str, image_size: int | None = No
     if remarks := _remarks(trees, classes, headers, size):
         note_once(f"folder:{folder}: {'; '.join(remarks)}")
     if "whole" in trees:
-        return _fifth(first.read(name, classes, size, headers.span), split)
-    return trees[split].read(name, classes, size, headers.span)
+        return _fifth(first.read(name, classes, size, headers.span, lazy), split)
+    return trees[split].read(name, classes, size, headers.span, lazy)
 
 
 def _remarks(trees: dict[str, Tree], classes: tuple[str, ...], headers: Survey, size: int) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +14,17 @@ from statistics import median
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['PASSES', 'Page', 'source_of', 'parameter_names', 'plan', 'DatasetSize', 'dataset_size', 'seconds_per_pass',
-           'estimate', 'spoken', 'Task', 'tasks']
+__all__ = ['Page', 'source_of', 'parameter_names', 'plan', 'DatasetSize', 'dataset_size', 'seconds_per_pass', 'estimate', 'Task',
+           'tasks']
 
 # %% ../../nbs/paper/06_plan.ipynb #89b3535a
 from ..core.errors import ArchrepairError, unknown
 from ..core.paths import home
-from ..core.registry import DATASETS, METHODS
+from ..core.registry import DATASETS
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import parse_version
 from ..experiments.cells import Cell
+from ..experiments.forecast import image_passes, time_pass
 from ..experiments.originals import pick_device, weights_of
 from ..experiments.runs import Runs
 from ..networks.models import create_model
@@ -116,9 +116,6 @@ def _page(notebook: str, exhibits: tuple[str, ...], settings: Settings, explicit
     return Page(notebook, exhibits, settings, chosen, tuple(requirements(exhibits, settings)))
 
 # %% ../../nbs/paper/06_plan.ipynb #af14c2de
-PASSES: dict[str, float] = {name: method.passes for name, method in METHODS.items()}
-
-
 class DatasetSize(NamedTuple):
     "Images for training (nine tenths of the training split; the rest is for validation), test images, and their side in pixels."
 
@@ -150,12 +147,7 @@ def seconds_per_pass(model: str, dataset: str, tier: str, outputs: Path | None =
     size, pixels, place = resolve_tier(tier), dataset_size(dataset).pixels, pick_device(device)
     stem_stride = size.stem_stride if pixels <= 64 else 1
     network = create_model(model, 10, image_size=pixels, width=size.width, stem_stride=stem_stride).to(place)
-    x, times = torch.zeros(32, 3, pixels, pixels, device=place), []
-    for _ in range(3):
-        started = time.perf_counter()
-        network(x).sum().backward()
-        times.append(time.perf_counter() - started)
-    return min(times) / len(x) / 3
+    return time_pass(network, torch.zeros(32, 3, pixels, pixels, device=place))
 
 
 def estimate(cell: Cell, versions: int, rate: float, *, repaired: bool = False) -> float:
@@ -167,15 +159,7 @@ def estimate(cell: Cell, versions: int, rate: float, *, repaired: bool = False) 
     evaluation = versions * size.test
     if repaired:
         return rate * evaluation
-    views = min(size.train, tier.repair_train or size.train) * tier.views + tier.failures * tier.failure_views
-    return rate * (evaluation + PASSES.get(cell.method, 4.0) * views * (tier.search_epochs + tier.finetune_epochs))
-
-
-def spoken(seconds: float) -> str:
-    "A span of time as one says it."
-    if seconds < 90:
-        return f"{max(0, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return rate * (evaluation + image_passes(cell.method, tier, size.train))
 
 # %% ../../nbs/paper/06_plan.ipynb #099e4c77
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from ..core.errors import ArchrepairError, first_line, write_atomic, write_text
 from ..core.paths import home
 from ..core.progress import track
 from ..experiments.cells import digest
+from ..experiments.forecast import spoken
 from ..experiments.originals import original, pick_device, weights_of
 from ..experiments.runs import Runs
 from .index import index
 from .launcher import default_output
-from .plan import Page, Task, source_of, spoken, tasks
+from .plan import Page, Task, source_of, tasks
 from .published import published_path
 
 # %% ../../nbs/paper/08_reproduce.ipynb #f20b4b16

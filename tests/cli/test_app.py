@@ -29,7 +29,7 @@ from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, f
 from support.pictures import save_tree
 
 SMOKE = ("--tier", "smoke")
-COMMANDS = ("train", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
+COMMANDS = ("train", "doctor", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
 
 
 @pytest.fixture
