@@ -24,8 +24,8 @@ class Passed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.block1, self.block2 = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), nn.Conv2d(4, 4, 1)
-        self.head = nn.Linear(4, 10)
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+        self.block1, self.block2 = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), nn.Conv2d(4, 4, 1)
 
     def forward(self, x):
         x = self.stem(x)

@@ -9,19 +9,15 @@ import torch
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
-from archrepair.data.images import ImageSet
 from archrepair.data.pattern import Pattern
 from archrepair.data.scenario import RepairData, build_scenario
 from archrepair.deploy.gate_view import closing_lines
 from archrepair.nas.gate import touch_limit
-from archrepair.networks.conditional import Conditional
 from archrepair.networks.models import create_model
 from archrepair.networks.weights import save_weights
-from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.conditional import ConditionalRepair, Emulated, Ordinary, emulated, firing_rate
 from archrepair.repair.result import load
 from archrepair.training.evaluation import evaluate, is_correct, predict
-from support.finished import fails
 
 SETTINGS = dict(block="layer2", finetune_epochs=2, failure_views=4)
 
@@ -66,8 +62,8 @@ def test_the_pattern_is_repaired_and_clean_images_keep_their_answers(problem, fl
         answers, expected = result.model(inputs), problem.network(inputs)
     quiet = result.model.fired < 0
     assert quiet.float().mean() > 0.9 and torch.equal(answers[quiet], expected[quiet])
-    assert firing_rate(result.model, flat.clean.select(flat.held_out), flat.data.transform) == pytest.approx(1 - float(quiet.float().mean()))
-    assert firing_rate(result.model, flat.test.select(flat.held_out), flat.data.transform) > 0.9
+    clean, failing = (firing_rate(result.model, images.select(flat.held_out), flat.data.transform) for images in (flat.clean, flat.test))
+    assert clean == pytest.approx(1 - float(quiet.float().mean())) and failing > 0.9
 
 
 def test_the_verdict_carries_the_limit(result):
@@ -86,7 +82,7 @@ def test_four_lines_end_it(result, flat, _problem):
 
 
 def test_what_was_added_is_all_that_changed(problem, result):
-    assert result.changed and all(change == "added" and name.startswith("branches.contrast.") for name, change in result.changed.items())
+    assert set(result.changed.values()) == {"added"} and all(name.startswith("branches.contrast.") for name in result.changed)
     assert result.block == "layer2" and result.genotype is None
     json.dumps(result.to_dict())
 
@@ -209,7 +205,8 @@ def test_each_purpose_has_images_of_its_own(flat):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"form": "copi"}, "copy"), ({"preset": "defalt"}, "default"), ({"max_touched": 0}, "max_touched"), ({"max_touched": "1 %"}, "max_touched"),
+    ({"form": "copi"}, "copy"), ({"preset": "defalt"}, "default"), ({"max_touched": 0}, "max_touched"),
+    ({"max_touched": "1 %"}, "max_touched"),
     ({"block": "layer1", "blocks": ("layer2",)}, "one of the two"), ({"finetune_epochs": 0}, "finetune_epochs"), ({"draws": 0}, "draws"),
     ({"trial_images": 0.5}, "trial_images"), ({"failure_views": 0}, "failure_views")])
 def test_settings_out_of_range_are_one_line(settings, message):
