@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['find_root', 'home']
+__all__ = ['find_root', 'home', 'user_path']
 
 # %% ../../nbs/core/04_paths.ipynb #c5664694
 def find_root(path: str | os.PathLike) -> Path | None:
@@ -28,3 +28,8 @@ def find_root(path: str | os.PathLike) -> Path | None:
 def home() -> Path:
     "The project's root: `ARCHREPAIR_HOME`, else the nearest checkout of archrepair above the current folder, else that folder."
     return Path(os.environ.get("ARCHREPAIR_HOME") or find_root(Path.cwd() / "here") or Path.cwd())
+
+# %% ../../nbs/core/04_paths.ipynb #a6ad2ff9
+def user_path(text: str | os.PathLike) -> Path:
+    "The path that a person wrote, with `~` expanded where that is possible."
+    return Path(os.path.expanduser(text))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
 from ..core.errors import ArchrepairError, first_line, note_once
 from .images import ImageSet, holdout
-from .pictures import Survey, class_folders, image_files, is_hidden, read_picture, survey
+from .pictures import Survey, class_folders, class_of, image_files, is_hidden, read_picture, survey
 
 # %% ../../nbs/data/04_files.ipynb #7310ba7e
 @dataclass
@@ -62,11 +63,21 @@ class FolderImages:
 
         image = read_picture(path, self.span)
         if image.size != (self.size, self.size):
+            image = _less_extreme(image)
             scale = round(self.size * 256 / 224) / min(image.size)
             image = image.resize([max(self.size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
             left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.array(image)
+
+
+def _less_extreme(image: Any) -> Any:
+    "A PIL image, or of one that is much longer than it is wide its middle: resized as a whole, a line of one pixel would fill the memory."
+    longest = 16 * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = (max(0, (side - longest) // 2) for side in image.size)
+    return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
 
 # %% ../../nbs/data/04_files.ipynb #60704668
 _EAGER_BYTES = 1 << 30  # files that decode to less than this are kept in memory
@@ -95,10 +106,13 @@ class Tree:
         if not folder.is_dir():
             raise ArchrepairError(f"{folder} is a file; expected a folder of images, {folder}/<class>/<image> (or npz: for arrays)")
         left_out: Counter[str] = Counter()
-        files = {part.name: image_files(part, left_out) for part in class_folders(folder)}
-        if not any(files.values()):
-            raise ArchrepairError(f"no images under {folder}; expected {folder}/<class>/<image> with .jpg, .png or the like")
+        files: dict[str, list[Path]] = {}
+        for part in class_folders(folder):
+            files.setdefault(class_of(part), []).extend(image_files(part, left_out))
         left_out.update("hidden" if is_hidden(path.name) else "outside of class folders" for path in folder.iterdir() if path.is_file())
+        if not any(files.values()):
+            others = f" (but {_counted(left_out)} files)" if left_out.total() else ""
+            raise ArchrepairError(f"no images under {folder}{others}; expected {folder}/<class>/<image> with .jpg, .png or the like")
         return cls(folder, files, left_out)
 
     @property
@@ -110,6 +124,11 @@ class Tree:
         rank = {c: i for i, c in enumerate(classes)}
         labels = [rank[c] for c, files in self.files.items() for _ in files]
         return read_files(self.paths, labels, classes, image_size, name, span)
+
+
+def _counted(left_out: Counter[str]) -> str:
+    "Numbers and kinds of files that are not images of the dataset."
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()) if n)
 
 
 def read_folder(folder: Path, name: str, image_size: int | None = None, classes: Sequence[str] | None = None) -> ImageSet:
@@ -140,7 +159,7 @@ def read_arrays(path: Path, name: str) -> ImageSet:
     Raises `ArchrepairError` for a file that cannot be read and for other arrays.
     """
     with _opened(path) as arrays:
-        images: Any = arrays["images"]
+        images: Any = _array(arrays, "images")
         labels = _labels(arrays)
         classes = _class_names(arrays, labels)
     return ImageSet(images, _numbers(labels, classes, path), classes, name)
@@ -152,15 +171,24 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    # a broken file fails in many ways
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+    # a broken file fails in many ways, and one that promises more than there is fails for want of memory
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, BadZipFile, zlib.error) as error:
         raise ArchrepairError(f"cannot read {path}: {first_line(error)}; expected an npz file with arrays images "
                               "(uint8 N×H×W×3) and labels (integers)") from None
 
 
+def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    if name not in arrays:
+        raise ValueError(f"it has no array {name} but {', '.join(arrays.files[:8]) or 'none at all'}")
+    return arrays[name]
+
+
+_MOST_NUMBERS = 100_000  # classes that are numbers: a label beyond is a mistake, and a list up to it might not fit into the memory
+
+
 def _labels(arrays: np.lib.npyio.NpzFile) -> np.ndarray:
     "The labels of a file as they are, a column of them as a row, and bytes as text."
-    labels = arrays["labels"]
+    labels = _array(arrays, "labels")
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     return labels.astype(str) if labels.dtype.kind == "S" else labels
 
@@ -168,10 +196,14 @@ def _labels(arrays: np.lib.npyio.NpzFile) -> np.ndarray:
 def _class_names(arrays: np.lib.npyio.NpzFile, labels: np.ndarray) -> tuple[str, ...]:
     "The classes of a file, else the names that its labels use, else numbers up to the highest of them."
     if "classes" in arrays:
+        if arrays["classes"].ndim != 1:
+            raise ValueError(f"classes are an array of shape {arrays['classes'].shape}, and not one name per class")
         return tuple(c.decode() if isinstance(c, bytes) else str(c) for c in arrays["classes"].tolist())
     if labels.dtype.kind == "U":
         return tuple(sorted(set(labels.ravel().tolist())))
-    return tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+    if (highest := int(labels.max(initial=0))) >= _MOST_NUMBERS:
+        raise ValueError(f"the highest label is {highest}, more than there are classes")
+    return tuple(map(str, range(highest + 1)))
 
 
 def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> Any:
@@ -196,7 +228,7 @@ def split_folders(folder: Path, split: str) -> list[Path]:
 
 def _trees(folder: Path, split: str) -> dict[str, Tree]:
     "The parts of a folder by split, `whole` for one that is not divided. Raises `ArchrepairError` where `split` is absent."
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise _absent(folder)
     options = {name: next((part for part in split_folders(folder, name) if part.is_dir()), None) for name in _SPLIT_FOLDERS}
     if not any(options.values()):
@@ -250,7 +282,7 @@ def _remarks(trees: dict[str, Tree], classes: tuple[str, ...], headers: Survey, 
         black, white = headers.span
         remarks.append(f"{headers.modes['F'] + headers.modes['I']} images of 32 bits, scaled from {black:.4g}…{white:.4g} to 0…255")
     if left_out := sum((tree.left_out for tree in trees.values()), Counter()):
-        remarks.append(f"files left out: {', '.join(f'{n} {kind}' for kind, n in sorted(left_out.items()))}")
+        remarks.append(f"files left out: {_counted(left_out)}")
     return remarks
 
 
@@ -302,7 +334,7 @@ def _absent(path: Path) -> ArchrepairError:
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, also of names that are too long for any file
         raise _absent(path)
     return path
 
@@ -310,6 +342,10 @@ def _existing(path: Path) -> Path:
 def _fifth(whole: ImageSet, split: str) -> ImageSet:
     "A part of a set that came undivided: four fifths are train, one fifth of every class is test."
     rest, fifth = holdout(whole.labels, 0.2, seed=0)
+    if split == "test" and not len(fifth):
+        name = whole.name.removesuffix("/test")
+        raise ArchrepairError(f"{name} has {len(whole)} images, too few to keep a fifth of them for testing; expected 5 or more, or a part of "
+                              "its own for each split: train and test")
     return whole.select(rest if split == "train" else fifth)
 
 # %% ../../nbs/data/04_files.ipynb #cf3e9a12
@@ -327,7 +363,7 @@ def content_of(path: Path, split: str | None = None) -> str:
     else:
         files = sorted(path.glob("*.npz")) or image_files(path)
         for place in (*class_folders(path), *files):
-            digest.update(place.relative_to(path).as_posix().encode() + b"\0")
+            digest.update(os.fsencode(place.relative_to(path).as_posix()) + b"\0")
             if place.is_file():
                 digest.update(_digest_of(str(place), *_stamp(place)).encode())
     return digest.hexdigest()

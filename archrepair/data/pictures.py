@@ -5,11 +5,12 @@
 # %% ../../nbs/data/03_pictures.ipynb #8111fa20
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['OPEN_MODES', 'read_picture', 'eight_bit', 'span_of', 'broken', 'image_suffixes', 'is_hidden', 'image_files',
-           'class_folders', 'Survey', 'survey']
+__all__ = ['OPEN_MODES', 'read_picture', 'eight_bit', 'span_of', 'image_suffixes', 'is_hidden', 'image_files', 'class_folders',
+           'class_of', 'Survey', 'survey']
 
 # %% ../../nbs/data/03_pictures.ipynb #1a84c6ad
 from ..core.errors import ArchrepairError, first_line
@@ -36,15 +37,24 @@ def read_picture(path: Path, span: tuple[float, float] | None = None) -> Any:
     """
     from PIL import Image, ImageOps
 
+    with _decoding(path):
+        with Image.open(path) as handle:
+            handle.load()
+            image = ImageOps.exif_transpose(handle)
+        return eight_bit(image, span, path).convert("RGB")
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    "Whatever Pillow makes of a file in here, it is silent or one line."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on metadata: one per file
-            with Image.open(path) as handle:
-                handle.load()
-                image = ImageOps.exif_transpose(handle)
-            return eight_bit(image, span, path).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # each format fails in its own way
-        raise broken(path, error) from None
+            yield
+    except ArchrepairError:
+        raise
+    except Exception as error:  # each format fails in its own way
+        raise ArchrepairError(f"cannot decode {path}: {first_line(error)}; remove the file or replace it by an image") from None
 
 
 def eight_bit(image: Any, span: tuple[float, float] | None, path: str | Path) -> Any:
@@ -66,11 +76,6 @@ def span_of(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
     lows, highs = zip(*ranges)
     low, high = float(min(lows)), float(max(highs))
     return (0.0, next(top for top in (1.0, 255.0, 65535.0) if high <= top)) if low >= 0 and high <= 65535 else (low, high)
-
-
-def broken(path: Path, error: Exception) -> ArchrepairError:
-    "The error for a file that is not an image."
-    return ArchrepairError(f"cannot decode {path}: {first_line(error)}; remove the file or replace it by an image")
 
 # %% ../../nbs/data/03_pictures.ipynb #e6e9e94a
 # Pillow knows these names but decodes them only with other programs, or not as a picture.
@@ -118,6 +123,11 @@ def image_files(folder: Path, left_out: Counter[str] | None = None) -> list[Path
 def class_folders(folder: Path) -> list[Path]:
     "The folders in `folder`, sorted by name, without hidden ones."
     return sorted((p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)), key=lambda p: p.name)
+
+
+def class_of(folder: Path) -> str:
+    "The name of the class that a folder holds; bytes that are not UTF-8, which no report could show, become �."
+    return os.fsencode(folder.name).decode(errors="replace")
 
 # %% ../../nbs/data/03_pictures.ipynb #4a2c551a
 _SMALL = 64  # px: square images up to this size are taken as they are, larger ones are resized to `_LARGE`
@@ -169,28 +179,20 @@ def _header(path: Path) -> tuple[int, int, str]:
     "Width, height and mode of an image file, upright."
     from PIL import Image
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                if turned and image.format == "TIFF":  # Pillow turns these itself, when it decodes them
-                    image.load()
-                    turned = False
-                return (image.height, image.width, image.mode) if turned else (image.width, image.height, image.mode)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise broken(path, error) from None
+    with _decoding(path), Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        if turned and image.format == "TIFF":  # Pillow turns these itself, when it decodes them
+            image.load()
+            turned = False
+        return (image.height, image.width, image.mode) if turned else (image.width, image.height, image.mode)
 
 
 def _range(path: Path) -> tuple[float, float]:
     "The lowest and highest pixel of a file. Raises `ArchrepairError` where they are not numbers."
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise broken(path, error) from None
+    with _decoding(path), Image.open(path) as image:
+        pixels = np.asarray(image)
     if not np.isfinite(pixels).all():
         raise ArchrepairError(f"{path} has pixels that are not finite; expected numbers: replace them")
     return float(pixels.min()), float(pixels.max())
