@@ -55,7 +55,7 @@ def _read(path: Path) -> object:
     except FileNotFoundError:
         raise ArchrepairError(f"no weights at {path}; train some with `archrepair train --out {path}`") from None
     except Exception as error:  # each format has exceptions of its own; to the user they mean one thing
-        if path.is_file() and (kind := next((kind for start, kind in _NO_WEIGHTS.items() if head.lstrip().startswith(start)), None)):
+        if os.path.isfile(path) and (kind := next((kind for start, kind in _NO_WEIGHTS.items() if head.lstrip().startswith(start)), None)):
             raise ArchrepairError(f"{path} is {kind}") from None
         if refused := re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>|Unsupported class ([\w.]+)", str(error)):
             kind = next(filter(None, refused.groups()))
@@ -221,7 +221,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     chosen, result = _choose(file, entry, {name: match(model, state) for name, state in entries.items()})
     result.check(str(path))
     if bad := [name for name, value in result.state.items() if value.is_floating_point() and bool(value.float().isnan().any())]:
-        raise ArchrepairError(f"{path} has NaN in {_examples(bad)}, as training leaves it that has diverged; expected finite weights: give an "
+        raise ArchrepairError(f"{path} has NaN in {_examples(bad)}, as training leaves it that diverged; expected finite weights: give an "
                               "earlier checkpoint")
     model.load_state_dict(result.state, strict=False)
     others = [name for name in entries if name not in ("", chosen)]
