@@ -344,8 +344,8 @@ def _fifth(whole: ImageSet, split: str) -> ImageSet:
     rest, fifth = holdout(whole.labels, 0.2, seed=0)
     if split == "test" and not len(fifth):
         name = whole.name.removesuffix("/test")
-        raise ArchrepairError(f"{name} has {len(whole)} images, too few to keep a fifth for testing; expected 5 or more, or a part of its own "
-                              "for each split: train and test")
+        raise ArchrepairError(f"{name} has {len(whole)} images, too few to keep a fifth for testing; expected 5 or more, or one folder or "
+                              "file for each split: train and test")
     return whole.select(rest if split == "train" else fifth)
 
 # %% ../../nbs/data/04_files.ipynb #cf3e9a12
