@@ -9,8 +9,8 @@ from archrepair.core.tiers import TIERS
 from support.bring import Kind, one_line
 from support.finished import fails
 
-NORMALIZATION = Kind("Normalization", "`--normalize NAME` beside `--weights`: cifar10, imagenet and the like, none, or MEAN/STD of pixels from "
-                                      "0 to 1.")
+NORMALIZATION = Kind("Normalization", "`--normalize NAME` beside `--weights`: cifar10, imagenet and the like, none, or MEAN/STD of "
+                                      "pixels from 0 to 1.")
 SETTINGS = Kind("Settings", "`ArchRepair(search_options={…})` and `-S NAME=VALUE`; `-p NAME=VALUE` for notebooks.")
 
 
