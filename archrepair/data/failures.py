@@ -14,6 +14,7 @@ __all__ = ['LIST_COLUMNS', 'load_failures']
 
 # %% ../../nbs/data/08_failures.ipynb #737b0119
 from ..core.errors import ArchrepairError, NoFailures, first_line, unknown
+from ..core.paths import user_path
 from .files import FolderImages, read_files
 from .images import ImageSet
 from .pictures import class_folders, image_files, survey
@@ -47,7 +48,7 @@ def _class_of(text: str, classes: tuple[str, ...], where: str) -> int:
     "The number of a class given by its name or by its number; a name that looks like a number is a name."
     if text in classes:
         return classes.index(text)
-    if text.isascii() and text.isdecimal() and int(text) < len(classes):
+    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < len(classes):
         return int(text)
     raise ArchrepairError(f"{where}: {unknown('class', text, classes)}")
 
@@ -72,7 +73,10 @@ def _path_in(text: str, folder: Path, where: str) -> Path:
     "The image file that a cell names, absolute or from `folder`."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
-    path = folder / Path(text).expanduser()
+    try:
+        path = user_path(folder / user_path(text))
+    except ArchrepairError as error:
+        raise ArchrepairError(f"{where}: {error}") from None
     if not path.is_file() and "\\" in text:  # written on Windows
         path = folder / text.replace("\\", "/")
     if not path.is_file():
@@ -101,7 +105,7 @@ def load_failures(source: str | Path, like: ImageSet) -> ImageSet:
     `like` are usually the training images. Raises `ArchrepairError`, naming row and column, for whatever cannot be right, and
     `NoFailures` where nothing is left.
     """
-    source = Path(source).expanduser()
+    source = user_path(source)
     if not source.exists():
         raise ArchrepairError(f"{source} does not exist; give a CSV file with columns path and label, or a folder with one folder "
                               "per class")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
 
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
 from ..core.errors import ArchrepairError, first_line, note_once
-from .images import ImageSet, holdout
+from .images import ImageSet, holdout, number_names
 from .pictures import Survey, class_folders, image_files, is_hidden, read_picture, survey
 
 # %% ../../nbs/data/04_files.ipynb #7310ba7e
@@ -152,8 +153,8 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    # a broken file fails in many ways
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+    # a broken file fails in many ways, and one that says it is huge does not fit into memory
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, BadZipFile, zlib.error) as error:
         raise ArchrepairError(f"cannot read {path}: {first_line(error)}; expected an npz file with arrays images "
                               "(uint8 N×H×W×3) and labels (integers)") from None
 
@@ -171,7 +172,7 @@ def _class_names(arrays: np.lib.npyio.NpzFile, labels: np.ndarray) -> tuple[str,
         return tuple(c.decode() if isinstance(c, bytes) else str(c) for c in arrays["classes"].tolist())
     if labels.dtype.kind == "U":
         return tuple(sorted(set(labels.ravel().tolist())))
-    return tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+    return number_names(int(labels.max(initial=0)))
 
 
 def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> Any:
@@ -327,7 +328,7 @@ def content_of(path: Path, split: str | None = None) -> str:
     else:
         files = sorted(path.glob("*.npz")) or image_files(path)
         for place in (*class_folders(path), *files):
-            digest.update(place.relative_to(path).as_posix().encode() + b"\0")
+            digest.update(os.fsencode(place.relative_to(path).as_posix()) + b"\0")
             if place.is_file():
                 digest.update(_digest_of(str(place), *_stamp(place)).encode())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ __all__ = ['Match', 'match', 'split_entry', 'load_weights', 'save_weights']
 
 # %% ../../nbs/networks/07_weights.ipynb #07568536
 from ..core.errors import ArchrepairError, first_sentence, note, unknown, write_atomic
+from ..core.paths import user_path
 
 # %% ../../nbs/networks/07_weights.ipynb #22e35d3e
 _NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
@@ -145,7 +146,7 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
         notes.append(f"the file has no {_COUNTER}, as those of old torch")
     misshapen = tuple(fault for name, value in state.items() if name in expected and (fault := _fault(name, value, expected[name])))
     misshapen += tuple(f"{name} other than {min(names)} though they are one tensor" for name, names in twins.items()
-                       if name in state and min(names) in state and not torch.equal(state[name], state[min(names)]))
+                       if not misshapen and name != min(names) and names <= state.keys() and not torch.equal(state[name], state[min(names)]))
     kinds = sorted({str(value.dtype).removeprefix("torch.") for name, value in state.items()
                     if name in expected and value.is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:
@@ -183,7 +184,7 @@ def _buffers(names: list[str]) -> str:
 def split_entry(path: str | Path) -> tuple[Path, str]:
     "A file of weights and the entry asked for, of `FILE#ENTRY`; the entry is empty where none is."
     file, mark, entry = str(path).rpartition("#")
-    return (Path(file), entry) if mark and not Path(path).exists() else (Path(path), "")
+    return (user_path(file), entry) if mark and not user_path(path).exists() else (user_path(path), "")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
