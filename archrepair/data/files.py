@@ -63,11 +63,19 @@ class FolderImages:
 
         image = read_picture(path, self.span)
         if image.size != (self.size, self.size):
+            image = _center(image)
             scale = round(self.size * 256 / 224) / min(image.size)
             image = image.resize([max(self.size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
             left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.array(image)
+
+
+def _center(image: Any, most: int = 8) -> Any:
+    "The middle of an image that is more than `most` times as long as it is wide: enlarged as a whole, a line of pixels fills the memory."
+    width, height = (min(side, most * min(image.size)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 # %% ../../nbs/data/04_files.ipynb #60704668
 _EAGER_BYTES = 1 << 30  # files that decode to less than this are kept in memory
