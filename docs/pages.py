@@ -121,7 +121,7 @@ def bring() -> str:
 
 def _table(kind: Any) -> str:
     "The rows of a kind as a table."
-    rows = [f"| {_cell(row.brings)} | {'works' if row.works else 'one line'} | {_cell(row.happens)} |" for row in kind.rows]
+    rows = [f"| {_cell(row.brings)} | {'works' if row.works else 'one&nbsp;line'} | {_cell(row.happens)} |" for row in kind.rows]
     return "\n".join([f"## {kind.title}\n\n{kind.door}\n", "| you bring | | what happens |", "|---|---|---|", *rows, ""])
 
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/data/07_datasets.ipynb #7cdcad09
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +37,9 @@ def parse_version(name: str) -> tuple[str, str | None, int]:
     kind, _, rest = name.partition(":")
     base, tail = (f"{kind}:", rest) if kind in ("folder", "npz") else ("", name)
     parts = tail.split(":")
-    if base and os.path.exists(user_path(tail)):  # a path may hold colons
+    if base and user_path(tail).exists():  # a path may hold colons
         return name, None, 0
-    if len(parts) >= 3 and parts[-1].isdecimal():
+    if len(parts) >= 3 and parts[-1].isdecimal() and len(parts[-1]) < 10:
         return base + ":".join(parts[:-2]), parts[-2], int(parts[-1])
     if len(parts) == 1 or base:
         return name, None, 0
@@ -180,7 +179,7 @@ def fingerprint(name: str, split: str | None = None) -> str | None:
     Of a version it is that of the clean dataset. None for a dataset that has a name, and where there is nothing at the path.
     """
     path = _user_path(parse_version(name)[0])
-    return content_of(path, split) if path is not None and os.path.exists(path) else None
+    return content_of(path, split) if path is not None and path.exists() else None
 
 
 def split_versions(text: str) -> list[str]:

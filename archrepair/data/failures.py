@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,10 +77,13 @@ def _path_in(text: str, folder: Path, where: str) -> Path:
     "The image file that a cell names, absolute or from `folder`."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
-    path = folder / user_path(text)
-    if not os.path.isfile(path) and "\\" in text:  # written on Windows
-        path = folder / user_path(text.replace("\\", "/"))
-    if not os.path.isfile(path):
+    try:
+        path = user_path(folder / user_path(text))
+    except ArchrepairError as error:
+        raise ArchrepairError(f"{where}: {error}") from None
+    if not path.is_file() and "\\" in text:  # written on Windows
+        path = folder / text.replace("\\", "/")
+    if not path.is_file():
         raise ArchrepairError(f"{where}: there is no {path}; expected an image file, with its path absolute or from {folder}")
     return path
 
@@ -108,7 +110,7 @@ def load_failures(source: str | Path, like: ImageSet) -> ImageSet:
     `NoFailures` where nothing is left.
     """
     source = user_path(source)
-    if not os.path.exists(source):
+    if not source.exists():
         raise ArchrepairError(f"{source} does not exist; give a CSV file with columns path and label, or a folder with one folder "
                               "per class")
     labels = _in_class_folders(source, like) if source.is_dir() else _listed(source, like)

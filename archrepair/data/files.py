@@ -27,7 +27,7 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
 
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
 from ..core.errors import ArchrepairError, first_line, note_once
-from .images import ImageSet, holdout
+from .images import ImageSet, holdout, number_names
 from .pictures import Survey, class_folders, class_of, image_files, is_hidden, read_picture, survey
 
 # %% ../../nbs/data/04_files.ipynb #7310ba7e
@@ -63,7 +63,7 @@ class FolderImages:
 
         image = read_picture(path, self.span)
         if image.size != (self.size, self.size):
-            image = _less_extreme(image)
+            image = _center(image)
             scale = round(self.size * 256 / 224) / min(image.size)
             image = image.resize([max(self.size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
             left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
@@ -71,13 +71,11 @@ class FolderImages:
         return np.array(image)
 
 
-def _less_extreme(image: Any) -> Any:
-    "A PIL image, or of one that is much longer than it is wide its middle: resized as a whole, a line of one pixel would fill the memory."
-    longest = 16 * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    left, top = (max(0, (side - longest) // 2) for side in image.size)
-    return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
+def _center(image: Any, most: int = 8) -> Any:
+    "The middle of an image that is more than `most` times as long as it is wide: enlarged as a whole, a line of pixels fills the memory."
+    width, height = (min(side, most * min(image.size)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 # %% ../../nbs/data/04_files.ipynb #60704668
 _EAGER_BYTES = 1 << 30  # files that decode to less than this are kept in memory
@@ -171,7 +169,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    # a broken file fails in many ways, and one that promises more than there is fails for want of memory
+    # a broken file fails in many ways, and one that says it is huge does not fit into memory
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, BadZipFile, zlib.error) as error:
         raise ArchrepairError(f"cannot read {path}: {first_line(error)}; expected an npz file with arrays images "
                               "(uint8 N×H×W×3) and labels (integers)") from None
@@ -181,9 +179,6 @@ def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if name not in arrays:
         raise ValueError(f"it has no array {name} but {', '.join(arrays.files[:8]) or 'none at all'}")
     return arrays[name]
-
-
-_MOST_NUMBERS = 100_000  # classes that are numbers: a label beyond is a mistake, and a list up to it might not fit into the memory
 
 
 def _labels(arrays: np.lib.npyio.NpzFile) -> np.ndarray:
@@ -201,9 +196,7 @@ def _class_names(arrays: np.lib.npyio.NpzFile, labels: np.ndarray) -> tuple[str,
         return tuple(c.decode() if isinstance(c, bytes) else str(c) for c in arrays["classes"].tolist())
     if labels.dtype.kind == "U":
         return tuple(sorted(set(labels.ravel().tolist())))
-    if (highest := int(labels.max(initial=0))) >= _MOST_NUMBERS:
-        raise ValueError(f"the highest label is {highest}, more than there are classes")
-    return tuple(map(str, range(highest + 1)))
+    return number_names(int(labels.max(initial=0)))
 
 
 def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> Any:
@@ -228,7 +221,7 @@ def split_folders(folder: Path, split: str) -> list[Path]:
 
 def _trees(folder: Path, split: str) -> dict[str, Tree]:
     "The parts of a folder by split, `whole` for one that is not divided. Raises `ArchrepairError` where `split` is absent."
-    if not os.path.exists(folder):
+    if not folder.exists():
         raise _absent(folder)
     options = {name: next((part for part in split_folders(folder, name) if part.is_dir()), None) for name in _SPLIT_FOLDERS}
     if not any(options.values()):
@@ -334,7 +327,7 @@ def _absent(path: Path) -> ArchrepairError:
 
 
 def _existing(path: Path) -> Path:
-    if not os.path.exists(path):  # unlike Path.exists, also of names that are too long for any file
+    if not path.exists():
         raise _absent(path)
     return path
 

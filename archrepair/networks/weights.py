@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -55,7 +54,7 @@ def _read(path: Path) -> object:
     except FileNotFoundError:
         raise ArchrepairError(f"no weights at {path}; train some with `archrepair train --out {path}`") from None
     except Exception as error:  # each format has exceptions of its own; to the user they mean one thing
-        if os.path.isfile(path) and (kind := next((kind for start, kind in _NO_WEIGHTS.items() if head.lstrip().startswith(start)), None)):
+        if path.is_file() and (kind := next((kind for start, kind in _NO_WEIGHTS.items() if head.lstrip().startswith(start)), None)):
             raise ArchrepairError(f"{path} is {kind}") from None
         if refused := re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>|Unsupported class ([\w.]+)", str(error)):
             kind = next(filter(None, refused.groups()))
@@ -155,7 +154,7 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
         notes.append(f"the file has no {_COUNTER}, as those of old torch")
     misshapen = tuple(fault for name, value in state.items() if name in expected and (fault := _fault(name, value, expected[name])))
     misshapen += tuple(f"{name} other than {min(names)} though they are one tensor" for name, names in twins.items()
-                       if name != min(names) and name in state and min(names) in state and not _same(state[name], state[min(names)]))
+                       if not misshapen and name != min(names) and names <= state.keys() and not _same(state[name], state[min(names)]))
     kinds = sorted({str(value.dtype).removeprefix("torch.") for name, value in state.items()
                     if name in expected and value.is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:
@@ -201,9 +200,8 @@ def _buffers(names: list[str]) -> str:
 # %% ../../nbs/networks/07_weights.ipynb #7a8d16e3
 def split_entry(path: str | Path) -> tuple[Path, str]:
     "A file of weights and the entry asked for, of `FILE#ENTRY`; the entry is empty where none is."
-    whole = user_path(path)
-    file, mark, entry = str(whole).rpartition("#")
-    return (Path(file), entry) if mark and not os.path.exists(whole) else (whole, "")
+    file, mark, entry = str(path).rpartition("#")
+    return (user_path(file), entry) if mark and not user_path(path).exists() else (user_path(path), "")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

@@ -154,7 +154,10 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         original = copy.deepcopy(get_block(model, info["block"]))
         try:
             block = genotype.build(original)
-        except (RuntimeError, AttributeError, LookupError) as error:
+            first = next(original.parameters(), torch.zeros(1))
+            with torch.no_grad():  # on what it was searched for
+                block.eval()(first.new_zeros(1, *genotype.graph.nodes[0].shape))
+        except (RuntimeError, AttributeError, LookupError, TypeError, ValueError, MemoryError) as error:
             raise ArchrepairError(f"{directory} is the repair of another architecture: its genotype does not fit {info['block']} "
                                   f"({first_line(error)[:80]}); give the network that was repaired") from None
         repaired = replace_block(model, info["block"], block)

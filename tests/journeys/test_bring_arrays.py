@@ -84,7 +84,7 @@ REFUSED = {
         lambda: save(x_train=np.zeros(3), y_train=np.zeros(3)), "n/train.npz: it has no array images but x_train, y_train"),
     "a label of a billion": (
         "says it, and makes no list of a billion classes",
-        lambda: write("n/train.npz", [0, 10**9], NAMES[:2]), "the highest label is 1000000000, more than there are classes"),
+        lambda: write("n/train.npz", [0, 10**9], NAMES[:2]), "the highest label is 1000000000; expected the numbers of classes"),
     "labels that are NaN": (
         "says what is expected", lambda: write("n/train.npz", [0.0, np.nan], NAMES[:2]), "cannot read n/train.npz: .*NaN"),
     "labels below 0": (

@@ -252,7 +252,8 @@ def test_names(here, evaluate, name):
     assert evaluate("--dataset", f"folder:{name}").n == 24
 
 
-@FOLDERS.one_line("the home of somebody who does not exist, or a name too long for any file", "says that it does not exist")
+@FOLDERS.one_line("the home of somebody who does not exist, or a name too long for any file", "says why it cannot be a path")
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/photos", "a" * 400])
 def test_nowhere(here, capsys, path):
-    assert fails(capsys, "evaluate", "--dataset", f"folder:{path}").startswith(f"{path} does not exist; give the path of a folder")
+    message = fails(capsys, "evaluate", "--dataset", f"folder:{path}")
+    assert message.startswith(f"'{path[:100]}") and "cannot be a path: " in message and "expected that of a file or a folder" in message

@@ -56,7 +56,7 @@ REFUSED = {
     "an address in place of a path": (
         "asks for a file", "path,label\nhttps://a/b.png,cat\n", "column path: https://a/b.png; expected the path"),
     "the home of somebody who does not exist": (
-        "names row and column", "path,label\n~nobody-of-this-name/a.png,cat\n", "row 2, column path: there is no .*~nobody"),
+        "names row and column", "path,label\n~nobody-of-this-name/a.png,cat\n", "row 2, column path: .*~nobody.* cannot be a path"),
     "UTF-16, as a spreadsheet's Unicode text": (
         "asks for UTF-8", "path,label\ncat/CAT,cat\n".encode("utf-16"), "cannot read .*in UTF-8"),
     "no failures at all": ("says so", "path,label,predicted\ncat/CAT,cat,cat\n", "holds no failures"),
