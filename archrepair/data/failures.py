@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _class_of(text: str, classes: tuple[str, ...], where: str) -> int:
     "The number of a class given by its name or by its number; a name that looks like a number is a name."
+    text = unicodedata.normalize("NFC", text)
     if text in classes:
         return classes.index(text)
     number = re.fullmatch(r"([0-9]{1,9})(?:\.0)?", text)  # a column with a gap is written as 3.0 by pandas

@@ -109,7 +109,7 @@ class Tree:
             files.setdefault(class_of(part), []).extend(image_files(part, left_out))
         left_out.update("hidden" if is_hidden(path.name) else "outside of class folders" for path in folder.iterdir() if path.is_file())
         if not any(files.values()):
-            others = f" (but {_counted(left_out)} files)" if left_out.total() else ""
+            others = f" (files left out: {_counted(left_out)})" if left_out.total() else ""
             raise ArchrepairError(f"no images under {folder}{others}; expected {folder}/<class>/<image> with .jpg, .png or the like")
         return cls(folder, files, left_out)
 
@@ -167,7 +167,10 @@ def read_arrays(path: Path, name: str) -> ImageSet:
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     "An npz file; whatever is wrong with it, while it is open, is one line."
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array without a name")
+        with loaded as arrays:
             yield arrays
     # a broken file fails in many ways, and one that says it is huge does not fit into memory
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, BadZipFile, zlib.error) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,8 +40,11 @@ def read_picture(path: Path, span: tuple[float, float] | None = None) -> Any:
 
     with _opened(path) as image:
         image.load()
+        is_deep = image.mode in (*_TYPE_SPANS, *OPEN_MODES)
+        is_negative = is_deep and getattr(image, "tag_v2", {}).get(262) == 0  # a TIFF whose 0 is white: Pillow turns those of 8 bits
         ImageOps.exif_transpose(image, in_place=True)
-        return eight_bit(image, span, path).convert("RGB")
+        picture = eight_bit(image, span, path).convert("RGB")
+        return ImageOps.invert(picture) if is_negative else picture
 
 
 _MOST_PIXELS = 1 << 26  # with all the copies that turning and scaling need, less than a gigabyte
@@ -150,8 +154,11 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def class_of(folder: Path) -> str:
-    "The name of the class that a folder holds; bytes that are not UTF-8, which no report could show, become �."
-    return os.fsencode(folder.name).decode(errors="replace")
+    """The name of the class that a folder holds.
+
+    Letters with accents are one character each (a Mac writes them as two); bytes that are not UTF-8, which no report could show, become �.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(folder.name).decode(errors="replace"))
 
 # %% ../../nbs/data/03_pictures.ipynb #4a2c551a
 _SMALL = 64  # px: square images up to this size are taken as they are, larger ones are resized to `_LARGE`

@@ -82,6 +82,8 @@ REFUSED = {
     "other names of arrays, such as `x_train`": (
         "names those that there are",
         lambda: save(x_train=np.zeros(3), y_train=np.zeros(3)), "n/train.npz: it has no array images but x_train, y_train"),
+    "one array of `np.save` under the name of an npz file": (
+        "says what it is", lambda: bare("n/train.npz"), "cannot read n/train.npz: it is one array without a name"),
     "a label of a billion": (
         "says it, and makes no list of a billion classes",
         lambda: write("n/train.npz", [0, 10**9], NAMES[:2]), "the highest label is 1000000000; expected the numbers of classes"),
@@ -97,6 +99,13 @@ REFUSED = {
     "a file that promises terabytes": (
         "says so, without asking for them", lambda: promise("n/train.npz"), "cannot read n/train.npz: Unable to allocate"),
 }
+
+
+def bare(path: str) -> None:
+    "One array, as `np.save` writes it."
+    Path(path).parent.mkdir()
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
 
 
 def promise(path: str) -> None:

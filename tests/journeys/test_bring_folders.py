@@ -2,6 +2,8 @@
 import json
 import os
 import shutil
+import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,18 @@ def test_sixteen_bit_tiff(here, mode):
     save_all({f"p/a/{i}.tif": Image.frombytes(mode, (32, 32), ramp.tobytes()) for i in range(6)})
     image = load_dataset("folder:p").images[0]
     assert image[..., 0].flatten().tolist() == np.round(ramp.flatten() / 257).astype(int).tolist()
+
+
+@FOLDERS.works("16-bit TIFF files in which 0 is white, as of X-rays", "turned: bright is bright, as Pillow does it for 8 bits")
+def test_negatives(here):
+    levels = np.full((32, 32), 9000, "<u2")
+    values = {256: 32, 257: 32, 258: 16, 259: 1, 262: 0, 273: 8, 277: 1, 278: 32, 279: levels.nbytes}  # 262: the meaning of 0
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    Path("p/a").mkdir(parents=True)
+    for i in range(5):
+        head = struct.pack("<2sHI", b"II", 42, 8 + levels.nbytes)
+        Path(f"p/a/{i}.tif").write_bytes(head + levels.tobytes() + struct.pack("<H", len(values)) + tags + bytes(4))
+    assert load_dataset("folder:p").images.unique().tolist() == [255 - 35]
 
 
 @FOLDERS.works("TIFF files of floats or 32-bit integers", "scaled by the range of the whole dataset, which is said")
@@ -116,7 +130,7 @@ def test_only_other_formats(here, capsys):
     for name in ("cat", "dog"):
         Path("p", name).mkdir(parents=True)
         Path("p", name, "0.heic").write_bytes(b"x")
-    assert "no images under p (but 2 .heic files); expected p/<class>/<image>" in fails(capsys, "evaluate", "--dataset", "folder:p")
+    assert "no images under p (files left out: 2 .heic); expected p/<class>/<image>" in fails(capsys, "evaluate", "--dataset", "folder:p")
 
 
 @FOLDERS.one_line("a file that is no image, or half of one", "names the file")
@@ -133,6 +147,14 @@ def test_names_of_other_encodings(here, evaluate):
         os.rename(f"p/{split}/cat", os.fsencode(f"p/{split}/k") + b"\xe4tzchen")
     assert load_dataset("folder:p").classes == ("dog", "k\N{REPLACEMENT CHARACTER}tzchen", "owl")
     assert evaluate("--dataset", "folder:p").n == 24
+
+
+@FOLDERS.works("names with accents that a Mac wrote, beside the same from elsewhere", "the same class")
+def test_accents(here):
+    photos(here / "p")
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        os.rename(f"p/{split}/cat", f"p/{split}/" + unicodedata.normalize(form, "k\xe4tzchen"))
+    assert counts(load_dataset("folder:p", "test")) == {"dog": 8, "k\xe4tzchen": 8, "owl": 8}
 
 
 @FOLDERS.works("folders and files that are links", "followed")
