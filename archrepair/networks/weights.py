@@ -156,7 +156,7 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
     misshapen += tuple(f"{name} other than {min(names)} though they are one tensor" for name, names in twins.items()
                        if not misshapen and name != min(names) and names <= state.keys() and not _same(state[name], state[min(names)]))
     kinds = sorted({str(value.dtype).removeprefix("torch.") for name, value in state.items()
-                    if name in expected and value.is_floating_point() and value.dtype != expected[name].dtype})
+                    if name in expected and expected[name].is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:
         notes.append(f"converted from {' and '.join(kinds)}")
     lacking = sorted({*missing} - {*tied, *counters})
@@ -218,15 +218,22 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise ArchrepairError(f"{file} holds no weights; expected safetensors or a state dict: names and tensors")
     chosen, result = _choose(file, entry, {name: match(model, state) for name, state in entries.items()})
     result.check(str(path))
-    if bad := [name for name, value in result.state.items() if value.is_floating_point() and bool(value.float().isnan().any())]:
-        raise ArchrepairError(f"{path} has NaN in {_examples(bad)}, as training leaves it that diverged; expected finite weights: give an "
-                              "earlier checkpoint")
+    if broken := _not_finite(model, result.state):
+        raise ArchrepairError(f"{path} has NaN or infinity in {_examples(broken)}, as training leaves it that diverged; expected finite "
+                              "weights: give an earlier checkpoint")
     model.load_state_dict(result.state, strict=False)
     others = [name for name in entries if name not in ("", chosen)]
     choice = [f"entry {chosen} taken" + (f", not {_examples(others, 6)}" if others else "")] if chosen else []
     if choice or result.notes:
         note(f"{file}: {'; '.join([*choice, *result.notes])}")
     return model
+
+
+def _not_finite(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    "Names of parameters that are NaN or infinite, and of buffers that are NaN: a mask may hold infinity."
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: value.float() for name, value in state.items() if value.is_floating_point()}
+    return [name for name, value in values.items() if bool(value.isnan().any()) or name in parameters and bool(value.isinf().any())]
 
 
 def _choose(file: Path, entry: str, matches: Mapping[str, Match]) -> tuple[str, Match]:

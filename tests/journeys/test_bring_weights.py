@@ -142,9 +142,10 @@ REFUSED = {
     "a `defaultdict`, or arrays of numpy": (
         "names the object, in the same way",
         lambda w: {"state_dict": w, "log": collections.defaultdict(list)}, "holds a collections.defaultdict"),
-    "weights that are NaN": (
+    "weights that are NaN or infinite": (
         "names them: the accuracy would be that of guessing",
-        lambda w: {**w, "fc.bias": torch.full((10,), torch.nan)}, "w.pt has NaN in fc.bias.*earlier checkpoint"),
+        lambda w: {**w, "fc.bias": torch.full((10,), torch.nan), "fc.weight": torch.full((10, 64), torch.inf)},
+        "w.pt has NaN or infinity in fc.weight, fc.bias.*earlier checkpoint"),
     "shapes without numbers, of the meta device": (
         "names them", lambda w: {**w, "fc.bias": w["fc.bias"].to("meta")}, "fc.bias without numbers"),
     "sparse tensors": ("names them", lambda w: {**w, "fc.weight": w["fc.weight"].to_sparse()}, "fc.weight as a sparse tensor"),
