@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 
-import nbformat
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import archrepair.paper.launcher as launcher
@@ -42,7 +42,7 @@ def furnish(folder) -> None:
 def stub():
     "Parameters are put into the notebook as papermill does it, and nothing is executed."
     def execute(source, target, parameters):
-        assert parameterize_notebook(nbformat.read(source, 4), parameters)
+        assert parameterize_notebook(load_notebook_node(str(source)), parameters)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("{}")
 
