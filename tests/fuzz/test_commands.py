@@ -1,4 +1,5 @@
 """Command lines: any command with any options and values ends well, in one line, or in a line on its usage; nothing is trained."""
+
 import functools
 import os
 import shutil
@@ -26,21 +27,74 @@ KIND = "commands"
 COMMANDS = get_command(app).commands
 # What an option takes, right or nearly so; options without an entry get a number or any text.
 VALUES = {
-    "model": [*MODELS, "resnet_18", "torchvision:resnet18", "torchvision:", "timm:x", "os:system", "os.path:join", "a.b:c", ":", "json:loads", "this:x"],
-    "dataset": ["digits", "digits:fog:3", "digits:fog:9", "digits:fog", "auto", "npz:own.npz", "folder:.", "folder:", "npz:", "digits,digits:fog:2", "cifar10", "imagenet", ":::", ","],
-    "tier": ["smoke", "smoke", "smoke", *TIERS, "smok"], "protocol": ["clean", "paper", "x"], "device": ["cpu", "auto", "cuda", "meta", "tpu", "cuda:99", "cpu:7"],
-    "normalize": ["cifar10", "none", "0.5/0.25", "nan/1", "1/0", "1,2/3", "0.5/1e-400"], "weights": ["own.safetensors", "nowhere.pt", ".", "own.safetensors#x", "#"],
-    "method": [*METHODS, "arachne:search=de", "archrepair:strategy=x", "retrain:epochs=-1", "surgical:variant=x", "finetune:level=9", "retrain:seed=x", "retrain:a=b=c", "retrain:block=layer1"],
-    "methods": ["archrepair,retrain", "retrain,", ",", "retrain:epochs=1;seed=2", "x"], "strategy": [*STRATEGIES, "pcdarts"],
+    "model": [
+        *MODELS,
+        "resnet_18",
+        "torchvision:resnet18",
+        "torchvision:",
+        "timm:x",
+        "os:system",
+        "os.path:join",
+        "a.b:c",
+        ":",
+        "json:loads",
+        "this:x",
+    ],
+    "dataset": [
+        "digits",
+        "digits:fog:3",
+        "digits:fog:9",
+        "digits:fog",
+        "auto",
+        "npz:own.npz",
+        "folder:.",
+        "folder:",
+        "npz:",
+        "digits,digits:fog:2",
+        "cifar10",
+        "imagenet",
+        ":::",
+        ",",
+    ],
+    "tier": ["smoke", "smoke", "smoke", *TIERS, "smok"],
+    "protocol": ["clean", "paper", "x"],
+    "device": ["cpu", "auto", "cuda", "meta", "tpu", "cuda:99", "cpu:7"],
+    "normalize": ["cifar10", "none", "0.5/0.25", "nan/1", "1/0", "1,2/3", "0.5/1e-400"],
+    "weights": ["own.safetensors", "nowhere.pt", ".", "own.safetensors#x", "#"],
+    "method": [
+        *METHODS,
+        "arachne:search=de",
+        "archrepair:strategy=x",
+        "retrain:epochs=-1",
+        "surgical:variant=x",
+        "finetune:level=9",
+        "retrain:seed=x",
+        "retrain:a=b=c",
+        "retrain:block=layer1",
+    ],
+    "methods": ["archrepair,retrain", "retrain,", ",", "retrain:epochs=1;seed=2", "x"],
+    "strategy": [*STRATEGIES, "pcdarts"],
     "search": ["select=perturb", "order=2", "max_skip=x", "lr=nan", "=", "x", "x=1", "order=[", "order={a: b}"],
-    "block": ["layer1", "layer9", "conv1", "", "."], "blocks": ["layer1,layer2", "all", "layer1,,", "layer1,layer1", "x"], "level": ["block", "layer", "x"], "preset": ["default", "paper", "x"],
-    "measure": ["tarantula", "ochiai", "dstar", "x"], "corruption": [*CORRUPTIONS, "all", "auto", "haze"], "corruptions": ["fog,snow:5", "own", "all", "clean", "fog:x", "fog:9"],
-    "seeds": ["0", "0,1", "a", "0,", "1e3"], "what": ["models", "datasets", "blocks", "tiers", "layers"], "pattern": ["*", "torchvision:mobile*", "[", "[!"], "only": ["table5", "fig4", "x"],
-    "models": ["resnet18", "resnet18,vgg16", ","], "datasets": ["digits", "digits:fog:3", ","],
-    "notebook": ["rq3", "x.ipynb"], "parameter": ["model=resnet18", "x=1"], "folders": [".", "outputs/repair", "nowhere"], "repaired": [".", "nowhere"],
+    "block": ["layer1", "layer9", "conv1", "", "."],
+    "blocks": ["layer1,layer2", "all", "layer1,,", "layer1,layer1", "x"],
+    "level": ["block", "layer", "x"],
+    "preset": ["default", "paper", "x"],
+    "measure": ["tarantula", "ochiai", "dstar", "x"],
+    "corruption": [*CORRUPTIONS, "all", "auto", "haze"],
+    "corruptions": ["fog,snow:5", "own", "all", "clean", "fog:x", "fog:9"],
+    "seeds": ["0", "0,1", "a", "0,", "1e3"],
+    "what": ["models", "datasets", "blocks", "tiers", "layers"],
+    "pattern": ["*", "torchvision:mobile*", "[", "[!"],
+    "only": ["table5", "fig4", "x"],
+    "models": ["resnet18", "resnet18,vgg16", ","],
+    "datasets": ["digits", "digits:fog:3", ","],
+    "notebook": ["rq3", "x.ipynb"],
+    "parameter": ["model=resnet18", "x=1"],
+    "folders": [".", "outputs/repair", "nowhere"],
+    "repaired": [".", "nowhere"],
     "out": ["new", "new/deep/file.safetensors", "file.npz", ".", "own.safetensors", "own.safetensors/below", "a" * 300],
 }
-integers = st.one_of(st.integers(-2, 9), st.sampled_from([0, 1, 2**31, 2**64, -2**63])).map(str)
+integers = st.one_of(st.integers(-2, 9), st.sampled_from([0, 1, 2**31, 2**64, -(2**63)])).map(str)
 
 
 class Enough(ArchrepairError):
@@ -67,7 +121,12 @@ def stub():
     "Whatever trains, predicts, downloads or executes ends in `Enough`."
     home()
     with pytest.MonkeyPatch.context() as patch:
-        for module, names in ((originals, ("train_original", "predict")), (cells, ("predict",)), (runs, ("predict",)), (localization, ("localize",))):
+        for module, names in (
+            (originals, ("train_original", "predict")),
+            (cells, ("predict",)),
+            (runs, ("predict",)),
+            (localization, ("localize",)),
+        ):
             for name in names:
                 patch.setattr(module, name, enough)
         for name in ("archrepair.paper.reproduce.execute", "archrepair.paper.reproduce.run_tasks", "archrepair.data.datasets._download"):
@@ -91,15 +150,25 @@ def lines(draw: st.DrawFn) -> list[str]:
     for parameter in COMMANDS[name].params:
         if parameter.param_type_name == "argument":
             last += [draw(values_of(parameter))] if draw(st.integers(0, 9)) else []
-        elif parameter.name == "help" or parameter.name in ("tier", "dataset", "out") and draw(st.integers(0, 4)) or draw(st.integers(0, 3)) == 0:
+        elif (
+            parameter.name == "help"
+            or parameter.name in ("tier", "dataset", "out")
+            and draw(st.integers(0, 4))
+            or draw(st.integers(0, 3)) == 0
+        ):
             option = draw(st.sampled_from(parameter.opts))
             if parameter.name == "help":
                 words += [option] if draw(st.integers(0, 30)) == 0 else []
             else:
                 words += [option] if parameter.is_flag else [option, draw(values_of(parameter))]
     if draw(st.integers(0, 9)) == 0:
-        words.insert(draw(st.integers(0, len(words))), draw(st.one_of(text, st.sampled_from(["--modle", "--json=1", "-x", "--", "--no-json", "--tier"]))))
-    return [word.replace("\0", "") for word in [*words, *(["--"] if draw(st.booleans()) and last else []), *last]]  # no system passes a null byte
+        words.insert(
+            draw(st.integers(0, len(words))),
+            draw(st.one_of(text, st.sampled_from(["--modle", "--json=1", "-x", "--", "--no-json", "--tier"]))),
+        )
+    return [
+        word.replace("\0", "") for word in [*words, *(["--"] if draw(st.booleans()) and last else []), *last]
+    ]  # no system passes a null byte
 
 
 @given(lines())

@@ -1,4 +1,5 @@
 """Parameters of notebooks: through `archrepair run`, through papermill's own command line, and as the notebooks read them."""
+
 import functools
 import json
 import os
@@ -41,6 +42,7 @@ def furnish(folder) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def stub():
     "Parameters are put into the notebook as papermill does it, and nothing is executed."
+
     def execute(source, target, parameters):
         assert parameterize_notebook(load_notebook_node(str(source)), parameters)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,20 +53,63 @@ def stub():
         yield
 
 
-VALUES = ["resnet18", "[1, 2]", "{a: 1}", "2020-01-01", "1e3", "0777", "yes", "[x", "*a", "&a [*a]", "!!python/object/apply:os.system ['touch xss']", "!!binary eA==", "12:30:45",
-          "&a [&b [*a, *b]]", "? x", ": ", "- - -", "{[1]: 2}", "|\n x", "\t", "!!set {a}", "!!float x", "!!int x", "!!timestamp x", "<<: 3", "=", "[" * 2000, "{a: " * 500,
-          "&a ['x', 'x'], b: &b [*a, *a]"]
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+VALUES = [
+    "resnet18",
+    "[1, 2]",
+    "{a: 1}",
+    "2020-01-01",
+    "1e3",
+    "0777",
+    "yes",
+    "[x",
+    "*a",
+    "&a [*a]",
+    "!!python/object/apply:os.system ['touch xss']",
+    "!!binary eA==",
+    "12:30:45",
+    "&a [&b [*a, *b]]",
+    "? x",
+    ": ",
+    "- - -",
+    "{[1]: 2}",
+    "|\n x",
+    "\t",
+    "!!set {a}",
+    "!!float x",
+    "!!int x",
+    "!!timestamp x",
+    "<<: 3",
+    "=",
+    "[" * 2000,
+    "{a: " * 500,
+    "&a ['x', 'x'], b: &b [*a, *a]",
+]
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi")
+)
 values = st.one_of(st.sampled_from(VALUES), text)
 words = st.one_of(st.tuples(st.one_of(st.sampled_from(NAMES), text), values).map("=".join), text)
-settings = st.fixed_dictionaries({}, optional={
-    "model": st.one_of(st.sampled_from([*MODELS, "resnet_18", "timm:x", "os:system", "os.path:join"]), text), "models": st.one_of(st.sampled_from(["auto", "resnet18,vgg16", ",", ""]), text),
-    "dataset": st.one_of(st.sampled_from(["digits", "digits:fog:3", "npz:x", "folder:/", "auto", "digits:fog:9"]), text), "tier": st.one_of(st.sampled_from(["smoke", "auto", "x"]), text),
-    "seed": junk, "seeds": st.one_of(st.integers(0, 5), junk), "severity": st.one_of(st.integers(0, 6), junk), "protocol": st.one_of(st.sampled_from(["clean", "paper"]), text),
-    "corruption": st.one_of(st.sampled_from(["auto", "all", "fog", "fog,snow", "own"]), text), "methods": st.one_of(st.sampled_from(["auto", *METHODS, "arachne:search=de"]), text)})
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.one_of(st.sampled_from([*MODELS, "resnet_18", "timm:x", "os:system", "os.path:join"]), text),
+        "models": st.one_of(st.sampled_from(["auto", "resnet18,vgg16", ",", ""]), text),
+        "dataset": st.one_of(st.sampled_from(["digits", "digits:fog:3", "npz:x", "folder:/", "auto", "digits:fog:9"]), text),
+        "tier": st.one_of(st.sampled_from(["smoke", "auto", "x"]), text),
+        "seed": junk,
+        "seeds": st.one_of(st.integers(0, 5), junk),
+        "severity": st.one_of(st.integers(0, 6), junk),
+        "protocol": st.one_of(st.sampled_from(["clean", "paper"]), text),
+        "corruption": st.one_of(st.sampled_from(["auto", "all", "fog", "fog,snow", "own"]), text),
+        "methods": st.one_of(st.sampled_from(["auto", *METHODS, "arachne:search=de"]), text),
+    },
+)
 
 
-@given(st.one_of(st.sampled_from(["rq3", "05_rq3", "localization", "nbs/05_rq3.ipynb", "x.ipynb", "../inside/nbs/05_rq3.ipynb"]), text), st.lists(words, max_size=3))
+@given(
+    st.one_of(st.sampled_from(["rq3", "05_rq3", "localization", "nbs/05_rq3.ipynb", "x.ipynb", "../inside/nbs/05_rq3.ipynb"]), text),
+    st.lists(words, max_size=3),
+)
 @example("rq3", [f"model={LAUGHS}"])
 @example("rq3", [f"dataset={'[' * 2000}"])
 @example("rq3", ["model=!!python/object/apply:os.system ['touch xss']"])
@@ -82,8 +127,17 @@ def test_run(name, parameters):
             assert {path.name for path in folder.iterdir()} == {"nbs", "outputs", "settings.ini"}
 
 
-@given(st.lists(st.one_of(st.tuples(st.sampled_from(["-p", "-r", "--parameters"]), st.sampled_from(NAMES), values), st.tuples(st.sampled_from(["-y", "-b", "-f", "--parameters_yaml"]), values),
-                          st.tuples(text)), max_size=3).map(lambda parts: [word for part in parts for word in part]), filename)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["-p", "-r", "--parameters"]), st.sampled_from(NAMES), values),
+            st.tuples(st.sampled_from(["-y", "-b", "-f", "--parameters_yaml"]), values),
+            st.tuples(text),
+        ),
+        max_size=3,
+    ).map(lambda parts: [word for part in parts for word in part]),
+    filename,
+)
 @example(["-y", LAUGHS], "05_rq3")
 @example(["-f", "/dev/zero"], "05_rq3")
 @fuzz(KIND)
@@ -106,6 +160,7 @@ def test_launcher(words, stem):
 @fuzz(KIND)
 def test_settings(parameters):
     "As a notebook reads its parameters, and what it would then ask for."
+
     def use():
         read = Settings.of(**{"tier": "smoke", **parameters})
         assert "/" not in read.stem and str(read)
