@@ -174,7 +174,7 @@ def lines(draw: st.DrawFn) -> list[str]:
 @given(lines())
 @example(["localize", "--tier", "smoke", "-k", str(2**64)])
 @example(["evaluate", "--tier", "smoke", "--dataset", f"digits:fog:{'9' * 5000}"])
-@example(["evaluate", "--tier", "smoke", "--dataset", "npz:~nobody/a.npz"])
+@example(["evaluate", "--tier", "smoke", "--dataset", "npz:~no-such-user/a.npz"])
 @example(["list", "models", "\udcff"])
 @example(["corrupt", "--dataset", "digits", "--out", "a" * 300])
 @fuzz(KIND)
