@@ -146,7 +146,8 @@ def showing(what: object) -> Iterator[None]:
     except ArchrepairError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise ArchrepairError(f"the record in {what} is damaged ({type(error).__name__}: {first_line(error)[:80]}); run the repair again") from None
+        raise ArchrepairError(f"the record in {what} is damaged ({type(error).__name__}: {first_line(error)[:80]}); run the repair "
+                              "again") from None
 
 # %% ../../nbs/deploy/07_report.ipynb #80bea7af
 def report_of(folder: str | Path, *, force: bool = False) -> tuple[Path, bool]:

@@ -69,8 +69,8 @@ class Settings:
         if protocol not in PROTOCOLS:
             raise unknown("protocol", protocol, PROTOCOLS)
         if type(seeds) is not int or not 0 <= seeds <= 1000 or type(severity) is not int or severity not in range(1, 6):
-            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) to 1000 and "
-                                  "a severity from 1 to 5")
+            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) to 1000, "
+                                  "and a severity from 1 to 5")
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ArchrepairError(f"seed is {seed!r}; expected a whole number from 0 to 4294967295")
         families = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}

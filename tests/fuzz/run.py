@@ -93,10 +93,7 @@ def write_page(rounds: list[dict], seed: int) -> None:
     import torch
 
     day, python = time.strftime("%Y-%m-%d", time.gmtime()), sys.version.split()[0]
-    said = (
-        f"On {day}, with seed {seed}, Python {python} and torch {torch.__version__}:\n\n"
-        f"{table(rounds)}"
-    )
+    said = f"On {day}, with seed {seed}, Python {python} and torch {torch.__version__}:\n\n{table(rounds)}"
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(re.sub(r"(?s)(<!-- counts -->\n).*(<!-- end -->)", lambda m: f"{m[1]}{said}\n{m[2]}", page), encoding="utf-8")
 

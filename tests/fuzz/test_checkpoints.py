@@ -157,6 +157,20 @@ nests = st.recursive(
 )
 
 
+sound = st.tuples(
+    st.sampled_from(["", "", "module.", "model.net."]), st.sampled_from(["", "", "state_dict", "model", "ema"]), dtypes, others
+).map(
+    lambda how: nest(
+        {f"{how[0]}{name}": value.to(how[2]) if value.is_floating_point() else value for name, value in weights().items()}, how[1], how[3]
+    )
+)
+
+
+def nest(state: dict, entry: str, beside: object) -> dict:
+    "A state dict, or a checkpoint with it at this entry and something beside it."
+    return {entry: state, "epoch": beside} if entry else state
+
+
 def as_torch(content: object) -> bytes:
     file = io.BytesIO()
     torch.save(content, file)
@@ -215,7 +229,7 @@ def files(draw: st.DrawFn) -> bytes:
             {"dtype": st.sampled_from(["F32", "F16", "I64", "BOOL", "XXX", 3]), "shape": spans, "data_offsets": spans}
         )
         return header(draw(st.dictionaries(st.one_of(text, st.sampled_from(sorted(weights()))), st.one_of(entry, text), max_size=3)))
-    content = draw(nests)
+    content = draw(st.one_of(sound, nests))
     try:
         written = draw(st.sampled_from(WRITERS))(content)
     except Exception:  # what cannot be written is nobody's file

@@ -150,7 +150,11 @@ places = st.one_of(
     ),
     filename,
 )
-trees = st.lists(st.tuples(places, entries), max_size=7)
+PLAIN = [(place, (name, ".png", "file", CONTENTS[0], ("whole", 0.0, 1))) for place in ("cat", "dog") for name in "xy"]
+trees = st.one_of(
+    st.lists(st.tuples(places, entries), max_size=7),
+    st.lists(st.tuples(places, entries), max_size=2).map(lambda more: PLAIN + more),  # sound but for these
+)
 
 
 def put(folder, place: str, entry: tuple) -> None:

@@ -148,7 +148,7 @@ def ground() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _in_time() -> Iterator[None]:
-    "Stop what computes for longer than `SECONDS` or waits for six times as long: on a busy machine. C code is stopped as soon as it returns."
+    "Stop what computes for longer than `SECONDS`, or waits for six times as long; C code as soon as it returns."
 
     def stop(*_: object) -> None:
         raise Overrun(f"no end after {SECONDS} s")
