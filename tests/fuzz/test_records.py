@@ -96,6 +96,7 @@ KNOWN = {
     "removed",
     "F.relu",
     "clean",
+    "keep",
 }  # names with a meaning
 
 
