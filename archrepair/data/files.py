@@ -9,13 +9,12 @@ import contextlib
 import functools
 import hashlib
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -172,8 +171,9 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             raise ValueError("it is one array without a name")
         with loaded as arrays:
             yield arrays
-    # a broken file fails in many ways, and one that says it is huge does not fit into memory
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, BadZipFile, zlib.error) as error:
+    except ArchrepairError:
+        raise
+    except Exception as error:  # a broken file fails in many ways, and one that says it is huge does not fit into memory
         raise ArchrepairError(f"cannot read {path}: {first_line(error)}; expected an npz file with arrays images "
                               "(uint8 N×H×W×3) and labels (integers)") from None
 

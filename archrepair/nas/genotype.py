@@ -122,7 +122,7 @@ class Genotype:
             graph = BlockGraph.from_dict(content.pop("graph"))
             fields: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(graph, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:80]}"
             raise ArchrepairError(f"not a genotype: {reason}; expected the JSON of Genotype.to_json") from None
 

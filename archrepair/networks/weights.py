@@ -154,7 +154,8 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
         notes.append(f"the file has no {_COUNTER}, as those of old torch")
     misshapen = tuple(fault for name, value in state.items() if name in expected and (fault := _fault(name, value, expected[name])))
     misshapen += tuple(f"{name} other than {min(names)} though they are one tensor" for name, names in twins.items()
-                       if not misshapen and name != min(names) and names <= state.keys() and not _same(state[name], state[min(names)]))
+                       if not misshapen and name != min(names) and names <= state.keys()
+                       and not _same(state[name], state[min(names)]))
     kinds = sorted({str(value.dtype).removeprefix("torch.") for name, value in state.items()
                     if name in expected and expected[name].is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:

@@ -147,7 +147,9 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     try:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(info.get("block"), (str, type(None))) or genotype is not None and not info["block"]:
+            raise ValueError(f"its block is {info['block']!r}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
                               "wrote") from None
     if genotype is not None:

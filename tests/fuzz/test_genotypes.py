@@ -1,9 +1,10 @@
 """Genotypes from files: JSON of any content becomes an architecture that fits, or one line."""
+
 import functools
 import json
 
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -34,8 +35,11 @@ def network() -> nn.Module:
 
 @functools.cache
 def genotype() -> Genotype:
-    graph = BlockGraph((Node((3, 8, 8)), Node((4, 8, 8)), Node((4, 8, 8), "F.relu")),
-                       (Edge(0, 1, ("a",), 1), Edge(0, 2, None, 1), Edge(1, 2, ("b",), 1)), "conv")
+    graph = BlockGraph(
+        (Node((3, 8, 8)), Node((4, 8, 8)), Node((4, 8, 8), "F.relu")),
+        (Edge(0, 1, ("a",), 1), Edge(0, 2, None, 1), Edge(1, 2, ("b",), 1)),
+        "conv",
+    )
     return Genotype(graph, ("original", "sep_conv", "original"), (1.0, 0.5, 1.0), (1, 1, 2))
 
 
@@ -59,7 +63,9 @@ def change_graph(**parts) -> str:
 
 contents = st.one_of(
     mutations().map(lambda changes: json.dumps(mutate(json.loads(genotype().to_json()), changes))),
-    text, st.tuples(broken, st.just(genotype().to_json())).map(lambda pair: damage(pair[1].encode(), pair[0]).decode("utf-8", "replace")))
+    text,
+    st.tuples(broken, st.just(genotype().to_json())).map(lambda pair: damage(pair[1].encode(), pair[0]).decode("utf-8", "replace")),
+)
 
 
 @given(contents, st.sampled_from([True] + 9 * [False]))

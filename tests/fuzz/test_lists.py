@@ -1,4 +1,5 @@
 """Lists of failures: tables in any encoding, with any delimiter, that name any path."""
+
 import functools
 import io
 
@@ -38,27 +39,84 @@ def furnish(folder) -> None:
     (folder / "data" / "loop.png").symlink_to("loop.png")
 
 
-paths = st.one_of(st.sampled_from(["a.png", "a.png", "in/b.png", "in\\b.png", "../up.png", "../../up.png", "../../../../../../etc/passwd", "a b.png", "ü.png", "a,b.png",
-                                   "text.png", "link.png", "loop.png", "in", "./a.png", "in/../a.png", "/dev/null", "/proc/self/mem", "file:///a.png", "http://a/b.png",
-                                   "C:\\a.png", "~/up.png", "data/in/b.png", "a.png "]), text)
+paths = st.one_of(
+    st.sampled_from(
+        [
+            "a.png",
+            "a.png",
+            "in/b.png",
+            "in\\b.png",
+            "../up.png",
+            "../../up.png",
+            "../../../../../../etc/passwd",
+            "a b.png",
+            "ü.png",
+            "a,b.png",
+            "text.png",
+            "link.png",
+            "loop.png",
+            "in",
+            "./a.png",
+            "in/../a.png",
+            "/dev/null",
+            "/proc/self/mem",
+            "file:///a.png",
+            "http://a/b.png",
+            "C:\\a.png",
+            "~/up.png",
+            "data/in/b.png",
+            "a.png ",
+        ]
+    ),
+    text,
+)
 labels = st.one_of(st.sampled_from(["cat", "dog", "1", "0", "4", "5", "Cat", " cat ", "a,b", "<xss-a>", "007", "1.0", "-0"]), text)
 rows = st.lists(st.one_of(st.tuples(paths, labels), st.tuples(paths, labels, labels), st.lists(text, max_size=4)), max_size=5)
-heads = st.one_of(st.sampled_from([("path", "label")] * 4 + [("path", "label", "predicted")] * 4 + [
-    ("Path ", "LABEL"), ("label", "path"), ("path", "path", "label"), ("\ufeffpath", "label"), ("path",), (), ("file", "class"), ("path", "label", "label")]),
-    st.lists(text, max_size=4))
+heads = st.one_of(
+    st.sampled_from(
+        [("path", "label")] * 4
+        + [("path", "label", "predicted")] * 4
+        + [
+            ("Path ", "LABEL"),
+            ("label", "path"),
+            ("path", "path", "label"),
+            ("\ufeffpath", "label"),
+            ("path",),
+            (),
+            ("file", "class"),
+            ("path", "label", "label"),
+        ]
+    ),
+    st.lists(text, max_size=4),
+)
 
 
 def quoted(cell: str, how: str) -> str:
-    return f'"{cell}"' if how == "all" else '"' + cell.replace('"', '""') + '"' if how == "needed" and set(cell) & set(',;\t"\r\n') else cell
+    return (
+        f'"{cell}"' if how == "all" else '"' + cell.replace('"', '""') + '"' if how == "needed" and set(cell) & set(',;\t"\r\n') else cell
+    )
+
+
+GOOD = ["a.png", "in/b.png", "in\\b.png", "../up.png", "a b.png", "ü.png", "a,b.png", "link.png", "~/up.png", "./in/../a.png"]
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
-    "The bytes of a table."
+    "The bytes of a table, half of them sound but for one cell at most."
     if draw(st.integers(0, 19)) == 0:
         return draw(st.binary(max_size=80))
-    delimiter, ending, quotes = draw(st.sampled_from([",", ",", ",", ",", ";", "\t", "|", ", "])), draw(st.sampled_from(["\n", "\r\n", "\r"])), draw(
-        st.sampled_from(["needed", "needed", "all", "none"]))
+    if draw(st.booleans()):
+        lines = draw(st.lists(st.tuples(st.sampled_from(GOOD), st.sampled_from(CLASSES[:4])), min_size=1, max_size=4))
+        if draw(st.booleans()):
+            lines[0] = draw(st.one_of(st.tuples(paths, st.just("cat")), st.tuples(st.just("a.png"), labels)))
+        return "".join(f"{quoted(path, 'needed')},{quoted(label, 'needed')}\n" for path, label in [("path", "label"), *lines]).encode(
+            "utf-8", "surrogateescape"
+        )
+    delimiter, ending, quotes = (
+        draw(st.sampled_from([",", ",", ",", ",", ";", "\t", "|", ", "])),
+        draw(st.sampled_from(["\n", "\r\n", "\r"])),
+        draw(st.sampled_from(["needed", "needed", "all", "none"])),
+    )
     lines = [delimiter.join(quoted(cell, quotes) for cell in row) for row in (draw(heads), *draw(rows))]
     encoding = draw(st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "latin-1", "utf-32", "cp037"]))
     content = ending.join(lines) + draw(st.sampled_from(["", ending, ending * 3, '"', "\0", "\x1a"]))
@@ -72,7 +130,7 @@ def table_of(*cells: str) -> bytes:
 
 @given(tables())
 @example(table_of("a.png", "9" * 5000))
-@example(table_of("~nobody/a.png", "cat"))
+@example(table_of("~no-such-user/a.png", "cat"))
 @example(table_of("a" * 300, "cat"))
 @example(table_of("x/" * 2500, "cat"))
 @example(table_of("a\0.png", "cat"))
@@ -90,8 +148,8 @@ def test_lists(content):
             assert failures.images.shape[1:] == (8, 8, 3) and failures.classes == CLASSES and 0 < len(failures) <= 5
 
 
-@given(st.sampled_from([path for path in HOSTILE if path != "/"]))  # which is looked through as a whole
-@fuzz(KIND)
-def test_paths(path):
-    with ground() as folder:
-        attempt(KIND, lambda: load_failures(path, like()), folder)
+def test_paths():
+    "Paths that nobody has."
+    for path in sorted({*HOSTILE, "a" * 5000} - {"/"}):  # which would be looked through as a whole
+        with ground() as folder:
+            attempt(KIND, functools.partial(load_failures, path, like()), folder, again=True)

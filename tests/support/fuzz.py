@@ -1,8 +1,9 @@
 """What every input must keep to, whatever is in it: a result or one line, in ten seconds and 1 GiB, and nothing written elsewhere.
 
-`make test` runs `SMOKE` inputs of each kind, always the same ones. `make fuzz` runs `FULL` in rounds, each a process with a seed of its own
-(`tests/fuzz/run.py`), which is told by `ARCHREPAIR_FUZZ` how many inputs to try and by `ARCHREPAIR_FUZZ_COUNTS` where to add what came of them.
+`make test` tries `SMOKE` inputs of each kind, always the same ones. `make fuzz` tries `FULL` in rounds, each a process with a seed of its
+own (`tests/fuzz/run.py`): `ARCHREPAIR_FUZZ` tells it how many inputs to try, `ARCHREPAIR_FUZZ_COUNTS` where to add what came of them.
 """
+
 import atexit
 import contextlib
 import io
@@ -28,6 +29,7 @@ from PIL import Image
 
 from archrepair.cli.app import main
 from archrepair.core.errors import ArchrepairError
+from support.kinds import SMOKE, TESTS
 
 try:
     import resource
@@ -36,10 +38,6 @@ except ImportError:  # Windows: no limit on memory there
 
 Image.init()  # all formats, before imports are watched
 SECONDS, BYTES = 10, 1 << 30
-SMOKE = {"checkpoints": 300, "arrays": 250, "lists": 350, "folders": 200, "genotypes": 300, "records": 150, "parameters": 250,
-         "commands": 200}
-FULL = {"checkpoints": 20_000, "arrays": 14_000, "lists": 20_000, "folders": 8_000, "genotypes": 20_000, "records": 4_000,
-        "parameters": 10_000, "commands": 4_000}
 COUNTS: Counter[str] = Counter()  # "KIND result" and "KIND line"
 
 
@@ -47,8 +45,15 @@ def fuzz(kind: str) -> Callable:
     "Run a test on so many inputs of this kind: the same ones in `make test`, new ones in `make fuzz`."
     rounds = os.environ.get("ARCHREPAIR_FUZZ")
     phases = [Phase.explicit, Phase.generate, *([] if rounds else [Phase.shrink])]  # a round goes on; shrinking takes minutes
-    return settings(max_examples=int(rounds) if rounds else SMOKE[kind], deadline=None, derandomize=not rounds, database=None, phases=phases,
-                    suppress_health_check=list(HealthCheck), print_blob=True)
+    return settings(
+        max_examples=int(rounds or SMOKE[kind] // TESTS[kind]),
+        deadline=None,
+        derandomize=not rounds,
+        database=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
 
 
 @atexit.register
@@ -72,8 +77,19 @@ class Overrun(BaseException):
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime"}  # their first argument is a path
 _MOVES = {"os.rename", "os.link", "os.symlink"}  # the first two are
-_STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile", "pty.spawn",
-           "socket.connect", "socket.getaddrinfo", "urllib.Request"}
+_STARTS = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "os.startfile",
+    "pty.spawn",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "urllib.Request",
+}
 _inside: str | None = None  # the real path of the folder that may be written to, while an input is tried
 _trespasses: list[str] = []
 
@@ -132,21 +148,23 @@ def ground() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _in_time() -> Iterator[None]:
-    "Stop what takes longer than `SECONDS`, in C code as soon as it returns."
+    "Stop what computes for longer than `SECONDS`, or waits for six times as long; C code as soon as it returns."
+
     def stop(*_: object) -> None:
         raise Overrun(f"no end after {SECONDS} s")
 
-    before, started = None, time.perf_counter()
-    if hasattr(signal, "setitimer"):
-        before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timers = {"SIGPROF": ("ITIMER_PROF", SECONDS), "SIGALRM": ("ITIMER_REAL", 6 * SECONDS)} if hasattr(signal, "setitimer") else {}
+    before = {name: signal.signal(getattr(signal, name), stop) for name in timers}
+    started = time.process_time()
     try:
+        for timer, seconds in timers.values():
+            signal.setitimer(getattr(signal, timer), seconds)
         yield
     finally:
-        if before is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-    assert time.perf_counter() - started < SECONDS
+        for name, (timer, _) in timers.items():
+            signal.setitimer(getattr(signal, timer), 0)
+            signal.signal(getattr(signal, name), before[name])
+    assert time.process_time() - started < SECONDS, "too slow"
 
 
 @contextlib.contextmanager
@@ -197,8 +215,8 @@ def check_line(line: str) -> None:
     assert "Traceback" not in line and not [letter for letter in line if letter < " " or "\x7f" <= letter < "\xa0"], line
 
 
-def attempt(kind: str, action: Callable[[], object], inside: Path) -> Outcome:
-    "Try one input: a result, or an `ArchrepairError` of one line; anything else fails."
+def attempt(kind: str, action: Callable[[], object], inside: Path, *, again: bool = False) -> Outcome:
+    "Try one input: a result, or an `ArchrepairError` of one line; anything else fails. Looking at one `again` does not count."
     line = value = None
     with warnings.catch_warnings(), _in_time(), _in_memory(), _on_watch(inside):
         warnings.simplefilter("ignore")
@@ -206,13 +224,13 @@ def attempt(kind: str, action: Callable[[], object], inside: Path) -> Outcome:
             value = action()
         except ArchrepairError as error:
             line = str(error)
-    COUNTS[f"{kind} {'result' if line is None else 'line'}"] += 1
+    COUNTS[f"{kind} {'result' if line is None else 'line'}"] += not again
     if line is not None:
         check_line(line)
     return Outcome(value, line)
 
 
-def command(kind: str, arguments: list[str], inside: Path) -> Outcome:
+def command(kind: str, arguments: list[str], inside: Path, *, again: bool = False) -> Outcome:
     "The same for a command line: status 0; 1 and one line on standard error; or 2 and a line on wrong usage. The value is what it printed."
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors, newline="\n") for errors in ("strict", "backslashreplace"))
     status = 0
@@ -225,11 +243,10 @@ def command(kind: str, arguments: list[str], inside: Path) -> Outcome:
             status = end.code or 0
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        outcome = attempt(f"{kind} of", run, inside)
+        outcome = attempt(kind, run, inside, again=True)
         out.flush()
         err.flush()
-    COUNTS[f"{kind} of result"] -= 1
-    COUNTS[f"{kind} {'line' if status else 'result'}"] += 1
+    COUNTS[f"{kind} {'line' if status else 'result'}"] += not again
     assert outcome.line is None
     said, complaint = (stream.buffer.getvalue().decode() for stream in (out, err))
     assert status in (0, 1, 2), status
@@ -244,16 +261,83 @@ def command(kind: str, arguments: list[str], inside: Path) -> Outcome:
 
 # --- what people and programs put where they should not
 
-HOSTILE = ["", " ", "\0", "\n", "a\nb", "\x1b[31mred", "..", "../../up", "/", "~", "~nobody", "-", "--help", "%s%n", "{0}", "{x!r}", "nan", "NaN", "inf",
-           "-1", "0", "1e999", "9" * 5000, "0x10", "1_000", "٣", "²", "None", "null", "true", "no", "a,b", "a=b", "a:b:3", "'", '"', "\\", "`", "|",
-           "<xss-a>", '"><xss-b onclick=xss-c>', "</script><xss-d>", "<!--", "&lt;", "ünï", "e\u0301", "\u202e", "\u2028", "😀", "\udcff", "a" * 300,
-           "x/" * 2500, "CON", "con.txt ", "*", "[", "$(touch xss)", "; touch xss"]
+HOSTILE = [
+    "",
+    " ",
+    "\0",
+    "\n",
+    "a\nb",
+    "\x1b[31mred",
+    "..",
+    "../../up",
+    "/",
+    "~",
+    "~no-such-user",
+    "-",
+    "--help",
+    "%s%n",
+    "{0}",
+    "{x!r}",
+    "nan",
+    "NaN",
+    "inf",
+    "-1",
+    "0",
+    "1e999",
+    "9" * 5000,
+    "0x10",
+    "1_000",
+    "٣",
+    "²",
+    "None",
+    "null",
+    "true",
+    "no",
+    "a,b",
+    "a=b",
+    "a:b:3",
+    "'",
+    '"',
+    "\\",
+    "`",
+    "|",
+    "<xss-a>",
+    '"><xss-b onclick=xss-c>',
+    "</script><xss-d>",
+    "<!--",
+    "&lt;",
+    "ünï",
+    "e\u0301",
+    "\u202e",
+    "\u2028",
+    "😀",
+    "\udcff",
+    "a" * 300,
+    "x/" * 2500,
+    "CON",
+    "con.txt ",
+    "*",
+    "[",
+    "$(touch xss)",
+    "; touch xss",
+]
 text = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=12))
-filename = text.map(lambda name: name.replace("/", "_").replace("\0", "_").encode("utf-8", "surrogateescape" if "\udcff" in name else "replace")[:120]
-                    .decode("utf-8", "surrogateescape")).filter(lambda name: name not in ("", ".", ".."))
-number = st.one_of(st.integers(-3, 12), st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 10**30, -1, 0, 0.5, float("nan"), float("inf")]))
-junk = st.recursive(st.one_of(st.none(), st.booleans(), number, text),
-                    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)), max_leaves=6)
+filename = text.map(
+    lambda name: (
+        name.replace("/", "_")
+        .replace("\0", "_")
+        .encode("utf-8", "surrogateescape" if "\udcff" in name else "replace")[:120]
+        .decode("utf-8", "surrogateescape")
+    )
+).filter(lambda name: name not in ("", ".", ".."))
+number = st.one_of(
+    st.integers(-3, 12), st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 10**30, -1, 0, 0.5, float("nan"), float("inf")])
+)
+junk = st.recursive(
+    st.one_of(st.none(), st.booleans(), number, text),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)),
+    max_leaves=6,
+)
 broken = st.tuples(st.sampled_from(["whole"] * 6 + ["cut", "flipped", "zeroed", "longer", "empty"]), st.floats(0, 1), st.integers(1, 255))
 
 
@@ -262,16 +346,25 @@ def damage(content: bytes, how: tuple[str, float, int]) -> bytes:
     kind, where, bits = how
     at = min(int(where * len(content)), max(len(content) - 1, 0))
     if kind == "flipped" and content:
-        return content[:at] + bytes([content[at] ^ bits]) + content[at + 1:]
-    return {"cut": content[:at], "zeroed": content[:at] + bytes(len(content) - at), "longer": content + bytes([bits]) * 300,
-            "empty": b""}.get(kind, content)
+        return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
+    return {
+        "cut": content[:at],
+        "zeroed": content[:at] + bytes(len(content) - at),
+        "longer": content + bytes([bits]) * 300,
+        "empty": b"",
+    }.get(kind, content)
 
 
 @st.composite
 def mutations(draw: st.DrawFn, most: int = 3) -> list[tuple[int, str, object]]:
     "What to do to a few parts of a JSON value, for `mutate`."
-    return draw(st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from(["replace"] * 4 + ["remove", "rename", "repeat"]), junk),
-                         min_size=1, max_size=most))
+    return draw(
+        st.lists(
+            st.tuples(st.integers(0, 10_000), st.sampled_from(["replace"] * 4 + ["remove", "rename", "repeat"]), junk),
+            min_size=1,
+            max_size=most,
+        )
+    )
 
 
 def mutate(content: object, changes: list[tuple[int, str, object]]) -> object:
