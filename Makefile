@@ -1,5 +1,6 @@
 # make repair       train a small network on embedded data, repair it, show before and after
 # make test         everything CI runs
+# make fuzz         100,000 strange inputs; an interrupted run goes on: make fuzz KINDS="arrays lists" INPUTS=5000
 # make test-oldest  the same with the oldest releases that settings.ini allows: make test-oldest PYTHON=python3.11
 # make bench        ratios against plain implementations, on this machine
 # make paper        every table and figure: make paper TIER=smoke (or lite, paper); what is recorded is not run again
@@ -13,7 +14,7 @@ META := settings.ini setup.py pyproject.toml
 TIER ?= auto
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: repair test repair-oldest test-oldest bench paper docs readme clean
+.PHONY: repair test fuzz repair-oldest test-oldest bench paper docs readme clean
 .DEFAULT_GOAL := repair
 
 $(BIN)/python:
@@ -38,6 +39,9 @@ repair: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python tests/run.py
+
+fuzz: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(if $(INPUTS),--inputs $(INPUTS)) $(if $(KINDS),--only $(KINDS))
 
 repair-oldest test-oldest:
 	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1

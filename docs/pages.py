@@ -12,6 +12,7 @@ import shutil
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -105,6 +106,27 @@ def results(site: Path) -> str:
                 body = f"```{{raw}} html\n{box}\n```"
             parts.append(f"### {heading}\n\n{body}\n\n{{.of}}\n{caption}\n")
     return "\n".join(parts)
+
+
+def bring() -> str:
+    "A section for every kind of thing that people bring, from the tables of the tests that show what happens."
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support.bring import kinds
+
+    tables = kinds()
+    works = [row.works for kind in tables for row in kind.rows]
+    counts = f"Of the {len(works)} rows below {sum(works)} work, and {len(works) - sum(works)} are answered in one line.\n"
+    return "\n".join([counts, *map(_table, tables)])
+
+
+def _table(kind: Any) -> str:
+    "The rows of a kind as a table."
+    rows = [f"| {_cell(row.brings)} | {'works' if row.works else 'one&nbsp;line'} | {_cell(row.happens)} |" for row in kind.rows]
+    return "\n".join([f"## {kind.title}\n\n{kind.door}\n", "| you bring | | what happens |", "|---|---|---|", *rows, ""])
+
+
+def _cell(text: str) -> str:
+    return (text[:1].upper() + text[1:]).replace("|", "\\|")
 
 
 def mathjax(folder: Path) -> None:

@@ -3,7 +3,8 @@
     python docs/prep.py [FOLDER] && sphinx-build -W --keep-going -j 2 -c docs docs/_nbs _docs
 
 In pages, `{{notebooks: PATTERN ...}}` lists notebooks, `{{library}}` those of every package, `{{api}}` the modules of every package and
-`{{names}}` the package's own names; `{{results}}` is every stored table and figure, and `{{result}}` the table of the front notebook.
+`{{names}}` the package's own names; `{{results}}` is every stored table and figure, `{{result}}` the table of the front notebook, and
+`{{bring}}` what people bring with what happens, as the tables of tests/journeys/test_bring_*.py have it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
-from pages import ROOT, api, lesson_of, mathjax, modules_of, names, packages, results, tree
+from pages import ROOT, api, bring, lesson_of, mathjax, modules_of, names, packages, results, tree
 
 DOCS = ROOT / "docs"
 SITE = Path(sys.argv[1] if len(sys.argv) > 1 else DOCS / "_nbs")
@@ -25,7 +26,7 @@ PLACES = {  # what lies here is described on this page
     **{f"nbs/{package}": f"library.md#{package}" for package in packages()},
     **dict.fromkeys(["nbs/baselines", "nbs/baselines/parts"], "methods.md"), "nbs/tutorials": "tutorials.md", "outputs": "results.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "benchmarks": "benchmarks.md", "tests": "reliability.md",
-    "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb",
+    "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb", "docs/bring.md": "bring.md",
 }
 NOTEBOOKS = {p.relative_to(NBS).as_posix(): p for p in sorted(NBS.rglob("*.ipynb"))
              if ".ipynb_checkpoints" not in p.parts and p.stem != "index"}
@@ -141,7 +142,7 @@ def main() -> None:
     front = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))
     result = next("".join(o["data"]["text/html"]) for c in front["cells"] for o in c.get("outputs", []) if "text/html" in o.get("data", {}))
     fill = {"notebooks": listing, "library": lambda _: library(), "api": lambda _: api(SITE), "names": lambda _: names(),
-            "results": lambda _: results(SITE), "result": lambda _: result}
+            "results": lambda _: results(SITE), "result": lambda _: result, "bring": lambda _: bring()}
     for page in (*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = relink(page.read_text(encoding="utf-8"), ".", page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)

@@ -346,7 +346,8 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
     for name in parameters:
         if name not in known:
             raise unknown(f"parameter of {source.name}", name, known)
-    target = out or home() / default_output(source, parameters)
+    place = default_output(source, parameters)  # which looks at the parameters, wherever the notebook goes
+    target = out or home() / place
     write_atomic(target.with_name(f".{target.stem}.part.ipynb"), lambda p: None).unlink()  # better to know now than after the run
     say(f"archrepair: writing to {target}")
     execute(source, target, parameters)

@@ -113,7 +113,7 @@ def read_settings(words: list[str] | None, what: str, example: str) -> dict[str,
             raise ArchrepairError(f"{word!r} is not a {what}; expected NAME=VALUE, e.g. {example}")
         try:
             settings[name] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             quoted = f"{example.partition('=')[0]}='\"[x\"'"
             raise ArchrepairError(f"the value of {what} {name} is not valid YAML: {first_line(error)}; quote it, e.g. {quoted}") from None
     return settings

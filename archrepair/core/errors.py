@@ -17,12 +17,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'first_sentence', 'Notice', 'note',
-           'note_once', 'write_atomic', 'write_text', 'write_json']
+__all__ = ['one_line', 'ArchrepairError', 'NoFailures', 'TrainingDiverged', 'unknown', 'first_line', 'first_sentence', 'Notice',
+           'note', 'note_once', 'write_atomic', 'write_text', 'write_json']
 
 # %% ../../nbs/core/01_errors.ipynb #8ec5a2c8
+_LONGEST = 560  # characters of a message
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # ends a line, moves the cursor, turns the text
+
+
+def one_line(text: object) -> str:
+    "A text as one line that a terminal can show: invisible characters are escaped, and one that is too long is cut in its middle."
+    line = _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST * 2 // 3]} … {line[3 - _LONGEST // 3:]}"
+
+
 class ArchrepairError(Exception):
-    "A mistake the user can mend; its message is one line."
+    "A mistake the user can mend; its message is one line, whatever the names and values in it are."
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 class NoFailures(ArchrepairError):
@@ -61,13 +74,13 @@ class Notice(UserWarning):
 
 def note(text: str) -> None:
     "Warn of `text` as a `Notice` of the caller's caller."
-    warnings.warn(text, Notice, stacklevel=3)
+    warnings.warn(one_line(text), Notice, stacklevel=3)
 
 
 @functools.cache
 def note_once(text: str) -> None:
     "The same, but each text once in a process: the splits and versions of a dataset are read one after another."
-    warnings.warn(text, Notice, stacklevel=3)
+    warnings.warn(one_line(text), Notice, stacklevel=3)
 
 # %% ../../nbs/core/01_errors.ipynb #29e03f00
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
@@ -76,26 +89,32 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Pa
     Raises `ArchrepairError` when the folder cannot be made or written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    except ValueError:
+        raise ArchrepairError(f"cannot write {path}: it is a folder; expected the name of a file") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()  # torch and safetensors have exceptions of their own for a folder one may not write to
         write(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("iostream|inline_container", str(error)):
+    except (OSError, RuntimeError, ValueError) as error:
+        if not isinstance(error, OSError) and not re.search("iostream|inline_container|embedded null", str(error)):
             raise  # torch's writer reports a full disk in words of its own; other errors are not about the disk
         reason = getattr(error, "strerror", None) or first_line(error)
         raise ArchrepairError(f"cannot write {path}: {reason}; choose a folder with room that you may write to") from error
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             temporary.unlink()
     return path
 
 # %% ../../nbs/core/01_errors.ipynb #4c80d22b
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    "Write `text` in UTF-8, whole or not at all; returns the path. Raises what `write_atomic` raises."
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write `text` in UTF-8, whole or not at all; returns the path. Raises what `write_atomic` raises.
+
+    What UTF-8 does not know, such as parts of file names in another encoding, is escaped.
+    """
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, content: object, *, ensure_ascii: bool = True) -> Path:

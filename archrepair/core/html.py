@@ -149,7 +149,8 @@ def note(text: str) -> Html:
 # %% ../../nbs/core/05_html.ipynb #b974c328
 _PAINT = {"#000000": "ink", "#222222": "ink", "#262626": "ink", "#ffffff": "paper", "#cccccc": "line", "#999999": "soft",
           "#0173b2": "blue", "#56b4e9": "sky", "#029e73": "green", "#de8f05": "orange", "#d55e00": "red"}
-_RC = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "font.size": 10,
+_RC = {"svg.fonttype": "none", "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
+       "axes.edgecolor": "#999999", "font.size": 10,
        "axes.titlesize": 10, "text.color": "#222222", "xtick.color": "#222222", "ytick.color": "#222222", "axes.labelcolor": "#222222"}
 
 

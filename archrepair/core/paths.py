@@ -10,7 +10,10 @@ import re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['find_root', 'home']
+__all__ = ['find_root', 'home', 'user_path']
+
+# %% ../../nbs/core/04_paths.ipynb #1a84c6ad
+from .errors import ArchrepairError, first_line
 
 # %% ../../nbs/core/04_paths.ipynb #c5664694
 def find_root(path: str | os.PathLike) -> Path | None:
@@ -28,3 +31,16 @@ def find_root(path: str | os.PathLike) -> Path | None:
 def home() -> Path:
     "The project's root: `ARCHREPAIR_HOME`, else the nearest checkout of archrepair above the current folder, else that folder."
     return Path(os.environ.get("ARCHREPAIR_HOME") or find_root(Path.cwd() / "here") or Path.cwd())
+
+# %% ../../nbs/core/04_paths.ipynb #15b5ca94
+def user_path(text: str | os.PathLike) -> Path:
+    "The path that a person wrote, with `~` as their home folder. Raises `ArchrepairError` for what cannot be a path."
+    try:
+        path = Path(text).expanduser()
+        if "\0" in str(path):
+            raise ValueError("embedded null byte")
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a user who does not exist, a null byte
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ArchrepairError(f"{str(text)!r:.200} cannot be a path: {reason}; expected that of a file or a folder") from None
+    return path

@@ -18,7 +18,7 @@ __all__ = ['as_pixels', 'as_labels', 'names_of', 'as_images', 'as_sets']
 
 # %% ../../nbs/data/05_arrays.ipynb #d9b10621
 from ..core.errors import ArchrepairError, first_line
-from .images import ImageSet
+from .images import ImageSet, number_names
 from .pictures import OPEN_MODES, eight_bit
 
 # %% ../../nbs/data/05_arrays.ipynb #f787500e
@@ -177,7 +177,7 @@ def as_images(source: Any, classes: Sequence[str] | None = None, name: str = "im
         raise ArchrepairError(f"{name} are a {type(source).__name__}; expected an ImageSet, a pair (images, labels) or a torch Dataset of "
                               "pairs")
     if class_names is None:
-        class_names = tuple(map(str, range(int(labels.max()) + 1 if labels.numel() else 0)))
+        class_names = number_names(int(labels.max())) if labels.numel() else ()
     return ImageSet(images, labels, class_names, name)
 
 # %% ../../nbs/data/05_arrays.ipynb #3fc87498

@@ -18,7 +18,7 @@ __all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 
 # %% ../../nbs/data/07_datasets.ipynb #f6b7beac
 from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
-from ..core.paths import home
+from ..core.paths import home, user_path
 from ..corruptions.catalogue import corrupt
 from .archives import find_archive
 from .files import FolderImages, content_of, load_arrays, load_folder, read_arrays, read_folder, split_folders
@@ -37,9 +37,9 @@ def parse_version(name: str) -> tuple[str, str | None, int]:
     kind, _, rest = name.partition(":")
     base, tail = (f"{kind}:", rest) if kind in ("folder", "npz") else ("", name)
     parts = tail.split(":")
-    if base and Path(tail).expanduser().exists():  # a path may hold colons
+    if base and user_path(tail).exists():  # a path may hold colons
         return name, None, 0
-    if len(parts) >= 3 and parts[-1].isdecimal():
+    if len(parts) >= 3 and parts[-1].isdecimal() and len(parts[-1]) < 10:
         return base + ":".join(parts[:-2]), parts[-2], int(parts[-1])
     if len(parts) == 1 or base:
         return name, None, 0
@@ -113,7 +113,7 @@ def _pack_tiny(source: Path, folder: Path) -> None:
 def _user_path(base: str) -> Path | None:
     "The path in a name such as `folder:~/photos` or `npz:a.npz`; None for the name of another dataset."
     kind, _, path = base.partition(":")
-    return Path(path).expanduser() if kind in ("folder", "npz") and path else None
+    return user_path(path) if kind in ("folder", "npz") and path else None
 
 
 def _load_imagenet(root: Path, split: str, image_size: int | None) -> ImageSet:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +16,10 @@ __all__ = ['LIST_COLUMNS', 'load_failures']
 
 # %% ../../nbs/data/08_failures.ipynb #737b0119
 from ..core.errors import ArchrepairError, NoFailures, first_line, unknown
+from ..core.paths import user_path
 from .files import FolderImages, read_files
 from .images import ImageSet
-from .pictures import class_folders, image_files, survey
+from .pictures import class_folders, class_of, image_files, survey
 
 # %% ../../nbs/data/08_failures.ipynb #03ebc074
 LIST_COLUMNS = ("path", "label", "predicted")
@@ -26,12 +29,14 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     "Line numbers and cells of a CSV file that has the columns; cells are stripped and empty lines left out."
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:  # without a spreadsheet's byte-order mark
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
             head = [name.strip().lower() for name in next(reader, [])]
             if missing := [name for name in LIST_COLUMNS[:2] if name not in head]:
                 columns = ", ".join(head)[:80] or "it is empty"
                 raise ArchrepairError(f"{table} has no column {missing[0]} ({columns}); expected a first line with path, label and, "
                                       "if it is known, predicted")
+            if twice := [name for name in LIST_COLUMNS if head.count(name) > 1]:
+                raise ArchrepairError(f"{table} has two columns {twice[0]}; expected one: give the other another name")
             for cells in reader:
                 if any(cell.strip() for cell in cells):
                     if len(cells) != len(head):
@@ -45,10 +50,12 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _class_of(text: str, classes: tuple[str, ...], where: str) -> int:
     "The number of a class given by its name or by its number; a name that looks like a number is a name."
+    text = unicodedata.normalize("NFC", text)
     if text in classes:
         return classes.index(text)
-    if text.isascii() and text.isdecimal() and int(text) < len(classes):
-        return int(text)
+    number = re.fullmatch(r"([0-9]{1,9})(?:\.0)?", text)  # a column with a gap is written as 3.0 by pandas
+    if number and int(number[1]) < len(classes):
+        return int(number[1])
     raise ArchrepairError(f"{where}: {unknown('class', text, classes)}")
 
 
@@ -72,7 +79,10 @@ def _path_in(text: str, folder: Path, where: str) -> Path:
     "The image file that a cell names, absolute or from `folder`."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
-    path = folder / Path(text).expanduser()
+    try:
+        path = user_path(folder / user_path(text))
+    except ArchrepairError as error:
+        raise ArchrepairError(f"{where}: {error}") from None
     if not path.is_file() and "\\" in text:  # written on Windows
         path = folder / text.replace("\\", "/")
     if not path.is_file():
@@ -88,7 +98,7 @@ def _in_class_folders(folder: Path, like: ImageSet) -> dict[Path, int]:
         raise ArchrepairError(f"{loose[0]} has no class; expected {folder}/<class>/<image>, with the true class, or a CSV file with the "
                               "columns path and label")
     for part in class_folders(folder):
-        label = _class_of(part.name, like.classes, str(part))
+        label = _class_of(class_of(part), like.classes, str(part))
         labels |= dict.fromkeys(image_files(part), label)
     return labels
 
@@ -101,7 +111,7 @@ def load_failures(source: str | Path, like: ImageSet) -> ImageSet:
     `like` are usually the training images. Raises `ArchrepairError`, naming row and column, for whatever cannot be right, and
     `NoFailures` where nothing is left.
     """
-    source = Path(source).expanduser()
+    source = user_path(source)
     if not source.exists():
         raise ArchrepairError(f"{source} does not exist; give a CSV file with columns path and label, or a folder with one folder "
                               "per class")

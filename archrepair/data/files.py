@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import zlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ __all__ = ['FolderImages', 'read_files', 'Tree', 'read_folder', 'read_arrays', '
 
 # %% ../../nbs/data/04_files.ipynb #12b9e5eb
 from ..core.errors import ArchrepairError, first_line, note_once
-from .images import ImageSet, holdout
-from .pictures import Survey, class_folders, image_files, is_hidden, read_picture, survey
+from .images import ImageSet, holdout, number_names
+from .pictures import Survey, class_folders, class_of, image_files, is_hidden, read_picture, survey
 
 # %% ../../nbs/data/04_files.ipynb #7310ba7e
 @dataclass
@@ -62,11 +62,19 @@ class FolderImages:
 
         image = read_picture(path, self.span)
         if image.size != (self.size, self.size):
+            image = _center(image)
             scale = round(self.size * 256 / 224) / min(image.size)
             image = image.resize([max(self.size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
             left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.array(image)
+
+
+def _center(image: Any, most: int = 8) -> Any:
+    "The middle of an image that is more than `most` times as long as it is wide: enlarged as a whole, a line of pixels fills the memory."
+    width, height = (min(side, most * min(image.size)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 # %% ../../nbs/data/04_files.ipynb #60704668
 _EAGER_BYTES = 1 << 30  # files that decode to less than this are kept in memory
@@ -95,10 +103,13 @@ class Tree:
         if not folder.is_dir():
             raise ArchrepairError(f"{folder} is a file; expected a folder of images, {folder}/<class>/<image> (or npz: for arrays)")
         left_out: Counter[str] = Counter()
-        files = {part.name: image_files(part, left_out) for part in class_folders(folder)}
-        if not any(files.values()):
-            raise ArchrepairError(f"no images under {folder}; expected {folder}/<class>/<image> with .jpg, .png or the like")
+        files: dict[str, list[Path]] = {}
+        for part in class_folders(folder):
+            files.setdefault(class_of(part), []).extend(image_files(part, left_out))
         left_out.update("hidden" if is_hidden(path.name) else "outside of class folders" for path in folder.iterdir() if path.is_file())
+        if not any(files.values()):
+            others = f" (files left out: {_counted(left_out)})" if left_out.total() else ""
+            raise ArchrepairError(f"no images under {folder}{others}; expected {folder}/<class>/<image> with .jpg, .png or the like")
         return cls(folder, files, left_out)
 
     @property
@@ -110,6 +121,11 @@ class Tree:
         rank = {c: i for i, c in enumerate(classes)}
         labels = [rank[c] for c, files in self.files.items() for _ in files]
         return read_files(self.paths, labels, classes, image_size, name, span, lazy)
+
+
+def _counted(left_out: Counter[str]) -> str:
+    "Numbers and kinds of files that are not images of the dataset."
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()) if n)
 
 
 def read_folder(folder: Path, name: str, image_size: int | None = None, classes: Sequence[str] | None = None) -> ImageSet:
@@ -140,7 +156,7 @@ def read_arrays(path: Path, name: str) -> ImageSet:
     Raises `ArchrepairError` for a file that cannot be read and for other arrays.
     """
     with _opened(path) as arrays:
-        images: Any = arrays["images"]
+        images: Any = _array(arrays, "images")
         labels = _labels(arrays)
         classes = _class_names(arrays, labels)
     return ImageSet(images, _numbers(labels, classes, path), classes, name)
@@ -150,17 +166,27 @@ def read_arrays(path: Path, name: str) -> ImageSet:
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     "An npz file; whatever is wrong with it, while it is open, is one line."
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array without a name")
+        with loaded as arrays:
             yield arrays
-    # a broken file fails in many ways
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+    except ArchrepairError:
+        raise
+    except Exception as error:  # a broken file fails in many ways, and one that says it is huge does not fit into memory
         raise ArchrepairError(f"cannot read {path}: {first_line(error)}; expected an npz file with arrays images "
                               "(uint8 N×H×W×3) and labels (integers)") from None
 
 
+def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    if name not in arrays:
+        raise ValueError(f"it has no array {name} but {', '.join(arrays.files[:8]) or 'none at all'}")
+    return arrays[name]
+
+
 def _labels(arrays: np.lib.npyio.NpzFile) -> np.ndarray:
     "The labels of a file as they are, a column of them as a row, and bytes as text."
-    labels = arrays["labels"]
+    labels = _array(arrays, "labels")
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     return labels.astype(str) if labels.dtype.kind == "S" else labels
 
@@ -168,10 +194,12 @@ def _labels(arrays: np.lib.npyio.NpzFile) -> np.ndarray:
 def _class_names(arrays: np.lib.npyio.NpzFile, labels: np.ndarray) -> tuple[str, ...]:
     "The classes of a file, else the names that its labels use, else numbers up to the highest of them."
     if "classes" in arrays:
+        if arrays["classes"].ndim != 1:
+            raise ValueError(f"classes are an array of shape {arrays['classes'].shape}, and not one name per class")
         return tuple(c.decode() if isinstance(c, bytes) else str(c) for c in arrays["classes"].tolist())
     if labels.dtype.kind == "U":
         return tuple(sorted(set(labels.ravel().tolist())))
-    return tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+    return number_names(int(labels.max(initial=0)))
 
 
 def _numbers(labels: np.ndarray, classes: Sequence[str], path: Path) -> Any:
@@ -250,7 +278,7 @@ def _remarks(trees: dict[str, Tree], classes: tuple[str, ...], headers: Survey, 
         black, white = headers.span
         remarks.append(f"{headers.modes['F'] + headers.modes['I']} images of 32 bits, scaled from {black:.4g}…{white:.4g} to 0…255")
     if left_out := sum((tree.left_out for tree in trees.values()), Counter()):
-        remarks.append(f"files left out: {', '.join(f'{n} {kind}' for kind, n in sorted(left_out.items()))}")
+        remarks.append(f"files left out: {_counted(left_out)}")
     return remarks
 
 
@@ -310,6 +338,10 @@ def _existing(path: Path) -> Path:
 def _fifth(whole: ImageSet, split: str) -> ImageSet:
     "A part of a set that came undivided: four fifths are train, one fifth of every class is test."
     rest, fifth = holdout(whole.labels, 0.2, seed=0)
+    if split == "test" and not len(fifth):
+        name = whole.name.removesuffix("/test")
+        raise ArchrepairError(f"{name} has {len(whole)} images, too few to keep a fifth for testing; expected 5 or more, or one folder or "
+                              "file for each split: train and test")
     return whole.select(rest if split == "train" else fifth)
 
 # %% ../../nbs/data/04_files.ipynb #cf3e9a12
@@ -327,7 +359,7 @@ def content_of(path: Path, split: str | None = None) -> str:
     else:
         files = sorted(path.glob("*.npz")) or image_files(path)
         for place in (*class_folders(path), *files):
-            digest.update(place.relative_to(path).as_posix().encode() + b"\0")
+            digest.update(os.fsencode(place.relative_to(path).as_posix()) + b"\0")
             if place.is_file():
                 digest.update(_digest_of(str(place), *_stamp(place)).encode())
     return digest.hexdigest()

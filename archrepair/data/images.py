@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STATISTICS', 'ImageSet', 'pixels_of', 'concatenate', 'holdout', 'Normalize']
+__all__ = ['STATISTICS', 'ImageSet', 'number_names', 'pixels_of', 'concatenate', 'holdout', 'Normalize']
 
 # %% ../../nbs/data/01_images.ipynb #f17028dd
 from ..core.errors import ArchrepairError
@@ -39,6 +39,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         put = lambda key, value: object.__setattr__(self, key, value)
         if isinstance(self.images, np.ndarray):
+            if self.images.dtype != np.uint8:  # torch does not know all types that numpy has
+                raise ArchrepairError(f"{self.name}: images are {self.images.dtype} {self.images.shape}; expected uint8 N×H×W×3 (RGB)")
             put("images", torch.from_numpy(np.ascontiguousarray(self.images)))
         put("labels", _native(self.labels, self.name))
         put("classes", tuple(str(c) for c in self.classes))
@@ -136,6 +138,16 @@ def _native(labels: Any, name: str) -> Tensor:
 def _listed(names: Sequence[str]) -> str:
     "Names in a sentence, the first few of many."
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+# %% ../../nbs/data/01_images.ipynb #6d4b3897
+_MOST_CLASSES = 1_000_000  # five times as many as any published set of images has
+
+
+def number_names(highest: int) -> tuple[str, ...]:
+    "Names for classes that have none: the numbers from 0 to the `highest` label. Raises `ArchrepairError` where that cannot be one."
+    if highest >= _MOST_CLASSES:
+        raise ArchrepairError(f"the highest label is {highest}; expected the numbers of classes, from 0: number them, or give their names")
+    return tuple(map(str, range(highest + 1)))
 
 # %% ../../nbs/data/01_images.ipynb #bb632a97
 def pixels_of(images: ImageSet) -> str:

@@ -5,11 +5,13 @@
 # %% ../../nbs/data/03_pictures.ipynb #8111fa20
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['OPEN_MODES', 'read_picture', 'eight_bit', 'span_of', 'broken', 'image_suffixes', 'is_hidden', 'image_files',
-           'class_folders', 'Survey', 'survey']
+           'class_folders', 'class_of', 'Survey', 'survey']
 
 # %% ../../nbs/data/03_pictures.ipynb #1a84c6ad
 from ..core.errors import ArchrepairError, first_line
@@ -34,16 +36,46 @@ def read_picture(path: Path, span: tuple[float, float] | None = None) -> Any:
     16-bit pixels are scaled from 0…65535; floats and 32-bit integers from `span` (black, white), where None is that of the file alone.
     Raises `ArchrepairError` for a file that cannot be decoded, and for pixels outside `span`.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        image.load()
+        is_deep = image.mode in (*_TYPE_SPANS, *OPEN_MODES)
+        is_negative = is_deep and getattr(image, "tag_v2", {}).get(262) == 0  # a TIFF whose 0 is white: Pillow turns those of 8 bits
+        ImageOps.exif_transpose(image, in_place=True)
+        picture = eight_bit(image, span, path).convert("RGB")
+        return ImageOps.invert(picture) if is_negative else picture
+
+
+_MOST_PIXELS = 1 << 26  # with all the copies that turning and scaling need, less than a gigabyte
+# Pillow knows these names but decodes them only with other programs, or not as a picture.
+_NO_PICTURES = {".bufr", ".eps", ".emf", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".ps", ".wmf"}
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    "The formats that Pillow decodes by itself."
+    from PIL import Image
+
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - {kind for suffix, kind in Image.registered_extensions().items() if suffix in _NO_PICTURES}))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    "An image file that is not decoded yet. Whatever is wrong with it while it is open is an `ArchrepairError`."
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on metadata: one per file
-            with Image.open(path) as handle:
-                handle.load()
-                image = ImageOps.exif_transpose(handle)
-            return eight_bit(image, span, path).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # each format fails in its own way
+            with Image.open(path, formats=_formats()) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"it has {image.width}×{image.height} pixels, more than {_MOST_PIXELS // 10**6} million")
+                yield image
+    except ArchrepairError:
+        raise
+    except Exception as error:  # each format fails in its own way
         raise broken(path, error) from None
 
 
@@ -53,12 +85,15 @@ def eight_bit(image: Any, span: tuple[float, float] | None, path: str | Path) ->
 
     if image.mode not in (*_TYPE_SPANS, *OPEN_MODES):
         return image
-    pixels = np.asarray(image).astype(np.float64)
+    pixels = np.asarray(image)
     black, white = (0.0, _TYPE_SPANS[image.mode]) if image.mode in _TYPE_SPANS else span or span_of([(pixels.min(), pixels.max())])
     if not (pixels.min() >= black and pixels.max() <= white):
         raise ArchrepairError(f"{path}: pixels run from {pixels.min():.4g} to {pixels.max():.4g} but those of the dataset from {black:.4g} "
                               f"to {white:.4g}; expected one range: save all of them with 8 bits")
-    return Image.fromarray(np.round((pixels - black) * (255 / max(white - black, 1e-12))).astype(np.uint8))
+    scaled = np.empty(pixels.shape, np.uint8)
+    for rows in range(0, len(pixels), 256):  # in double precision, but not all of it at once
+        scaled[rows:rows + 256] = np.round((pixels[rows:rows + 256].astype(np.float64) - black) * (255 / max(white - black, 1e-12)))
+    return Image.fromarray(scaled)
 
 
 def span_of(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -73,17 +108,13 @@ def broken(path: Path, error: Exception) -> ArchrepairError:
     return ArchrepairError(f"cannot decode {path}: {first_line(error)}; remove the file or replace it by an image")
 
 # %% ../../nbs/data/03_pictures.ipynb #e6e9e94a
-# Pillow knows these names but decodes them only with other programs, or not as a picture.
-_NO_PICTURES = {".bufr", ".eps", ".emf", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".ps", ".wmf"}
-
-
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     "The suffixes, in small letters, of the formats that Pillow decodes on this machine."
     from PIL import Image
 
     Image.init()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN) - _NO_PICTURES
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats())
 
 
 def is_hidden(name: str) -> bool:
@@ -107,9 +138,11 @@ def image_files(folder: Path, left_out: Counter[str] | None = None) -> list[Path
                 folders.remove(name)
             above[path] = (*above[place], real)
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()
+            suffix, path = os.path.splitext(name)[1].lower(), os.path.join(place, name)
+            if suffix in suffixes and os.path.exists(path) and not os.path.isfile(path):
+                suffix = "not a file"  # a pipe, at which a reader would wait for ever
             if suffix in suffixes and not is_hidden(name):
-                files.append(Path(place, name))
+                files.append(Path(path))
             else:
                 left_out["hidden" if is_hidden(name) else suffix or "no suffix"] += 1
     return sorted(files)
@@ -118,6 +151,14 @@ def image_files(folder: Path, left_out: Counter[str] | None = None) -> list[Path
 def class_folders(folder: Path) -> list[Path]:
     "The folders in `folder`, sorted by name, without hidden ones."
     return sorted((p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)), key=lambda p: p.name)
+
+
+def class_of(folder: Path) -> str:
+    """The name of the class that a folder holds.
+
+    Letters with accents are one character each (a Mac writes them as two); bytes that are not UTF-8, which no report could show, become �.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(folder.name).decode(errors="replace"))
 
 # %% ../../nbs/data/03_pictures.ipynb #4a2c551a
 _SMALL = 64  # px: square images up to this size are taken as they are, larger ones are resized to `_LARGE`
@@ -167,30 +208,18 @@ def survey(files: Sequence[Path], others: Sequence[Path] = ()) -> Survey:
 
 def _header(path: Path) -> tuple[int, int, str]:
     "Width, height and mode of an image file, upright."
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                if turned and image.format == "TIFF":  # Pillow turns these itself, when it decodes them
-                    image.load()
-                    turned = False
-                return (image.height, image.width, image.mode) if turned else (image.width, image.height, image.mode)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise broken(path, error) from None
+    with _opened(path) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        if turned and image.format == "TIFF":  # Pillow turns these itself, when it decodes them
+            image.load()
+            turned = False
+        return (image.height, image.width, image.mode) if turned else (image.width, image.height, image.mode)
 
 
 def _range(path: Path) -> tuple[float, float]:
     "The lowest and highest pixel of a file. Raises `ArchrepairError` where they are not numbers."
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise broken(path, error) from None
+    with _opened(path) as image:
+        pixels = np.asarray(image)
     if not np.isfinite(pixels).all():
         raise ArchrepairError(f"{path} has pixels that are not finite; expected numbers: replace them")
     return float(pixels.min()), float(pixels.max())

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import archrepair
 from ..core.errors import write_text
 from ..core.html import Html, document, figure, join, named, note, section, table, tag
 from ..core.labels import number
-from .report import read_folder
+from .report import read_folder, showing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +29,18 @@ if TYPE_CHECKING:
 def row_of(folder: str | Path) -> dict[str, Any]:
     "What a comparison shows of a repair: what was asked, the verdict, accuracies and rates in per cent (None where unknown), and the cost."
     record = read_folder(folder)
+    with showing(folder):
+        return _row(Path(folder), record)
+
+
+def _row(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    "The row of a record."
     cell, metrics, repair = (record[part] for part in ("cell", "metrics", "repair"))
     before, after = (metrics.get(when, {}).get("held_out", {}) for when in ("before", "after"))
     clean, change = metrics.get("after", {}).get("clean_held_out", {}), metrics.get("change", {})
     held_out, cost = change.get("held_out", {}), repair.get("cost", {})
-    row: dict[str, Any] = {"folder": str(folder), "name": Path(folder).resolve().name}
+    name = os.fsencode(folder.resolve().name).decode(errors="backslashreplace")
+    row: dict[str, Any] = {"folder": str(folder), "name": name}
     row |= {key: cell.get(key) for key in ("model", "dataset", "protocol", "tier", "seed")}
     row |= {key: repair.get(key) for key in ("method", "block", "chosen", "verdict")}
     row |= {"n": before.get("n"), "before": before.get("accuracy"), "before_interval": _interval(before),
@@ -150,7 +158,8 @@ def render_comparison_page(folders: Sequence[str | Path], title: str = "Repairs 
     lead = note("Held-out images were seen by no repair. Small numbers are 95 % intervals, McNemar's p, and seconds on the machine of that "
                 "repair. Repaired: the share of former mistakes that are now right, of those never seen and, below, of the repair set. "
                 "Negative flips: the share of right answers that are now wrong.")
-    body = join(*(group_section(group, position) for position, group in enumerate(groups_of(rows), 1)))
+    with showing(", ".join(map(str, folders))):
+        body = join(*(group_section(group, position) for position, group in enumerate(groups_of(rows), 1)))
     return document(title, lead, body, f"Written by archrepair {archrepair.__version__}. This page is one file and loads nothing.")
 
 

@@ -5,15 +5,16 @@
 # %% ../../nbs/deploy/07_report.ipynb #2c998ab9
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 # %% auto #0
-__all__ = ['PARTS', 'check_repair', 'render_report', 'write_report', 'summary_of', 'read_folder', 'report_of']
+__all__ = ['PARTS', 'check_repair', 'render_report', 'write_report', 'summary_of', 'read_folder', 'showing', 'report_of']
 
 # %% ../../nbs/deploy/07_report.ipynb #725ea4e8
 import archrepair
@@ -133,10 +134,22 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
             record = {"cell": {}, "metrics": repair["metrics"], "repair": repair, "versions": {}}
         if not all(isinstance(record[part], dict) for part in ("cell", "metrics", "repair", "versions")):
             raise ValueError("a part is missing")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchrepairError(f"{folder} holds no repair ({first_line(error)}); give a folder that `archrepair repair --out` or "
                               "RepairResult.save wrote") from None
     return record
+
+
+@contextlib.contextmanager
+def showing(what: object) -> Iterator[None]:
+    "While a record is shown, whatever it lacks or holds in place of what belongs there is an `ArchrepairError` that names `what` is shown."
+    try:
+        yield
+    except ArchrepairError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise ArchrepairError(f"the record in {what} is damaged ({type(error).__name__}: {first_line(error)[:80]}); run the repair "
+                              "again") from None
 
 # %% ../../nbs/deploy/07_report.ipynb #80bea7af
 def report_of(folder: str | Path, *, force: bool = False) -> tuple[Path, bool]:
@@ -148,5 +161,6 @@ def report_of(folder: str | Path, *, force: bool = False) -> tuple[Path, bool]:
     if path.exists() and not force:
         return path, False
     lost = "this page was made from the record alone: images that were fixed and broken are not shown"
-    repair = record["repair"] | {"metrics": record["metrics"], "warnings": [*record["repair"].get("warnings", []), lost]}
-    return write_report(repair, path, record=record), True
+    with showing(folder):
+        repair = record["repair"] | {"metrics": record["metrics"], "warnings": [*record["repair"].get("warnings", []), lost]}
+        return write_report(repair, path, record=record), True

@@ -137,7 +137,7 @@ class Record:
             if not all(isinstance(part, dict) and part for part in (record.cell, record.metrics, record.repair, record.versions)):
                 raise ValueError("a part is empty")
             return record
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ArchrepairError(f"{path} is not a record ({first_line(error)}); remove it, or run the cell again with force") from None
 
     def accuracy(self, which: str = "held_out", when: str = "after") -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,10 @@ class Genotype:
         if len(lengths) > 1 or self.widen not in WIDEN:
             raise ArchrepairError(f"a genotype needs one choice for each of its {len(self.graph.edges)} edges and widen in {WIDEN}; it has "
                                   f"{len(self.choices)} and {self.widen!r}")
-        if wrong := [n for n in self.channel_parts if not isinstance(n, int) or n < 1]:
+        if wrong := [n for n in self.channel_parts if type(n) is not int or not 1 <= n < 2**16]:
             raise ArchrepairError(f"channels cannot be divided into {wrong[0]!r} parts; expected whole numbers from 1")
+        if wrong := [c for c in self.coefficients if isinstance(c, bool) or not isinstance(c, (int, float)) or not abs(c) < math.inf]:
+            raise ArchrepairError(f"a coefficient is {wrong[0]!r}; expected a finite number")
         for edge, choice in zip(self.graph.edges, self.choices):
             if choice not in edge.candidates:
                 raise ArchrepairError(f"edge {edge.key} cannot be {choice!r}: expected one of {', '.join(edge.candidates)}")
@@ -119,7 +122,7 @@ class Genotype:
             graph = BlockGraph.from_dict(content.pop("graph"))
             fields: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(graph, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:80]}"
             raise ArchrepairError(f"not a genotype: {reason}; expected the JSON of Genotype.to_json") from None
 

@@ -91,15 +91,34 @@ class BlockGraph:
 
     @classmethod
     def from_dict(cls, content: dict) -> BlockGraph:
-        "The inverse of `as_dict`."
+        "The inverse of `as_dict`. Raises `ValueError`, `TypeError` or `KeyError` for what is not a graph."
         nodes = tuple(Node(tuple(n["shape"]), n["post"]) for n in content["nodes"])
         edges = tuple(Edge(e["source"], e["target"], None if e["inherited"] is None else tuple(e["inherited"]), e["stride"])
                       for e in content["edges"])
         names = {"wrapper": "tail"}
-        return cls(nodes, edges, **{names.get(k, k): v for k, v in content.items() if k not in ("nodes", "edges")})
+        graph = cls(nodes, edges, **{names.get(k, k): v for k, v in content.items() if k not in ("nodes", "edges")})
+        _check(graph)
+        return graph
 
     def _repr_html_(self) -> str:
         return graph_figure(self)._repr_html_()
+
+
+def _check(graph: BlockGraph) -> None:
+    "Raise `ValueError` where what came from a file cannot be a graph."
+    whole = lambda value, low: type(value) is int and low <= value < 2**31
+    path = lambda value: value is None or isinstance(value, str)
+    faults = [f"node {i}" for i, node in enumerate(graph.nodes)
+              if len(node.shape) != 3 or not all(whole(n, 1) for n in node.shape) or not path(node.activation)]
+    faults += [f"edge {i}" for i, edge in enumerate(graph.edges)
+               if not (whole(edge.source, 0) and whole(edge.target, 1) and edge.source < edge.target < len(graph.nodes))
+               or not all(isinstance(name, str) for name in edge.inherited or ()) or not (edge.stride is None or whole(edge.stride, 1))]
+    if len({edge.key for edge in graph.edges}) < len(graph.edges):
+        faults.append("an edge that is there twice")
+    if len(graph.nodes) < 2 or graph.level not in ("conv", "unit") or not path(graph.tail) or not isinstance(graph.note, str):
+        faults.append("its nodes, level, wrapper or note")
+    if faults:
+        raise ValueError(f"the graph is wrong in {faults[0]}")
 
 # %% ../../nbs/nas/03_graph.ipynb #5523f231
 def build_chain(block: nn.Module, paths: Sequence[str]) -> nn.Sequential:

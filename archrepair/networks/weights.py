@@ -22,9 +22,15 @@ __all__ = ['Match', 'match', 'split_entry', 'load_weights', 'save_weights']
 
 # %% ../../nbs/networks/07_weights.ipynb #07568536
 from ..core.errors import ArchrepairError, first_sentence, note, unknown, write_atomic
+from ..core.paths import user_path
 
 # %% ../../nbs/networks/07_weights.ipynb #22e35d3e
-_NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+_NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64",
+            "complex128", "datetime64", "timedelta64", "str", "bytes")
+_NO_WEIGHTS = {  # how files begin that were meant to be weights, and what to do about them
+    b"version https://git-lfs": "the pointer that Git LFS keeps in place of a large file; fetch the file itself: git lfs pull",
+    b"<": "a page of the web and not the file that it leads to; download that one",
+}
 
 
 def _data_types() -> list[Any]:
@@ -38,8 +44,8 @@ def _read(path: Path) -> object:
     "What a file holds. Raises `ArchrepairError` where it cannot be read, or holds an object that could run code."
     try:
         with path.open("rb") as file:
-            head = file.read(9)
-        if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+            head = file.read(32)
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -48,11 +54,14 @@ def _read(path: Path) -> object:
     except FileNotFoundError:
         raise ArchrepairError(f"no weights at {path}; train some with `archrepair train --out {path}`") from None
     except Exception as error:  # each format has exceptions of its own; to the user they mean one thing
+        if path.is_file() and (kind := next((kind for start, kind in _NO_WEIGHTS.items() if head.lstrip().startswith(start)), None)):
+            raise ArchrepairError(f"{path} is {kind}") from None
         if refused := re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>|Unsupported class ([\w.]+)", str(error)):
             kind = next(filter(None, refused.groups()))
             raise ArchrepairError(f"{path} holds a {kind}, an object that could run code when it is read; expected names and tensors: if "
                                   "you trust the file, save them alone, e.g. torch.save(network.state_dict(), 'weights.pt')") from None
-        raise ArchrepairError(f"cannot read weights from {path}: {first_sentence(error)}; expected safetensors or a state dict") from None
+        reason = first_sentence(error).replace("Weights only load failed", "it is no file of torch")
+        raise ArchrepairError(f"cannot read weights from {path}: {reason}; expected safetensors or a state dict") from None
 
 # %% ../../nbs/networks/07_weights.ipynb #d1d145b8
 _NOT_WEIGHTS = re.compile(r"optim|sched|scaler|amp|loss|rng", re.IGNORECASE)
@@ -145,9 +154,10 @@ def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
         notes.append(f"the file has no {_COUNTER}, as those of old torch")
     misshapen = tuple(fault for name, value in state.items() if name in expected and (fault := _fault(name, value, expected[name])))
     misshapen += tuple(f"{name} other than {min(names)} though they are one tensor" for name, names in twins.items()
-                       if name in state and min(names) in state and not torch.equal(state[name], state[min(names)]))
+                       if not misshapen and name != min(names) and names <= state.keys()
+                       and not _same(state[name], state[min(names)]))
     kinds = sorted({str(value.dtype).removeprefix("torch.") for name, value in state.items()
-                    if name in expected and value.is_floating_point() and value.dtype != expected[name].dtype})
+                    if name in expected and expected[name].is_floating_point() and value.dtype != expected[name].dtype})
     if kinds and not misshapen:
         notes.append(f"converted from {' and '.join(kinds)}")
     lacking = sorted({*missing} - {*tied, *counters})
@@ -170,9 +180,18 @@ def _fault(name: str, value: Tensor, place: Tensor) -> str:
     "What keeps a tensor from its place in the network; empty where nothing does."
     if value.shape != place.shape:
         return f"{name} {tuple(value.shape)} where {tuple(place.shape)} is expected"
+    if value.is_meta or value.layout != torch.strided:
+        return f"{name} {'without numbers, on the meta device,' if value.is_meta else 'as a sparse tensor'} where a dense one is expected"
     if value.is_floating_point() != place.is_floating_point() and not name.endswith(_COUNTER) or value.is_quantized:
         return f"{name} of {value.dtype} where {place.dtype} is expected"
     return ""
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    "Do two tensors, of whatever kind, hold the same numbers, those that are NaN among them?"
+    if one is two or one.shape != two.shape or one.is_meta or two.is_meta or one.layout != two.layout or one.layout != torch.strided:
+        return one is two
+    return torch.equal(one.double().nan_to_num(), two.double().nan_to_num())
 
 
 def _buffers(names: list[str]) -> str:
@@ -183,7 +202,7 @@ def _buffers(names: list[str]) -> str:
 def split_entry(path: str | Path) -> tuple[Path, str]:
     "A file of weights and the entry asked for, of `FILE#ENTRY`; the entry is empty where none is."
     file, mark, entry = str(path).rpartition("#")
-    return (Path(file), entry) if mark and not Path(path).exists() else (Path(path), "")
+    return (user_path(file), entry) if mark and not user_path(path).exists() else (user_path(path), "")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -191,8 +210,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
     Files of torch are read with `weights_only`. Nests, a prefix of all names, averages, extra or missing counters, tied weights and other
     precisions are understood (see `match`); whatever was done is said in one `Notice`. `path` may be `FILE#ENTRY` where a file holds
-    several state dicts. Raises `ArchrepairError` for unreadable files, for weights of another architecture, and where several state
-    dicts fit and none is the plain one; `model` is then unchanged.
+    several state dicts. Raises `ArchrepairError` for unreadable files, for weights of another architecture or that are NaN, and where
+    several state dicts fit and none is the plain one; `model` is then unchanged.
     """
     file, entry = split_entry(path)
     entries = _entries(_read(file))
@@ -200,12 +219,22 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise ArchrepairError(f"{file} holds no weights; expected safetensors or a state dict: names and tensors")
     chosen, result = _choose(file, entry, {name: match(model, state) for name, state in entries.items()})
     result.check(str(path))
+    if broken := _not_finite(model, result.state):
+        raise ArchrepairError(f"{path} has NaN or infinity in {_examples(broken)}, as training leaves it that diverged; expected finite "
+                              "weights: give an earlier checkpoint")
     model.load_state_dict(result.state, strict=False)
     others = [name for name in entries if name not in ("", chosen)]
     choice = [f"entry {chosen} taken" + (f", not {_examples(others, 6)}" if others else "")] if chosen else []
     if choice or result.notes:
         note(f"{file}: {'; '.join([*choice, *result.notes])}")
     return model
+
+
+def _not_finite(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    "Names of parameters that are NaN or infinite, and of buffers that are NaN: a mask may hold infinity."
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: value.float() for name, value in state.items() if value.is_floating_point()}
+    return [name for name, value in values.items() if bool(value.isnan().any()) or name in parameters and bool(value.isinf().any())]
 
 
 def _choose(file: Path, entry: str, matches: Mapping[str, Match]) -> tuple[str, Match]:
@@ -218,6 +247,9 @@ def _choose(file: Path, entry: str, matches: Mapping[str, Match]) -> tuple[str, 
     fitting = [name for name, result in matches.items() if result.fits]
     named = [name for name in fitting if name.rpartition(".")[2] in _PLAIN]
     plain = named if len(named) == 1 else [name for name in fitting if not _AVERAGED.search(name)]
+    if len(plain) > 1:  # one network under two names is one network
+        first = matches[plain[0]].state
+        plain = plain[:1] if all(_same(value, first[name]) for other in plain for name, value in matches[other].state.items()) else plain
     if len(fitting) > 1 and len(plain) != 1:
         raise ArchrepairError(f"{file} holds several state dicts that fit ({', '.join(fitting)}); expected one: give {file}#{fitting[0]}, "
                               "or another of them")

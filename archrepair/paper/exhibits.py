@@ -61,12 +61,18 @@ class Settings:
 
         `seeds` counts from `seed`; 0 is the tier's own number. Raises `ArchrepairError` for what makes no sense.
         """
+        texts = {"model": model, "models": models, "dataset": dataset, "corruption": corruption, "methods": methods, "protocol": protocol}
+        for name, value in texts.items():
+            if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)):
+                raise ArchrepairError(f"{name} is {value!r}; expected text")
         size = resolve_tier(tier)
         if protocol not in PROTOCOLS:
             raise unknown("protocol", protocol, PROTOCOLS)
-        if not isinstance(seeds, int) or seeds < 0 or severity not in range(1, 6):
-            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) and a "
-                                  "severity from 1 to 5")
+        if type(seeds) is not int or not 0 <= seeds <= 1000 or type(severity) is not int or severity not in range(1, 6):
+            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) to 1000, "
+                                  "and a severity from 1 to 5")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ArchrepairError(f"seed is {seed!r}; expected a whole number from 0 to 4294967295")
         families = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}
         corruptions = families.get(corruption) or _names(corruption)
         for name in corruptions:

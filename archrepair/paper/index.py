@@ -13,7 +13,7 @@ from pathlib import Path
 __all__ = ['TIER_ORDER', 'cards', 'index']
 
 # %% ../../nbs/paper/05_index.ipynb #15282f3e
-from ..core.errors import write_text
+from ..core.errors import ArchrepairError, first_line, write_text
 from ..core.html import Html, document, join, note, scroll, section, tag
 from ..core.paths import home
 from .exhibits import EXHIBITS
@@ -26,13 +26,27 @@ def cards(outputs: Path | None = None) -> list[dict]:
     "The cards of all tables and figures below `outputs`, the largest tier first, then in the paper's order; `path` is a card's file."
     root, order = outputs or home() / "outputs", list(EXHIBITS)
     paths = sorted(root.glob("*/tables/*.json")) + sorted(root.glob("*/figures/*.json"))
-    every = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in paths]
+    every = [_read(path) for path in paths]
 
     def position(card: dict) -> tuple[int, int, str]:
         tier = card["settings"]["tier"]
         return TIER_ORDER.index(tier) if tier in TIER_ORDER else len(TIER_ORDER), order.index(_exhibit(card)), str(card["path"])
 
     return sorted((card for card in every if _exhibit(card) in order), key=position)  # an older version may have left others
+
+
+def _read(path: Path) -> dict:
+    "The card in a file. Raises `ArchrepairError` where it is none, or where its picture is missing."
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        words = [card[key] for key in ("name", "title", "caption", "notebook", "html" if card["kind"] == "table" else "alt")]
+        if not all(isinstance(word, str) for word in (*words, card["settings"]["tier"])):
+            raise ValueError("a part of it is not text")
+        if card["kind"] != "table":
+            path.with_suffix(".png").stat()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ArchrepairError(f"{path} is not the card of an exhibit ({first_line(error)}); remove it") from None
+    return card | {"path": path}
 
 
 def _exhibit(card: dict) -> str:

@@ -19,6 +19,7 @@ __all__ = ['OPT_OUT', 'VALUES', 'default_output', 'CommandLine', 'parse', 'param
            'rewrite', 'complete_command_line']
 
 # %% ../../nbs/paper/07_launcher.ipynb #37c84a78
+from ..core.errors import ArchrepairError
 from ..core.paths import find_root
 
 # %% ../../nbs/paper/07_launcher.ipynb #2cd201cd
@@ -26,6 +27,17 @@ OPT_OUT = "ARCHREPAIR_NO_LAUNCHER"
 
 # %% ../../nbs/paper/07_launcher.ipynb #8cd8cc6d
 _LONGEST = 150  # characters, all ASCII; file systems stop at 255 bytes
+
+
+def _check_size(value: object, name: str, most: int = 1000) -> None:
+    "Raise `ArchrepairError` for a list or mapping of more than so many parts: a few lines of YAML that refer to each other can be endless."
+    queue, count = [value], 0
+    while queue:
+        part = queue.pop()
+        queue += [*part, *part.values()] if isinstance(part, Mapping) else part if isinstance(part, (list, tuple, set)) else ()
+        count += 1
+        if count + len(queue) > most:
+            raise ArchrepairError(f"parameter {name} has more than {most} parts, or contains itself; expected a few names or numbers")
 
 
 def _text(value: object) -> tuple[str, bool]:
@@ -41,10 +53,12 @@ def _text(value: object) -> tuple[str, bool]:
 def default_output(notebook: str | os.PathLike, parameters: Mapping[str, object]) -> Path:
     """Where a run of `notebook` with `parameters` is written, relative to the project's root.
 
-    `outputs/<notebook>/<name=value,name=value>.ipynb`, names sorted; `default.ipynb` without parameters.
+    `outputs/<notebook>/<name=value,name=value>.ipynb`, names sorted; `default.ipynb` without parameters. Raises `ArchrepairError` for a
+    value that is too large.
     """
     parts, lost = [], False
     for name in sorted(parameters):
+        _check_size(parameters[name], name)
         text, changed = _text(parameters[name])
         safe = re.sub(r"\W", "-", name, flags=re.ASCII)
         parts.append(f"{safe}={text}")
@@ -121,9 +135,11 @@ def _from_yaml(kind: str, value: str, cwd: str | os.PathLike) -> dict[str, objec
     import yaml
 
     try:
+        if kind == "file" and not Path(cwd, value).is_file():  # a pipe can be read once, and papermill will
+            return {kind: value}
         text = Path(cwd, value).read_bytes() if kind == "file" else base64.b64decode(value) if kind == "base64" else value
         return {str(name): item for name, item in (yaml.safe_load(text) or {}).items()}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError):
         return {kind: value}
 
 # %% ../../nbs/paper/07_launcher.ipynb #3c06b595

@@ -159,14 +159,19 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
         branches = info.get("conditional", {}).get("branches", []) if info["chosen"] == "repaired" else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(info.get("block"), (str, type(None))) or genotype is not None and not info["block"]:
+            raise ValueError(f"its block is {info['block']!r}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
                               "wrote") from None
     if genotype is not None:
         original = copy.deepcopy(get_block(model, info["block"]))
         try:
             block = genotype.build(original)
-        except (RuntimeError, AttributeError, LookupError) as error:
+            first = next(original.parameters(), torch.zeros(1))
+            with torch.no_grad():  # on what it was searched for
+                block.eval()(first.new_zeros(1, *genotype.graph.nodes[0].shape))
+        except (RuntimeError, AttributeError, LookupError, TypeError, ValueError, MemoryError) as error:
             raise ArchrepairError(f"{directory} is the repair of another architecture: its genotype does not fit {info['block']} "
                                   f"({first_line(error)[:80]}); give the network that was repaired") from None
         repaired = replace_block(model, info["block"], block)

@@ -152,7 +152,8 @@ def dead(found: dict[str, dict], address: str) -> list[str]:
 def test_builds_without_a_warning(built):
     folder, done = built
     assert not done.returncode and not done.stderr, done.stderr[-3000:]
-    for page in ("index", "start", "paper", "tutorials", "library", "methods", "api", "results", "benchmarks", "reliability", "search"):
+    for page in ("index", "start", "paper", "tutorials", "bring", "library", "methods", "api", "results", "benchmarks", "reliability",
+                 "search"):
         assert (folder / f"{page}.html").stat().st_size > 2000
     notebooks = [p for p in (ROOT / "nbs").rglob("*.ipynb") if p.stem != "index" and ".ipynb_checkpoints" not in p.parts]
     assert all((folder / p.relative_to(ROOT / "nbs").with_suffix(".html")).exists() for p in notebooks) and len(notebooks) > 50

@@ -1,0 +1,188 @@
+"""Command lines: any command with any options and values ends well, in one line, or in a line on its usage; nothing is trained."""
+
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from typer.main import get_command
+
+import archrepair.experiments.cells as cells
+import archrepair.experiments.originals as originals
+import archrepair.experiments.runs as runs
+import archrepair.repair.localization as localization
+from archrepair.cli.app import app
+from archrepair.core.errors import ArchrepairError
+from archrepair.core.registry import CORRUPTIONS, METHODS, MODELS, STRATEGIES
+from archrepair.core.tiers import TIERS
+from archrepair.data.datasets import load_dataset
+from archrepair.networks.weights import save_weights
+from support.fuzz import command, fuzz, ground, text
+
+KIND = "commands"
+COMMANDS = get_command(app).commands
+# What an option takes, right or nearly so; options without an entry get a number or any text.
+VALUES = {
+    "model": [
+        *MODELS,
+        "resnet_18",
+        "torchvision:resnet18",
+        "torchvision:",
+        "timm:x",
+        "os:system",
+        "os.path:join",
+        "a.b:c",
+        ":",
+        "json:loads",
+        "this:x",
+    ],
+    "dataset": [
+        "digits",
+        "digits:fog:3",
+        "digits:fog:9",
+        "digits:fog",
+        "auto",
+        "npz:own.npz",
+        "folder:.",
+        "folder:",
+        "npz:",
+        "digits,digits:fog:2",
+        "cifar10",
+        "imagenet",
+        ":::",
+        ",",
+    ],
+    "tier": ["smoke", "smoke", "smoke", *TIERS, "smok"],
+    "protocol": ["clean", "paper", "x"],
+    "device": ["cpu", "auto", "cuda", "meta", "tpu", "cuda:99", "cpu:7"],
+    "normalize": ["cifar10", "none", "0.5/0.25", "nan/1", "1/0", "1,2/3", "0.5/1e-400"],
+    "weights": ["own.safetensors", "nowhere.pt", ".", "own.safetensors#x", "#"],
+    "method": [
+        *METHODS,
+        "arachne:search=de",
+        "archrepair:strategy=x",
+        "retrain:epochs=-1",
+        "surgical:variant=x",
+        "finetune:level=9",
+        "retrain:seed=x",
+        "retrain:a=b=c",
+        "retrain:block=layer1",
+    ],
+    "methods": ["archrepair,retrain", "retrain,", ",", "retrain:epochs=1;seed=2", "x"],
+    "strategy": [*STRATEGIES, "pcdarts"],
+    "search": ["select=perturb", "order=2", "max_skip=x", "lr=nan", "=", "x", "x=1", "order=[", "order={a: b}"],
+    "block": ["layer1", "layer9", "conv1", "", "."],
+    "blocks": ["layer1,layer2", "all", "layer1,,", "layer1,layer1", "x"],
+    "level": ["block", "layer", "x"],
+    "preset": ["default", "paper", "x"],
+    "measure": ["tarantula", "ochiai", "dstar", "x"],
+    "corruption": [*CORRUPTIONS, "all", "auto", "haze"],
+    "corruptions": ["fog,snow:5", "own", "all", "clean", "fog:x", "fog:9"],
+    "seeds": ["0", "0,1", "a", "0,", "1e3"],
+    "what": ["models", "datasets", "blocks", "tiers", "layers"],
+    "pattern": ["*", "torchvision:mobile*", "[", "[!"],
+    "only": ["table5", "fig4", "x"],
+    "models": ["resnet18", "resnet18,vgg16", ","],
+    "datasets": ["digits", "digits:fog:3", ","],
+    "notebook": ["rq3", "x.ipynb"],
+    "parameter": ["model=resnet18", "x=1"],
+    "folders": [".", "outputs/repair", "nowhere"],
+    "repaired": [".", "nowhere"],
+    "out": ["new", "new/deep/file.safetensors", "file.npz", ".", "own.safetensors", "own.safetensors/below", "a" * 300],
+}
+integers = st.one_of(st.integers(-2, 9), st.sampled_from([0, 1, 2**31, 2**64, -(2**63)])).map(str)
+
+
+class Enough(ArchrepairError):
+    "The last door before work: a command that comes here would have begun."
+
+
+@functools.cache
+def home() -> Path:
+    "A project with an original that nobody has trained."
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-home"))
+    tier = TIERS["smoke"]
+    network = originals.build_network("resnet18", load_dataset("digits"), tier)
+    save_weights(network, folder / "own.safetensors")
+    save_weights(network, folder / "outputs" / "smoke" / "originals" / "digits-resnet18-s0.safetensors")
+    return folder
+
+
+def enough(*_: object, **__: object) -> None:
+    raise Enough("it would have begun")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stub():
+    "Whatever trains, predicts, downloads or executes ends in `Enough`."
+    home()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in (
+            (originals, ("train_original", "predict")),
+            (cells, ("predict",)),
+            (runs, ("predict",)),
+            (localization, ("localize",)),
+        ):
+            for name in names:
+                patch.setattr(module, name, enough)
+        for name in ("archrepair.paper.reproduce.execute", "archrepair.paper.reproduce.run_tasks", "archrepair.data.datasets._download"):
+            patch.setattr(name, enough)
+        yield
+    shutil.rmtree(home(), ignore_errors=True)
+
+
+def values_of(parameter) -> st.SearchStrategy[str]:
+    "Words for a parameter of a command: mostly those that it may take."
+    names = VALUES.get(parameter.name)
+    usual = st.sampled_from(names) if names else integers
+    return st.one_of(usual, usual, usual, text.map(lambda word: word.lstrip("/")) if parameter.name == "out" else text)
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> list[str]:
+    "A command line."
+    name = draw(st.sampled_from(sorted(COMMANDS)))
+    words, last = [name], []
+    for parameter in COMMANDS[name].params:
+        if parameter.param_type_name == "argument":
+            last += [draw(values_of(parameter))] if draw(st.integers(0, 9)) else []
+        elif (
+            parameter.name == "help"
+            or parameter.name in ("tier", "dataset", "out")
+            and draw(st.integers(0, 4))
+            or draw(st.integers(0, 3)) == 0
+        ):
+            option = draw(st.sampled_from(parameter.opts))
+            if parameter.name == "help":
+                words += [option] if draw(st.integers(0, 30)) == 0 else []
+            else:
+                words += [option] if parameter.is_flag else [option, draw(values_of(parameter))]
+    if draw(st.integers(0, 9)) == 0:
+        words.insert(
+            draw(st.integers(0, len(words))),
+            draw(st.one_of(text, st.sampled_from(["--modle", "--json=1", "-x", "--", "--no-json", "--tier"]))),
+        )
+    return [
+        word.replace("\0", "") for word in [*words, *(["--"] if draw(st.booleans()) and last else []), *last]
+    ]  # no system passes a null byte
+
+
+@given(lines())
+@example(["localize", "--tier", "smoke", "-k", str(2**64)])
+@example(["evaluate", "--tier", "smoke", "--dataset", f"digits:fog:{'9' * 5000}"])
+@example(["evaluate", "--tier", "smoke", "--dataset", "npz:~no-such-user/a.npz"])
+@example(["list", "models", "\udcff"])
+@example(["corrupt", "--dataset", "digits", "--out", "a" * 300])
+@fuzz(KIND)
+def test_commands(words):
+    with ground() as folder:
+        shutil.copytree(home(), folder, dirs_exist_ok=True)
+        here = folder / "a" / "b"  # from where a path may lead upwards and still lie where a command was told to write
+        here.mkdir(parents=True)
+        (here / "own.safetensors").symlink_to(folder / "own.safetensors")
+        os.chdir(here)
+        command(KIND, words, folder)
