@@ -17,6 +17,7 @@ __all__ = ['activations', 'last_layer', 'own_parameters', 'only_rows']
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #68060304
 from ...core.errors import ArchrepairError
+from ...networks.admission import device_of
 from ...networks.neurons import Wiring, watch
 from ...networks.outputs import logits_of
 from ...training.cost import CostMeter
@@ -31,7 +32,7 @@ def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision
     For each layer of `wiring` a float32 N×channels on the CPU, ≥ 0; logits float32 N×classes. A layer that is called more than once has
     the mean of its calls. `network` is in eval mode.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     states: dict[str, list[Tensor]] = {layer: [] for layer in wiring.layers}
     logits = []
     for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
