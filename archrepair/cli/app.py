@@ -150,8 +150,9 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     search_settings = read_settings(search, "setting", "-S select=perturb")
     name = method.partition(":")[0]
     options = _cell_options(name, {
-        "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
-        "views": views, "blocks": split_names(blocks), "search_options": tuple(search_settings.items()) or None})
+        "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
+        "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks),
+        "search_options": tuple(search_settings.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
     record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)

@@ -27,10 +27,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-        for module, name, buffer, before, version in buffers:
-            module._buffers[name] = buffer
-            if buffer._version != version:
-                buffer.data.copy_(before)
+        with torch.no_grad():
+            for module, name, buffer, before, version in buffers:
+                module._buffers[name] = buffer
+                if buffer._version != version:
+                    buffer.resize_(before.shape).copy_(before)
 
 # %% ../../nbs/core/07_modes.ipynb #ea1b93f1
 @contextmanager

@@ -23,7 +23,6 @@ from ..core.errors import ArchrepairError, first_line, note, write_atomic
 from ..core.modes import settled
 from .card import write_card
 from ..networks.admission import admit, answer
-from ..networks.blocks import freeze
 from ..networks.outputs import Logits
 
 # %% ../../nbs/deploy/01_export.ipynb #c82ce3b8
@@ -51,11 +50,15 @@ def input_of(example: Tensor | NDArray) -> Tensor:
     That is float B×C×H×W (or what else the network takes), one input C×H×W, or images as bytes, B×H×W×C or H×W×C with one or three
     channels. Raises `ArchrepairError` for anything else.
     """
-    array = example.detach().cpu() if isinstance(example, Tensor) else torch.from_numpy(np.ascontiguousarray(example))
-    shape, is_bytes = tuple(array.shape), array.dtype == torch.uint8
+    try:
+        array = example.detach().cpu() if isinstance(example, Tensor) else torch.from_numpy(np.ascontiguousarray(example))
+    except (TypeError, ValueError):  # there are no such numbers
+        array = torch.empty(0, dtype=torch.bool)
+    is_bytes = array.dtype == torch.uint8
     if not (is_bytes or array.is_floating_point()) or not array.numel() or array.ndim < 2 or is_bytes and array.ndim not in (3, 4):
-        kind = str(array.dtype).removeprefix("torch.")
-        raise ArchrepairError(f"the example is {kind} {shape}; expected network inputs, float B×C×H×W, or images, uint8 B×H×W×3")
+        kind = f"{array.dtype} {tuple(array.shape)}" if array.numel() or isinstance(example, Tensor) else type(example).__name__
+        raise ArchrepairError(f"the example is of type {kind.removeprefix('torch.')}; expected network inputs, float B×C×H×W, or images, "
+                              "uint8 B×H×W×3")
     array = array[None] if array.ndim == 3 and (is_bytes or len(array) in (1, 3)) else array
     if is_bytes and array.shape[-1] in (1, 3):
         array = array.movedim(-1, 1)
@@ -79,16 +82,17 @@ def export_network(model: nn.Module, path: str | Path, example: Tensor | NDArray
     path = Path(path)
     if path.suffix not in EXPORTS:
         raise ArchrepairError(f"cannot export to {path.name}; expected a name that ends in {' or '.join(EXPORTS)}")
-    model = freeze(duplicate(admit(model))).cpu().to(memory_format=torch.contiguous_format)  # a file has no use for other layouts
+    model = duplicate(admit(model)).cpu().to(memory_format=torch.contiguous_format)  # a file has no use for other layouts
+    model.eval()
     example = input_of(example)
-    expected = answer(model, example)
+    expected = {n: answer(model, example[:n]) for n in (len(example), 1)}
     if not isinstance(model(example), Tensor):
         model = Logits(model)  # a file has one output
 
     def write(temporary: Path) -> None:
         run = EXPORTS[path.suffix](model, example, temporary)
-        error = max(float((run(x) - expected[:len(x)]).abs().max()) for x in (example, example[:1]))
-        if not error <= 1e-4 * float(expected.abs().max()):
+        error = max(float((run(example[:n]) - logits).abs().max()) for n, logits in expected.items())
+        if not error <= 1e-4 * max(float(logits.abs().max()) for logits in expected.values()):
             raise ArchrepairError(f"the exported {type(model).__name__} answers differently, by {error:.2g}; expected the same logits: try "
                                   "the other format")
 

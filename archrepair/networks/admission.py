@@ -23,11 +23,13 @@ from ..core.errors import ArchrepairError, first_line, note_once
 from ..core.modes import evaluating, settled
 from .outputs import logits_of
 
-# %% ../../nbs/networks/08_admission.ipynb #6e0aad4b
+# %% ../../nbs/networks/08_admission.ipynb #24b21fab
 def _inside(module: nn.Module) -> nn.Module | None:
     "The network that a wrapper runs; None where `module` is not a wrapper."
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
         return module.module
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     return module._modules.get("_orig_mod")  # torch.compile's, without importing its compiler
 
 
@@ -45,19 +47,42 @@ def _plain(module: nn.Module) -> nn.Module:
 def unwrap(model: nn.Module) -> nn.Module:
     """The plain network inside `model`: without `DataParallel`, `torch.compile` and averaging, at its top or around its parts.
 
-    It shares its weights with `model`, but for a network with wrapped parts, which is copied.
+    It shares its weights with `model`, but for a network with wrapped parts, which is copied. Raises `ArchrepairError` for what is not a
+    network.
     """
+    if not isinstance(model, nn.Module):
+        raise ArchrepairError(f"expected a network, a torch.nn.Module, not {_described(model)}")
     model = _plain(model)
-    if all(_plain(part) is part for part in model.modules()):
+    if all(_plain(part) is part and not _runs_compiled(part) for part in model.modules()):
         return model
     model = duplicate(model)
     for parent in list(model.modules()):
+        if _runs_compiled(parent):
+            del parent.forward
         for name, child in parent._modules.items():
             if child is not None:
                 parent._modules[name] = _plain(child)
     return model
 
-# %% ../../nbs/networks/08_admission.ipynb #0afcb1b8
+
+def _runs_compiled(module: nn.Module) -> bool:
+    "Was the `forward` of one module replaced by its compiled form?"
+    forward = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+    return forward is not None and getattr(forward, "__func__", forward) is type(module).forward
+
+
+def _described(thing: object) -> str:
+    "What was given in place of a network, with what to do."
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}: call it to get one"
+    kind = type(thing).__name__
+    if isinstance(thing, Mapping):
+        return f"a mapping ({kind}): load it into one, network.load_state_dict(...)"
+    if isinstance(thing, str):
+        return f"the name {thing!r}: give create_model({thing!r}, n_classes)"
+    return f"an object of type {kind}" + (": give its module()" if callable(getattr(thing, "module", None)) else "")
+
+# %% ../../nbs/networks/08_admission.ipynb #d38e5ee1
 def tensors_in(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     "Parameters and buffers of a network by name."
     yield from model.named_parameters()
@@ -75,9 +100,10 @@ def admit(model: nn.Module) -> nn.Module:
     Raises `ArchrepairError` for what is not a network, and for weights that are lazy, sharded, on torch's meta device, on several
     devices or not float32.
     """
-    if not isinstance(model, nn.Module):
-        raise ArchrepairError(f"expected a network, a torch.nn.Module, not {_described(model)}")
     model = unwrap(model)
+    if "eval" in vars(model):  # torch.export puts a refusal there
+        raise ArchrepairError(f"{type(model).__name__} is a program of torch.export, which has no eval mode; give the network it was made "
+                              "from")
     tensors = dict(tensors_in(model))
     if fault := _fault(tensors):
         raise ArchrepairError(fault)
@@ -85,18 +111,6 @@ def admit(model: nn.Module) -> nn.Module:
         with torch.inference_mode(False):
             return duplicate(model)
     return model
-
-
-def _described(thing: object) -> str:
-    "What was given in place of a network, with what to do."
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}: call it to get one"
-    kind = type(thing).__name__
-    if isinstance(thing, Mapping):
-        return f"a {kind}: load it into one, network.load_state_dict(...)"
-    if isinstance(thing, str):
-        return f"the name {thing!r}: give create_model({thing!r}, n_classes)"
-    return f"a {kind}" + (": give its module()" if callable(getattr(thing, "module", None)) else "")
 
 
 def _fault(tensors: Mapping[str, Tensor]) -> str:
@@ -114,18 +128,21 @@ def _fault(tensors: Mapping[str, Tensor]) -> str:
     devices = sorted({str(tensor.device) for tensor in tensors.values()})
     return f"the network lies on {' and '.join(devices)}; expected one device: give network.to({devices[0]!r})" if len(devices) > 1 else ""
 
-# %% ../../nbs/networks/08_admission.ipynb #d7e28f37
+# %% ../../nbs/networks/08_admission.ipynb #ac6b3b9d
 def admit_to_repair(model: nn.Module) -> nn.Module:
     """What `admit` returns, of a network that can also be repaired.
 
     Raises `ArchrepairError` for the same reasons, and for quantized networks, TorchScript and networks without parameters.
     """
-    if isinstance(model, nn.Module):
-        _check_modules(unwrap(model))
+    model = unwrap(model)
+    _check_modules(model)
     model = admit(model)
     if not any(parameter.is_floating_point() for parameter in model.parameters()):
         raise ArchrepairError(f"{type(model).__name__} has no parameters that could learn; expected a network with weights")
     return model
+
+
+_QUANTIZED = {"quantized", "qat", "fake_quantize", "observer"}  # torch's modules that hold integer weights, or prepare for them
 
 
 def _check_modules(model: nn.Module) -> None:
@@ -134,11 +151,11 @@ def _check_modules(model: nn.Module) -> None:
         where = name or "the network"
         if isinstance(module, torch.jit.ScriptModule):
             raise ArchrepairError(f"{where} is TorchScript, whose modules cannot be replaced; give the Python network it was made from")
-        if "quantized" in type(module).__module__.split("."):
+        if _QUANTIZED & set(type(module).__module__.split(".")):
             raise ArchrepairError(f"{where} is quantized ({type(module).__name__}) and cannot learn; repair the float network, then "
                                   "quantize the repaired one")
 
-# %% ../../nbs/networks/08_admission.ipynb #7c3c648c
+# %% ../../nbs/networks/08_admission.ipynb #30d5b598
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -183,7 +200,7 @@ def answer(network: nn.Module, example: Tensor) -> Tensor:
     except Exception as error:  # it is the user's code: anything can go wrong in it
         shape = "×".join(map(str, example.shape[1:]))
         raise ArchrepairError(f"{type(network).__name__} does not run on inputs of {shape} ({type(error).__name__}: "
-                              f"{first_line(error)[:140]}); expected a network for what the transform gives") from error
+                              f"{first_line(error)[:140]}); expected inputs that the network was made for") from error
     return logits_of(output)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 # %% auto #0
 __all__ = ['EXTRA', 'tensors_of', 'put_tensors', 'Match', 'match', 'split_entry', 'load_weights', 'save_weights']
@@ -247,5 +248,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     from safetensors.torch import save_file
 
     tensors = tensors_of(unwrap(model))
+    if odd := [name for name, value in tensors.items() if is_lazy(value) or value.is_meta or value.is_quantized]:
+        raise ArchrepairError(f"{odd[0]} cannot be written as safetensors: it is lazy, quantized or without numbers; expected plain numbers")
     state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomic(path, lambda temporary: save_file(state, temporary))
