@@ -333,6 +333,8 @@ class MODE(Baseline):
         "Rounds of looking, choosing and training."
         network, pool = problem.network(), problem.rows(self.views, self.failure_views)
         wiring = wire(problem.original, problem.features("train").batch(torch.arange(1)))
+        for layer in wiring.layers if self.scope == "neurons" else ():
+            own_parameters(network, wiring, layer)  # better to know now that a layer has none
         size = self.batch or math.ceil(self.epochs * len(pool) / (self.rounds * self.round_epochs))
         state = problem.resume("rounds") or {"done": [], "history": {}, "network": tensors_of(network)}
         put_tensors(network, state["network"])

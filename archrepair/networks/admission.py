@@ -23,7 +23,7 @@ from ..core.errors import ArchrepairError, first_line, note_once
 from ..core.modes import evaluating, settled
 from .outputs import logits_of
 
-# %% ../../nbs/networks/08_admission.ipynb #24b21fab
+# %% ../../nbs/networks/08_admission.ipynb #bd5f7903
 def _inside(module: nn.Module) -> nn.Module | None:
     "The network that a wrapper runs; None where `module` is not a wrapper."
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
@@ -80,7 +80,7 @@ def _described(thing: object) -> str:
         return f"a mapping ({kind}): load it into one, network.load_state_dict(...)"
     if isinstance(thing, str):
         return f"the name {thing!r}: give create_model({thing!r}, n_classes)"
-    return f"an object of type {kind}" + (": give its module()" if callable(getattr(thing, "module", None)) else "")
+    return f"an object of type {kind}" + (": give the network it was made from" if callable(getattr(thing, "module", None)) else "")
 
 # %% ../../nbs/networks/08_admission.ipynb #d38e5ee1
 def tensors_in(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

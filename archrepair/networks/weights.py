@@ -249,6 +249,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
     tensors = tensors_of(unwrap(model))
     if odd := [name for name, value in tensors.items() if is_lazy(value) or value.is_meta or value.is_quantized]:
-        raise ArchrepairError(f"{odd[0]} cannot be written as safetensors: it is lazy, quantized or without numbers; expected plain numbers")
+        raise ArchrepairError(f"{odd[0]} cannot be written as safetensors: it is lazy, quantized or without numbers; expected a plain "
+                              "tensor")
     state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomic(path, lambda temporary: save_file(state, temporary))

@@ -68,7 +68,8 @@ def own_parameters(network: nn.Module, wiring: Wiring, layer: str) -> dict[str, 
     modules = [layer, *(m for m, owners in wiring.owners.items() if layer in owners and m != layer)]
     parameters = {f"{m}.{name}": p for m in modules for name, p in network.get_submodule(m).named_parameters(recurse=False)}
     if f"{layer}.weight" not in parameters:
-        raise ArchrepairError(f"the weight of layer {layer} is computed from other parameters; repair the whole network, or another layer")
+        raise ArchrepairError(f"the weight of layer {layer} is computed from other parameters; expected weights of its own: repair the "
+                              "whole network (mode:scope=model), or by another method")
     return parameters
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #3b01aeeb
