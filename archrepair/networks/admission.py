@@ -117,7 +117,8 @@ def _fault(tensors: Mapping[str, Tensor]) -> str:
     "Why a network with these parameters and buffers cannot run here; empty where it can."
     for name, tensor in tensors.items():
         if is_lazy(tensor):
-            return f"layer {name.rpartition('.')[0]} is lazy and has no weights yet; run the network on a batch of images, then train it"
+            layer = name.rpartition(".")[0] or "of the network"
+            return f"layer {layer} is lazy and has no weights yet; run the network on a batch of images, then train it"
         if type(tensor).__name__ == "DTensor" or "_flat_param" in name:
             return f"{name} is a part of weights that are spread over processes; expected whole ones: gather them into a plain network"
         if tensor.is_meta:
