@@ -250,8 +250,9 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     The spectrum is taken over `data.failures` and at most `n_train` images of `data.train` (drawn class by class; None: all), the
     gradients over all of these that the network gets wrong, in batches of `batch_size` and of half that. `blocks` are the
     candidates (default: `block_names(model)`). See `MEASURES`, `ACTIVATIONS`, `GRADIENTS`, `DEVIATIONS` and `TIES` for the
-    options; the defaults are the paper's where it says. `k` neurons vote; more than there are means all. It costs one forward
-    pass over the set (two for `activation="mean"`) and a forward and backward pass over the failures. `model` is not changed.
+    options; the defaults are the paper's where it says. Where weights are computed from others, `grad="weight"` means `activation`.
+    `k` neurons vote; more than there are means all. It costs one forward pass over the set (two for `activation="mean"`) and a forward
+    and backward pass over the failures. `model` is not changed.
 
     Raises `NoFailures` when no image is misclassified, and `ArchrepairError` for unknown options or blocks, labels out of range,
     networks without neurons and gradients that are not finite.
