@@ -154,7 +154,7 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
     digest = hashlib.sha256(f"{transform!r} {dtype} {views} {images.name} {tuple(shape)} {code} {list(prefix.children())}".encode())
     for name, value in sorted(tensors_of(prefix).items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     digest.update(images.index.numpy().tobytes())
     sample = images.batch(torch.arange(0, len(images), max(1, len(images) // 8))).to(next(prefix.parameters(), torch.empty(0)).device)
     with torch.no_grad():
