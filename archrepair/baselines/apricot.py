@@ -18,9 +18,12 @@ __all__ = ['DIRECTIONS', 'STARTS', 'PRESETS', 'signs_of', 'combination', 'flat',
 
 # %% ../../nbs/baselines/apricot.ipynb #dc39dbac
 from .parts.common import Baseline, Problem, require
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
 from ..data.images import holdout
 from ..nas.supernet import recalibrate
+from ..networks.admission import device_of
+from ..networks.weights import put_tensors, tensors_of
 from ..training.evaluation import is_correct, predict
 from ..training.fit import Recipe, autocast
 from ..training.rows import Rows, image_features
@@ -76,7 +79,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
 
     Parameters of modules without `reset_parameters` keep their values.
     """
-    device, blank = next(network.parameters()).device, copy.deepcopy(network).cpu()
+    device, blank = device_of(network), duplicate(network).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for m in blank.modules():
@@ -191,9 +194,9 @@ def _adjust_and_retrain(problem: Problem, method: Apricot, network: nn.Module, r
 def run_sweeps(problem: Problem, method: Apricot, reduced: ReducedNetworks) -> nn.Module:
     "All adjustments; returns the network that validated best, and `problem.history['adjustments']` has one entry for each."
     network, rows, n_failures = problem.network(), problem.rows(), len(problem.data.failures)
-    state = problem.resume("sweeps") or {"step": 0, "best": copy.deepcopy(network.state_dict()), "val": problem.validate(network),
+    state = problem.resume("sweeps") or {"step": 0, "best": copy.deepcopy(tensors_of(network)), "val": problem.validate(network),
                                          "stale": 0, "history": []}
-    network.load_state_dict(state["best"])
+    put_tensors(network, state["best"])
     _remove_checkpoint(problem, f"retrain-{state['step'] - 1}")
     history = problem.history["adjustments"] = state["history"]
     per_sweep = math.ceil(n_failures / (method.batch or n_failures))
@@ -202,9 +205,9 @@ def run_sweeps(problem: Problem, method: Apricot, reduced: ReducedNetworks) -> n
         entry = _adjust_and_retrain(problem, method, network, reduced, positions, rows, state["step"])
         entry["kept"] = entry["val"] < state["val"]
         if entry["kept"]:
-            state |= {"best": copy.deepcopy(network.state_dict()), "val": entry["val"], "stale": 0}
+            state |= {"best": copy.deepcopy(tensors_of(network)), "val": entry["val"], "stale": 0}
         else:
-            network.load_state_dict(state["best"])
+            put_tensors(network, state["best"])
             state["stale"] += 1
         history.append(entry)
         state["step"] += 1

@@ -31,6 +31,7 @@ from archrepair.baselines.parts.multipliers import (
 )
 from ..core.errors import ArchrepairError, unknown
 from ..networks.neurons import wire
+from ..networks.weights import put_tensors, tensors_of
 from ..repair.finetuning import PRESETS
 from ..training.evaluation import predict
 from ..training.fit import Recipe
@@ -97,8 +98,8 @@ def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recip
     loses more than `tolerance` of accuracy is undone and the rate multiplied by `decay`. Ends after `patience` rounds in a row in which at
     least `enough` of the negatives are repaired. `save(**state)` is called after every round; `resume` is such a state.
     """
-    state = resume or {"rounds": [], "lr": recipe.lr, "network": copy.deepcopy(network.state_dict()), "measured": list(measure())}
-    network.load_state_dict(state["network"])
+    state = resume or {"rounds": [], "lr": recipe.lr, "network": copy.deepcopy(tensors_of(network)), "measured": list(measure())}
+    put_tensors(network, state["network"])
     while len(state["rounds"]) < rounds:
         last = state["rounds"][-patience:]
         if len(last) == patience and all(r["mended"] >= enough for r in last):
@@ -108,10 +109,10 @@ def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recip
         accuracy, mended = measure()
         entry = {"round": number, "lr": state["lr"], "accuracy": round(accuracy, 5), "mended": round(mended, 5), "undone": False}
         if not accuracy >= state["measured"][0] - tolerance:
-            network.load_state_dict(state["network"])
+            put_tensors(network, state["network"])
             entry["undone"], state["lr"] = True, state["lr"] * decay
         else:
-            state |= {"network": copy.deepcopy(network.state_dict()), "measured": [accuracy, mended]}
+            state |= {"network": copy.deepcopy(tensors_of(network)), "measured": [accuracy, mended]}
         state["rounds"].append(entry)
         if save:
             save(**state)

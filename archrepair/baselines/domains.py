@@ -5,7 +5,6 @@
 # %% ../../nbs/baselines/domains.ipynb #1bb9ac0c
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import zlib
@@ -21,8 +20,11 @@ __all__ = ['Box', 'halves', 'sub_boxes', 'sample_size', 'Rate', 'Property', 'as_
 # %% ../../nbs/baselines/domains.ipynb #53337219
 from .birdnn import STYLES, Imitation, imitate, nearest
 from .parts.multipliers import Behavior, fold, neuron_table, neurons_of, responsibility, scalable, search_multipliers
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, unknown
-from ..networks.blocks import freeze
+from ..core.modes import settled
+from ..networks.admission import admit_to_repair, device_of
+from ..networks.blocks import freeze, thaw
 from ..networks.neurons import wire
 from ..training.cost import CostMeter
 from ..training.evaluation import predict
@@ -198,7 +200,7 @@ def _imitation_rows(problem: DomainProblem, network: nn.Module, name: str, elsew
 
 def _retrain(problem: DomainProblem, method: DomainBIRDNN) -> tuple[nn.Module, list[dict]]:
     "Rounds of imitation, until no sample violates."
-    network = copy.deepcopy(problem.original).requires_grad_(True)
+    network = thaw(duplicate(problem.original))
     elsewhere = problem.training_half()
     checks = itertools.count()
 
@@ -234,7 +236,7 @@ def _finetune(problem: DomainProblem, method: DomainBIRDNN) -> tuple[nn.Module, 
     behavior = Behavior.of(original, places[0][0], torch.cat([x, rest]), allowed, negative)
     result = search_multipliers(behavior, layers, places, problem.stream, alpha=method.alpha, particles=method.particles,
                                 iterations=method.iterations, on_pass=lambda n: meter.add(n, share=behavior.share))
-    return fold(copy.deepcopy(original), layers, places, 1 + result.best), result.history
+    return fold(duplicate(original), layers, places, 1 + result.best), result.history
 
 # %% ../../nbs/baselines/domains.ipynb #fa7a02b3
 @dataclass
@@ -304,13 +306,15 @@ class DomainBIRDNN:
             raise ArchrepairError(f"pieces is {self.pieces}; expected a power of two, so that all sub-boxes are equally large")
         self.n = sample_size(self.epsilon, self.delta)
 
+    @settled()
     def repair(self, network: nn.Module, goal: Property, rest: Tensor, labels: Tensor | None = None) -> DomainRepair:
         """Repair `network` (N×d to N×K; untouched) so that `goal` holds, and stay right on `rest` (N×d, outside the box), on the CPU.
 
         `labels` are the right answers there (default: what the network answers). Half of the rest is trained on, half measures accuracy.
         Raises `ArchrepairError` if no sample violates, or if there is nothing to imitate.
         """
-        original, device = freeze(copy.deepcopy(network).cpu()), next(network.parameters()).device
+        network = admit_to_repair(network)
+        original, device = freeze(duplicate(network).cpu()), device_of(network)
         if labels is None:
             labels = predict(original, as_features(rest)).argmax(1)
         boxes = sub_boxes(goal.box, self.pieces)
@@ -323,7 +327,8 @@ class DomainBIRDNN:
             repaired, history = run_style(problem, self)
         after = problem.rates(repaired, "after")
         accuracy = problem.accuracy(original), problem.accuracy(repaired)
-        for p, p_before in zip(repaired.eval().to(device).parameters(), network.parameters()):
+        repaired.eval()
+        for p, p_before in zip(repaired.to(device).parameters(), network.parameters()):
             p.requires_grad_(p_before.requires_grad).grad = None
         return DomainRepair(repaired, goal, self.style, _whole(before), _whole(after), accuracy, list(zip(boxes, before, after)), history,
                             problem.meter)

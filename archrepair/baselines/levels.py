@@ -5,7 +5,6 @@
 # %% ../../nbs/baselines/levels.ipynb #68eef061
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import pandas as pd
@@ -18,12 +17,14 @@ __all__ = ['largest_gradients', 'Levels']
 # %% ../../nbs/baselines/levels.ipynb #40ffb048
 from .parts.common import Problem, require
 from .retrain import Retrain
+from ..core.copies import duplicate
 from ..core.errors import unknown
 from ..data.scenario import RepairData
+from ..networks.admission import device_of
 from ..networks.blocks import block_holding, block_names, freeze
 from ..networks.neurons import wire
 from ..repair.finetuning import LEVELS
-from ..repair.localization import failure_gradients
+from ..repair.localization import failure_gradients, settle_gradient
 from ..training.cost import CostMeter
 from ..training.rows import Rows, image_features
 
@@ -35,12 +36,12 @@ def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 10
     The gradients are those of `n_failures` failures drawn at random (§2.2); for layers and blocks it is the mean over their neurons.
     `network` is not changed.
     """
-    failures, device = data.failures, next(network.parameters()).device
+    failures, device = data.failures, device_of(network)
     sample = torch.randperm(len(failures), generator=torch.Generator().manual_seed(seed))[:n_failures]
     rows = Rows([image_features(failures.select(sample), data.transform, device)])
-    copied = freeze(copy.deepcopy(network))
+    copied = freeze(duplicate(network))
     wiring = wire(copied, rows.inputs(torch.arange(1))[0])
-    gradient = failure_gradients(copied, rows, torch.arange(len(rows)), wiring, meter=meter)
+    gradient = failure_gradients(copied, rows, torch.arange(len(rows)), wiring, grad=settle_gradient(copied, wiring, "weight"), meter=meter)
     places = [(layer, channel) for layer, size in wiring.layers.items() for channel in range(size)]
     neurons = pd.DataFrame(places, columns=["layer", "channel"]).assign(g=gradient)
     blocks = block_names(network)

@@ -23,6 +23,7 @@ from .parts.common import Baseline, Problem, require
 from ..core.errors import ArchrepairError, unknown
 from ..data.images import holdout
 from ..networks.neurons import Wiring, wire
+from ..networks.weights import put_tensors, tensors_of
 from ..repair.finetuning import PRESETS
 from ..training.evaluation import predict
 from ..training.fit import Recipe
@@ -332,9 +333,11 @@ class MODE(Baseline):
         "Rounds of looking, choosing and training."
         network, pool = problem.network(), problem.rows(self.views, self.failure_views)
         wiring = wire(problem.original, problem.features("train").batch(torch.arange(1)))
+        for layer in wiring.layers if self.scope == "neurons" else ():
+            own_parameters(network, wiring, layer)  # better to know now that a layer has none
         size = self.batch or math.ceil(self.epochs * len(pool) / (self.rounds * self.round_epochs))
-        state = problem.resume("rounds") or {"done": [], "history": {}, "network": network.state_dict()}
-        network.load_state_dict(state["network"])
+        state = problem.resume("rounds") or {"done": [], "history": {}, "network": tensors_of(network)}
+        put_tensors(network, state["network"])
         problem.history |= state["history"]
         rounds = state["done"]
         while len(rounds) < (self.rounds if self.epochs else 0):
@@ -346,7 +349,7 @@ class MODE(Baseline):
             parameters = own_parameters(network, wiring, aim.layer) if self.scope == "neurons" else {}
             _train_round(problem, self, network, rows, aim, parameters, name)
             rounds.append(aim.as_dict() if parameters else aim.as_dict() | {"channels": "all"})
-            problem.save_checkpoint("rounds", done=rounds, history=problem.history, network=network.state_dict())
+            problem.save_checkpoint("rounds", done=rounds, history=problem.history, network=tensors_of(network))
         problem.findings["rounds"] = rounds
         if any(aim["bug"] == LOWEST for aim in rounds):
             problem.warnings.append("no label under- or over-fits; the label with the lowest accuracy was repaired instead")

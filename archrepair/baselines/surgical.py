@@ -27,7 +27,7 @@ from ..training.fit import Recipe, autocast
 def failure_gradient(problem: Problem, batch_size: int = 128) -> dict[str, torch.Tensor]:
     "The gradient of the mean loss of the failures for every parameter by name, float32, with the original in eval mode."
     network, rows = problem.network(), problem.features("failures")
-    parameters = dict(network.named_parameters())
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     total = [torch.zeros_like(p) for p in parameters.values()]
     for positions in torch.arange(len(rows)).split(batch_size):
         with autocast(problem.device, problem.precision):
@@ -47,7 +47,7 @@ def relative_norms(network: nn.Module, gradient: dict[str, torch.Tensor], parts:
     names = {id(p): name for name, p in network.named_parameters()}
     norms = {}
     for part, module in parts.items():
-        weights = [p for p in module.parameters() if p.ndim > 1]
+        weights = [p for p in module.parameters() if p.ndim > 1 and p.is_floating_point()]
         size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in weights))
         pull = math.sqrt(sum(float(gradient[names[id(p)]].double().square().sum()) for p in weights))
         if weights:

@@ -34,6 +34,7 @@ from archrepair.cli.options import (
     Epochs,
     Exhibits,
     FinetuneEpochs,
+    Gradient,
     Jobs,
     Json,
     Level,
@@ -116,7 +117,8 @@ app.command("doctor")(doctor_command)
 @app.command("localize")
 def localize_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                      tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
-                     blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", as_json: Json = False) -> None:
+                     blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", grad: Gradient = None,
+                     as_json: Json = False) -> None:
     "Find the block that is to blame for the failures."
     from archrepair.experiments.cells import Cell, scenario_of
     from archrepair.experiments.originals import original
@@ -124,7 +126,7 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
 
     unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
     scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), unrepaired)[1]
-    localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, k=k)
+    localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, grad=grad or "weight", k=k)
     if as_json:
         return print_json(localization.to_dict())
     summary = localization.summary.reset_index()
@@ -138,8 +140,8 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
 def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
            strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
-           preset: Preset = "default", search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None,
-           out: RepairFolder = None,
+           grad: Gradient = None, preset: Preset = "default", search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
+           views: Views = None, out: RepairFolder = None,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
@@ -152,8 +154,9 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     search_settings = read_settings(search, "setting", "-S select=perturb")
     name = method.partition(":")[0]
     options = _cell_options(name, {
-        "strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
-        "views": views, "blocks": split_names(blocks), "search_options": tuple(search_settings.items()) or None})
+        "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
+        "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks),
+        "search_options": tuple(search_settings.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
     record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)

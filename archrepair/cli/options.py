@@ -12,7 +12,7 @@ import typer
 
 # %% auto #0
 __all__ = ['Model', 'Weights', 'Normalization', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks', 'Voters',
-           'Measure', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset', 'SearchEpochs',
+           'Measure', 'Gradient', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset', 'SearchEpochs',
            'FinetuneEpochs', 'Views', 'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions', 'Epochs',
            'RecordFolder', 'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels',
            'PaperDatasets', 'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun',
@@ -45,6 +45,8 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, al
 Blocks = Annotated[str | None, typer.Option(help="candidate blocks, separated by commas; default: all of `archrepair list blocks`")]
 Voters = Annotated[int, typer.Option("-k", help="number of most suspicious neurons that vote for a block")]
 Measure = Annotated[str, typer.Option(help="tarantula, ochiai or dstar")]
+Gradient = Annotated[str | None, typer.Option(
+    "--grad", help="what weighs neurons: the gradients of their weight (default), bias or activation, or taylor")]
 Method = Annotated[str, typer.Option(
     autocompletion=completion_of("methods"),
     help="repair method, with settings of its own, e.g. arachne:search=de; see `archrepair list methods`")]

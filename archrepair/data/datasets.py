@@ -18,6 +18,7 @@ __all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 
 # %% ../../nbs/data/07_datasets.ipynb #f6b7beac
 from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.modes import settled
 from ..core.paths import home, user_path
 from ..corruptions.catalogue import corrupt
 from .archives import find_archive
@@ -142,6 +143,7 @@ def _load_clean(name: str, split: str, root: Path, image_size: int | None, downl
     raise unknown("dataset", name, DATASETS)
 
 # %% ../../nbs/data/07_datasets.ipynb #12b5b9ae
+@settled()
 def load_dataset(name: str, split: str = "train", *, root: str | Path | None = None, image_size: int | None = None,
                  download: bool = True, lazy: bool = False) -> ImageSet:
     """A split (`train` or `test`) of the dataset `name`, by default from the cache in `root` (`data` of `home()`).

@@ -17,6 +17,7 @@ __all__ = ['PROTOCOLS', 'RepairData', 'Scenario', 'build_scenario']
 
 # %% ../../nbs/data/09_scenario.ipynb #50dadc53
 from ..core.errors import ArchrepairError, NoFailures, unknown
+from ..core.modes import settled
 from .arrays import as_sets
 from .images import ImageSet, Normalize, holdout, pixels_of
 from .transforms import as_transform
@@ -59,6 +60,7 @@ class RepairData:
             raise ArchrepairError(f"failure_rate is {self.failure_rate}; expected the share of failing inputs, 0 to 1")
 
     @classmethod
+    @settled()
     def of(cls, failures: ImageSet | Any, train: ImageSet | Any, val: ImageSet | Any | None = None, *,
            transform: Callable[[Tensor], Tensor] | None = None, classes: Sequence[str] | None = None, failure_rate: float = 0.5,
            val_fraction: float = 0.1, seed: int = 0) -> RepairData:

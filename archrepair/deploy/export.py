@@ -5,20 +5,24 @@
 # %% ../../nbs/deploy/01_export.ipynb #956f9664
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['EXPORTS', 'export_network']
+__all__ = ['EXPORTS', 'input_of', 'export_network']
 
 # %% ../../nbs/deploy/01_export.ipynb #eabdd0b3
-from ..core.errors import ArchrepairError, first_line, write_atomic
+from ..core.copies import duplicate
+from ..core.errors import ArchrepairError, first_line, note, write_atomic
+from ..core.modes import settled
 from .card import write_card
+from ..networks.admission import admit, answer
 from ..networks.outputs import Logits
 
 # %% ../../nbs/deploy/01_export.ipynb #c82ce3b8
@@ -39,29 +43,56 @@ def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tens
 
 EXPORTS: dict[str, Callable[[nn.Module, Tensor, Path], Callable[[Tensor], Tensor]]] = {".pt2": _write_pt2, ".onnx": _write_onnx}
 
+# %% ../../nbs/deploy/01_export.ipynb #f0b32d93
+def input_of(example: Tensor | NDArray) -> Tensor:
+    """A batch of network inputs, float32 on the CPU, two or more, for an `example`.
+
+    That is float B×C×H×W (or what else the network takes), one input C×H×W, or images as bytes, B×H×W×C or H×W×C with one or three
+    channels. Raises `ArchrepairError` for anything else.
+    """
+    try:
+        array = example.detach().cpu() if isinstance(example, Tensor) else torch.from_numpy(np.ascontiguousarray(example))
+    except (TypeError, ValueError):  # there are no such numbers
+        array = torch.empty(0, dtype=torch.bool)
+    is_bytes = array.dtype == torch.uint8
+    if not (is_bytes or array.is_floating_point()) or not array.numel() or array.ndim < 2 or is_bytes and array.ndim not in (3, 4):
+        kind = f"{array.dtype} {tuple(array.shape)}" if array.numel() or isinstance(example, Tensor) else type(example).__name__
+        raise ArchrepairError(f"the example is of type {kind.removeprefix('torch.')}; expected network inputs, float B×C×H×W, or images, "
+                              "uint8 B×H×W×3")
+    array = array[None] if array.ndim == 3 and (is_bytes or len(array) in (1, 3)) else array
+    if is_bytes and array.shape[-1] in (1, 3):
+        array = array.movedim(-1, 1)
+    if is_bytes:
+        array = array / 255
+        note(f"images are taken as an example of the input's shape: the file takes float B×{'×'.join(map(str, array.shape[1:]))}, "
+             "normalized as the network expects it")
+    return torch.cat([array, array])[:max(2, len(array))].float()  # a batch of one would be taken for a constant
+
 # %% ../../nbs/deploy/01_export.ipynb #3f859e68
+@settled()
 @torch.no_grad()
-def export_network(model: nn.Module, path: str | Path, example: Tensor, *, about: Mapping[str, Any] | None = None) -> Path:
+def export_network(model: nn.Module, path: str | Path, example: Tensor | NDArray, *, about: Mapping[str, Any] | None = None) -> Path:
     """Write `model`, in eval mode and on the CPU, to a `.pt2` (torch.export) or `.onnx` file (needs the extra `export`); returns its path.
 
-    `example` is a network input, e.g. float B×3×H×W; the file takes any B. It is read back and must give the logits of `model`, to 1e-4 of
-    the largest. `model` is not changed. A model card, `MODEL_CARD.md`, goes beside it; `about` is what it can tell of the network,
-    `RepairResult.to_dict()`. Raises `ArchrepairError` for another suffix, without the extra, and for a network that cannot be
-    exported.
+    `example` is a network input, e.g. float B×3×H×W, or images of its size (see `input_of`); the file takes any B. It is read back and must
+    give the logits of `model`, to 1e-4 of the largest. `model` is not changed; of a wrapped one the network inside is written. A model
+    card, `MODEL_CARD.md`, goes beside it; `about` is what it can tell of the network, `RepairResult.to_dict()`. Raises `ArchrepairError`
+    for another suffix, without the extra, for an example that the network does not take, and for a network that cannot be exported.
     """
     path = Path(path)
     if path.suffix not in EXPORTS:
         raise ArchrepairError(f"cannot export to {path.name}; expected a name that ends in {' or '.join(EXPORTS)}")
-    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)  # a file has no use for other layouts
-    example = torch.cat([example, example]).cpu()[:max(2, len(example))]  # a batch of one would be taken for a constant
+    model = duplicate(admit(model)).cpu().to(memory_format=torch.contiguous_format)  # a file has no use for other layouts
+    model.eval()
+    example = input_of(example)
+    expected = {n: answer(model, example[:n]) for n in (len(example), 1)}
     if not isinstance(model(example), Tensor):
         model = Logits(model)  # a file has one output
-    expected = model(example)
 
     def write(temporary: Path) -> None:
         run = EXPORTS[path.suffix](model, example, temporary)
-        error = max(float((run(x) - expected[:len(x)]).abs().max()) for x in (example, example[:1]))
-        if not error <= 1e-4 * float(expected.abs().max()):
+        error = max(float((run(example[:n]) - logits).abs().max()) for n, logits in expected.items())
+        if not error <= 1e-4 * max(float(logits.abs().max()) for logits in expected.values()):
             raise ArchrepairError(f"the exported {type(model).__name__} answers differently, by {error:.2g}; expected the same logits: try "
                                   "the other format")
 

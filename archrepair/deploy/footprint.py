@@ -5,7 +5,6 @@
 # %% ../../nbs/deploy/02_footprint.ipynb #76406b5a
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,11 @@ from torch import Tensor, nn
 __all__ = ['latencies', 'size_of', 'footprints']
 
 # %% ../../nbs/deploy/02_footprint.ipynb #6f830823
+from ..core.copies import duplicate
+from ..core.modes import settled
+from ..networks.admission import device_of
+from ..networks.blocks import freeze
+from ..networks.weights import tensors_of
 from ..training.cost import work
 
 # %% ../../nbs/deploy/02_footprint.ipynb #de0b9372
@@ -42,18 +46,19 @@ def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: fl
 # %% ../../nbs/deploy/02_footprint.ipynb #00b37a53
 def size_of(model: nn.Module) -> dict[str, int]:
     "Parameters of a network, and the bytes of its state dict, which is the size of a file of weights."
-    return {"parameters": sum(p.numel() for p in model.parameters()), "bytes": sum(t.nbytes for t in model.state_dict().values())}
+    return {"parameters": sum(p.numel() for p in model.parameters()), "bytes": sum(t.nbytes for t in tensors_of(model).values())}
 
 
+@settled()
 def footprints(before: nn.Module, after: nn.Module, x: Tensor) -> dict[str, dict[str, object]]:
     """What two networks weigh and how long they take, as plain values under `before` and `after`.
 
     Each has the numbers of `size_of`, `flops` and `milliseconds` per image, and the `device` it was measured on. `x` is a batch of inputs,
     float B×3×H×W, of which the first is used. Neither network is changed.
     """
-    device = next(before.parameters()).device
+    device = device_of(before)
     x = x[:1].to(device)
-    networks = {when: copy.deepcopy(model).to(device).eval() for when, model in (("before", before), ("after", after))}
+    networks = {when: freeze(duplicate(model)).to(device) for when, model in (("before", before), ("after", after))}
     milliseconds = dict(zip(networks, latencies(list(networks.values()), x)))
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {threads} thread{'s' if threads > 1 else ''}"

@@ -22,6 +22,7 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
+from ..core.modes import settled
 from ..core.paths import home, user_path
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
@@ -134,6 +135,7 @@ def normalization(name: str | None, train: ImageSet) -> Normalize:
 OWN = "-own"  # ends the name of weights that a factory brought
 
 
+@settled()
 def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = "auto", seed: int = 0, *, weights: str | Path | None = None,
              normalize: str | None = None, device: str | torch.device = "auto", outputs: Path | None = None,
              out: str | Path | None = None, force: bool = False, own: bool = True) -> Original:

@@ -5,7 +5,6 @@
 # %% ../../nbs/nas/11_discretization.ipynb #287397e6
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 __all__ = ['Removal', 'guard', 'embed', 'discretize']
 
 # %% ../../nbs/nas/11_discretization.ipynb #95a5c8ad
+from ..core.copies import duplicate
 from .genotype import Genotype, RepairedBlock, is_widened
 from .graph import BlockGraph
 from .operations import CANDIDATES
@@ -144,7 +144,7 @@ def discretize(supernet: SuperNet, genotype: Genotype, block: nn.Module, *, fold
 
 def _with_layers_of(supernet: SuperNet, block: nn.Module) -> nn.Module:
     "A copy of the original block with the weights that its layers have in the supernet."
-    block = copy.deepcopy(block)
+    block = duplicate(block)
     for edge in supernet.graph.edges:
         for path, layer in zip(edge.inherited or (), supernet.inherited[edge.key] if edge.inherited is not None else ()):
             if path != "F.relu":

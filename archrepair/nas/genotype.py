@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['WIDEN', 'Slice', 'Genotype', 'Scale', 'fold', 'RepairedBlock', 'original_factors', 'is_widened']
+__all__ = ['WIDEN', 'Slice', 'Genotype', 'Scale', 'holds_weights', 'fold', 'RepairedBlock', 'original_factors', 'is_widened']
 
 # %% ../../nbs/nas/04_genotype.ipynb #c3516e6a
 from ..core.errors import ArchrepairError
@@ -185,14 +185,20 @@ class Scale(nn.Module):
         return x * self.factors
 
 
+def holds_weights(layer: nn.Module) -> bool:
+    "Are weight and bias of a layer its own parameters? Those of a pruned or weight-normalized layer are computed from others."
+    return all(name in layer._parameters for name in ("weight", "bias"))
+
+
 @torch.no_grad()
 def fold(layers: nn.Sequential, factors: Tensor, neutral: bool = False) -> nn.Sequential:
     "`layers` followed by a factor for each output channel (C; 1 if `neutral`), in place in the last layer where that is possible."
     last = layers[-1] if len(layers) else None
-    if type(last) is nn.BatchNorm2d and last.affine:  # a subclass may do more than normalize, or to its weights before it does
+    # A subclass may do more than normalize, or to its weights before it does.
+    if type(last) is nn.BatchNorm2d and last.affine and holds_weights(last):
         last.weight.mul_(1.0 if neutral else factors)
         last.bias.mul_(1.0 if neutral else factors)
-    elif type(last) is nn.Conv2d:
+    elif type(last) is nn.Conv2d and holds_weights(last):
         last.weight *= 1.0 if neutral else factors.view(-1, 1, 1, 1)
         if last.bias is not None:
             last.bias *= 1.0 if neutral else factors

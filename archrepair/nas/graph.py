@@ -5,7 +5,6 @@
 # %% ../../nbs/nas/03_graph.ipynb #54af6aa4
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 __all__ = ['COLORS', 'Node', 'Edge', 'BlockGraph', 'build_chain', 'extract', 'draw_graph', 'describe', 'graph_figure']
 
 # %% ../../nbs/nas/03_graph.ipynb #b3fa7b84
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line
 from ..core.html import Html, figure
 from .operations import CANDIDATES, stride_between
@@ -123,7 +123,7 @@ def _check(graph: BlockGraph) -> None:
 # %% ../../nbs/nas/03_graph.ipynb #5523f231
 def build_chain(block: nn.Module, paths: Sequence[str]) -> nn.Sequential:
     "Copies of the layers of `block` at `paths`, one after the other, none of which writes in place."
-    layers = [nn.ReLU() if p == "F.relu" else copy.deepcopy(block.get_submodule(p)) for p in paths]
+    layers = [nn.ReLU() if p == "F.relu" else duplicate(block.get_submodule(p)) for p in paths]
     for module in (m for layer in layers for m in layer.modules()):
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010
@@ -226,7 +226,8 @@ def extract(block: nn.Module, example: Tensor, *, level: str = "auto", max_edges
         raise ArchrepairError(f"unknown level {level!r}: expected auto, conv or unit")
     if max_edges < 1 or (max_span is not None and max_span < 1):
         raise ArchrepairError(f"max_edges={max_edges}, max_span={max_span}: expected numbers from 1")
-    block = copy.deepcopy(block).eval()
+    block = duplicate(block)
+    block.eval()
     skeleton, features, note = _read(block, example, _output(block, example), level)
     shapes: list[Any] = [tuple(feature.shape[1:]) for feature in features]
     inherited = {(i, j): paths for i, j, paths in skeleton.edges}

@@ -19,7 +19,7 @@ __all__ = ['Row', 'SliceSums', 'PlainSuperNet', 'scaled_norm', 'depthwise', 'Wid
            'recalibrate']
 
 # %% ../../nbs/nas/05_supernet.ipynb #bc0b8cd1
-from .genotype import Slice
+from .genotype import Slice, holds_weights
 from .graph import BlockGraph, build_chain
 from .layout import lay_out, layout_of
 from .operations import CANDIDATES, make_operation
@@ -111,7 +111,7 @@ def _times(x: Tensor, factor: Tensor) -> Tensor:
 def _scaled(layers: nn.Sequential, x: Tensor, factor: Tensor) -> Tensor:
     "`layers(x)` times such a factor, in the last BatchNorm where it can take it."
     last = layers[-1] if len(layers) else None
-    if factor.ndim == 1 and type(last) is nn.BatchNorm2d and last.affine and last.running_mean is not None:
+    if factor.ndim == 1 and type(last) is nn.BatchNorm2d and last.affine and last.running_mean is not None and holds_weights(last):
         statistics = last.running_mean.clone(), last.running_var.clone()
         return scaled_norm([last], layers[:-1](x), last.weight * factor, last.bias * factor, *statistics)
     return _times(layers(x), factor)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import operator
 import re
@@ -17,11 +16,14 @@ import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole', 'freeze', 'replace_block', 'split', 'suffix_of']
+__all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole', 'freeze', 'thaw', 'replace_block', 'split',
+           'suffix_of']
 
 # %% ../../nbs/networks/03_blocks.ipynb #2f8e7238
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
 from ..nas.layout import make_safe
+from .admission import unwrap
 from .models import DenseGroup, DenseUnit
 from .outputs import Logits, logits_of
 
@@ -40,6 +42,7 @@ def block_names(model: nn.Module) -> list[str]:
     convolutional or linear layers (or, in a plain stack of layers, one); parts are opened until none `_dominates`. The stem and the
     classifier are not blocks. Raises `ArchrepairError` where no block is found.
     """
+    model = unwrap(model)
     for kind in (DenseGroup, DenseUnit):
         if dense := [name for name, m in model.named_modules() if isinstance(m, kind)]:
             return dense
@@ -131,7 +134,8 @@ def get_block(model: nn.Module, name: str, whole: bool = False) -> nn.Module:
 def _unknown_block(model: nn.Module, name: str) -> ArchrepairError:
     "The error for a name that no submodule has, with the closest there is and the blocks found by themselves."
     every = [n for n, m in model.named_modules() if n and not _is_list(m)]
-    close = difflib.get_close_matches(name, every, n=1)
+    inside = ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))  # as it is called in a wrapper
+    close = [inside] if inside in every else difflib.get_close_matches(name, every, n=1)
     with contextlib.suppress(ArchrepairError):  # a network without blocks still has layers
         every = block_names(model)
     known = [*every[:24], f"… {len(every) - 24} more"] if len(every) > 24 else every
@@ -276,14 +280,23 @@ class Whole(nn.Module):
 
 def freeze(module: nn.Module) -> nn.Module:
     "Eval mode and no gradients, in place; returns the module."
-    return module.eval().requires_grad_(False)
+    module.eval()  # a `train` of the user's own may return nothing
+    return module.requires_grad_(False)
+
+
+def thaw(module: nn.Module) -> nn.Module:
+    "Gradients for every parameter that can have one, in place; returns the module."
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return module
 
 
 def replace_block(model: nn.Module, name: str, block: nn.Module) -> nn.Module:
-    "A copy of `model` with `block` (not copied) in the place of the submodule `name`."
-    get_block(model, name)
-    memo = {id(model.get_submodule(name)): block}  # deepcopy takes the new block for the old one
-    return copy.deepcopy(model, memo)
+    "A copy of `model` with `block` (not copied) in the place of the submodule `name`; weights tied to those of the block stay tied."
+    old, new = get_block(model, name), dict(block.named_parameters())
+    memo: dict[int, object] = {id(parameter): new[key] for key, parameter in old.named_parameters()
+                               if key in new and new[key].shape == parameter.shape}
+    return duplicate(model, {**memo, id(old): block})  # the copy takes the new block for the old one
 
 # %% ../../nbs/networks/03_blocks.ipynb #712a97d6
 def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
@@ -294,8 +307,9 @@ def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
     hold, the network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an
     example) for one that is never called.
     """
+    model = unwrap(model)
     get_block(model, block, whole=True)
-    frozen = make_safe(freeze(copy.deepcopy(model)))
+    frozen = make_safe(freeze(duplicate(model)))
     parts = _cut(frozen, block)
     cut = Split(frozen, block, parts[0] if parts else None, frozen.get_submodule(block), parts[1] if parts else None)
     if example is not None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import fnmatch
 import importlib
@@ -24,8 +23,10 @@ from torch import nn
 __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_weights', 'sketch']
 
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line, unknown
 from ..nas.layout import layout_of
+from .admission import admit, unwrap
 from .outputs import logits_of
 
 # %% ../../nbs/networks/02_external.ipynb #b3640428
@@ -89,7 +90,7 @@ def _from_factory(spec: str, n_classes: int, seed: int) -> nn.Module:
         with _importing_from_here():
             factory = _find(spec)
             if isinstance(factory, nn.Module):  # a network already: to call it would be to run it
-                return copy.deepcopy(factory)
+                return duplicate(factory)
             torch.default_generator.manual_seed(seed)  # now, since to import a module may draw numbers, and happens once
             network = factory(**_class_argument(factory, n_classes))
     except ArchrepairError:
@@ -157,13 +158,16 @@ def build(name: str, n_classes: int, image_size: int, seed: int = 0) -> nn.Modul
     The same seed gives the same weights. Raises `ArchrepairError` for an unknown name and for a network that cannot take such images
     or does not answer with `n_classes` logits.
     """
-    model = _make(name, n_classes, image_size, seed).cpu().eval()
-    model = model.to(memory_format=layout_of(model))
+    model = unwrap(_make(name, n_classes, image_size, seed).cpu())
+    model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # lazy layers draw their weights now
             output = model(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:  # whatever it is, the network does not take such images
         raise _wrong_size(name, image_size, error) from error
+    model = admit(model)
+    model = model.to(memory_format=layout_of(model))
     logits = logits_of(output)
     if logits.shape != (2, n_classes):
         raise ArchrepairError(f"{name} gives outputs of shape {tuple(logits.shape[1:])} for an image; expected {n_classes} logits, one per "

@@ -5,7 +5,6 @@
 # %% ../../nbs/networks/01_models.ipynb #4d508a65
 from __future__ import annotations
 
-import copy
 import fnmatch
 import math
 from collections import OrderedDict
@@ -20,8 +19,11 @@ from torchvision.models import densenet, efficientnet, resnet, vgg
 __all__ = ['MODELS', 'DenseUnit', 'DenseGroup', 'group_units', 'list_models', 'create_model', 'outline']
 
 # %% ../../nbs/networks/01_models.ipynb #9ecca5b0
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line
+from ..core.modes import settled
 from ..nas.layout import layout_of
+from .admission import unwrap
 from .cifar import CIFAR_RESNETS, CifarResNet
 from .external import build, list_networks, sketch, unknown_network
 
@@ -181,7 +183,7 @@ def group_units(model: nn.Module, size: int = 2) -> nn.Module:
 
     Raises `ArchrepairError` for a network without dense units, or with groups already.
     """
-    model = copy.deepcopy(model)
+    model = duplicate(unwrap(model))
     rows = [m for m in model.modules() if any(isinstance(child, DenseUnit) for child in m.children())]
     if size < 1 or not rows or any(isinstance(row, DenseGroup) for row in rows):
         raise ArchrepairError(f"cannot group the dense units of {type(model).__name__} by {size}: expected a size from 1 and the DenseNet "
@@ -203,6 +205,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return list_networks(pattern) if ":" in pattern else fnmatch.filter(MODELS, pattern)
 
 # %% ../../nbs/networks/01_models.ipynb #c37ac82a
+@settled()
 def create_model(name: str, n_classes: int, *, image_size: int = 32, width: float = 1.0, stem_stride: int = 1,
                  seed: int = 0, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """A network for RGB images of `image_size` px, with one logit for each of `n_classes`, in eval mode.

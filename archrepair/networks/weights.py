@@ -16,13 +16,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 # %% auto #0
-__all__ = ['Match', 'match', 'split_entry', 'load_weights', 'save_weights']
+__all__ = ['EXTRA', 'tensors_of', 'put_tensors', 'Match', 'match', 'split_entry', 'load_weights', 'save_weights']
 
 # %% ../../nbs/networks/07_weights.ipynb #07568536
 from ..core.errors import ArchrepairError, first_sentence, note, unknown, write_atomic
 from ..core.paths import user_path
+from .admission import unwrap
+
+# %% ../../nbs/networks/07_weights.ipynb #7d0a9b3a
+EXTRA = "_extra_state"  # the last part of the name under which torch puts it
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    "The state dict of a network without extra state: its parameters and buffers by name."
+    return {name: value for name, value in network.state_dict().items()
+            if isinstance(value, Tensor) and name.rpartition(".")[2] != EXTRA}
+
+
+def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    "Write what `tensors_of` gave back into a network of the same names and shapes; raises `KeyError` or `RuntimeError` for another one."
+    if other := tensors.keys() ^ tensors_of(network).keys():
+        raise KeyError(f"other names: {min(other)}")
+    network.load_state_dict(dict(tensors), strict=False)
 
 # %% ../../nbs/networks/07_weights.ipynb #22e35d3e
 _NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64",
@@ -82,7 +100,7 @@ def _entries(content: object, path: str = "", depth: int = 3) -> dict[str, dict[
 
 # %% ../../nbs/networks/07_weights.ipynb #00848bf6
 _COUNTER = "num_batches_tracked"
-_IGNORED = (_COUNTER, "n_averaged", "total_ops", "total_params")  # the last parts of names that no prediction depends on
+_IGNORED = (_COUNTER, EXTRA, "n_averaged", "total_ops", "total_params")  # the last parts of names that no prediction depends on
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,7 @@ def _twins(expected: Mapping[str, Tensor]) -> dict[str, set[str]]:
 # %% ../../nbs/networks/07_weights.ipynb #14db9ffb
 def match(model: nn.Module, state: Mapping[str, Tensor]) -> Match:
     "Bring a state dict under the names of `model`, which stays as it is."
-    expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    expected = tensors_of(model)
     notes: list[str] = []
     state = _rename(state, expected, notes)
     ignored = [name for name in state if name not in expected and name.rpartition(".")[2] in _IGNORED]
@@ -258,8 +276,12 @@ def _choose(file: Path, entry: str, matches: Mapping[str, Match]) -> tuple[str, 
 
 # %% ../../nbs/networks/07_weights.ipynb #8298a8b4
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    "Write the state dict of `model` as safetensors, whole or not at all."
+    "Write the tensors of `model`, without those of a wrapper, as safetensors, whole or not at all."
     from safetensors.torch import save_file
 
-    state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
+    tensors = tensors_of(unwrap(model))
+    if odd := [name for name, value in tensors.items() if is_lazy(value) or value.is_meta or value.is_quantized]:
+        raise ArchrepairError(f"{odd[0]} cannot be written as safetensors: it is lazy, quantized or without numbers; expected a plain "
+                              "tensor")
+    state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomic(path, lambda temporary: save_file(state, temporary))

@@ -5,7 +5,6 @@
 # %% ../../nbs/repair/05_archrepair.ipynb #9c0b1f08
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,14 +17,18 @@ from torch import nn
 __all__ = ['OWN_SETTINGS', 'SEARCH_SETTINGS', 'REPAIRABLE', 'ArchRepair']
 
 # %% ../../nbs/repair/05_archrepair.ipynb #397eb6fa
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, unknown
+from ..core.modes import settled
 from ..data.scenario import RepairData
 from ..nas.genotype import Genotype
 from ..nas.reading import CannotRelax
+from ..networks.admission import device_of
 from ..networks.blocks import get_block
-from .blockdata import BlockData, layer_names, prepare, prepare_layer
+from ..networks.weights import tensors_of
+from .blockdata import BlockData, enter, example_of, layer_names, prepare, prepare_layer
 from .finetuning import PRESETS, finetune
-from .localization import localize
+from .localization import GRADIENTS, localize
 from .result import RepairResult, changes
 from .search import SearchRecipe, search
 from .verdict import judge
@@ -51,6 +54,7 @@ class ArchRepair:
     search_epochs: int = 4  # 0 repairs weights alone
     finetune_epochs: int = 6
     k: int = 50  # neurons that vote for a block or layer
+    grad: str = "weight"  # how failures weigh neurons in localization: see `localization.GRADIENTS`
     views: int = 1  # augmented views of each training image
     failure_views: int = 1  # augmented views of each failure
     precision: str | torch.dtype = "auto"  # or `fp32`, `bf16`, a torch dtype
@@ -64,6 +68,8 @@ class ArchRepair:
             raise unknown("preset", self.preset, PRESETS)
         if self.level not in REPAIRABLE:
             raise unknown("level", self.level, REPAIRABLE)
+        if self.grad not in GRADIENTS:
+            raise unknown("gradient", self.grad, GRADIENTS)
         if self.block is not None and self.blocks is not None:
             raise ArchrepairError(f"block {self.block} and the candidates {', '.join(self.blocks)} are given; expected one of the two")
         for names, least in ((("search_epochs", "finetune_epochs"), 0), (("k", "views", "failure_views"), 1)):
@@ -77,13 +83,14 @@ class ArchRepair:
         own: dict[str, Any] = {name: options.pop(name) for name in SEARCH_SETTINGS if name in options}
         return SearchRecipe(strategy=self.strategy, strategy_options=options, epochs=self.search_epochs, seed=self.seed, **own)
 
+    @settled()
     def repair(self, model: nn.Module, data: RepairData, *, checkpoints: str | Path | None = None) -> RepairResult:
         """Repair `model` (untouched, its device is used) on `data`.
 
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         Raises `NoFailures`, and `ArchrepairError` for what a user can mend.
         """
-        run = _Run(self, model, RepairData.check(data), Path(checkpoints) if checkpoints else None)
+        run = _Run(self, enter(model, RepairData.check(data)), data, Path(checkpoints) if checkpoints else None)
         run.locate()
         run.prepare()
         if self.search_epochs:
@@ -122,11 +129,11 @@ class _Run:
         method = self.method
         candidates = [method.block] if method.block is not None else None if method.blocks is None else list(method.blocks)
         if method.level == "layer":
-            device = next(self.model.parameters()).device
-            candidates = layer_names(self.model, self.data.transform(self.data.train.batch(torch.arange(1)).to(device)), candidates)
+            candidates = layer_names(self.model, example_of(self.data, device_of(self.model), 1), candidates)
         if method.block is None or candidates != [method.block]:
             with self.meter.running():
-                self.localization = localize(self.model, self.data, candidates, k=method.k, precision=self.precision, meter=self.meter)
+                self.localization = localize(self.model, self.data, candidates, k=method.k, grad=method.grad, precision=self.precision,
+                                             meter=self.meter)
             self.block = self.localization.block
 
     def prepare(self) -> None:
@@ -147,7 +154,7 @@ class _Run:
             self.notes.append(f"weights only: {error}")
             return
         self.genotype, self.start = result.genotype, result.block
-        self.origin = result.genotype.build(copy.deepcopy(get_block(self.model, str(self.block))), neutral=True)
+        self.origin = result.genotype.build(duplicate(get_block(self.model, str(self.block))), neutral=True)
         self.history["search"] = result.history
         self.notes += result.warnings
 
@@ -173,7 +180,7 @@ class _Run:
         self.control_epochs = max(self.method.finetune_epochs, round(spent / max(1.0, self._passes_per_epoch())))
         own, self.prepared.meter = self.prepared.meter, self.control_meter
         try:
-            start = self.prepared.recalibrate(copy.deepcopy(self.prepared.split.block), self.recipe.batch_size, self.method.seed)
+            start = self.prepared.recalibrate(duplicate(self.prepared.split.block), self.recipe.batch_size, self.method.seed)
             self._finetune("control", self.control_epochs, start=start)
         finally:
             self.prepared.meter = own
@@ -191,9 +198,10 @@ class _Run:
             self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         verdict = judge({name: self.losses[name] for name in ("original", "repaired", "control") if name in self.losses},
                         unchanged=self.genotype is not None and self.genotype.is_original)
-        winner = copy.deepcopy(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
+        winner = duplicate(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
         config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision,
                   "control_epochs": self.control_epochs, "points": self.points}
-        changed = changes(self.model.state_dict(), winner.state_dict())
-        return RepairResult(winner.eval(), self.method.name, self.block, self.genotype, verdict, changed, self.history, self.meter,
+        changed = changes(tensors_of(self.model), tensors_of(winner))
+        winner.eval()
+        return RepairResult(winner, self.method.name, self.block, self.genotype, verdict, changed, self.history, self.meter,
                             self.control_meter, config, self.localization, self.networks, warnings=self.notes)

@@ -5,7 +5,6 @@
 # %% ../../nbs/repair/02_blockdata.ipynb #ece58bb8
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,25 +14,44 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Block', 'same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer_names', 'prepare_layer']
+__all__ = ['Block', 'example_of', 'enter', 'same_state', 'same_images', 'BlockData', 'prepare', 'parcel', 'layer_names',
+           'prepare_layer']
 
 # %% ../../nbs/repair/02_blockdata.ipynb #b38af180
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
+from ..core.modes import settled
 from ..data.images import holdout
 from ..data.scenario import RepairData
 from ..nas.layout import layout_of, make_safe
 from ..nas.supernet import recalibrate
-from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split
+from ..networks.admission import admit, admit_to_repair, device_of, rehearse
+from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split, thaw
 from ..networks.neurons import wire
+from ..networks.weights import tensors_of
 from ..training.cost import CostMeter, work
 from ..training.evaluation import is_correct, predict, validation_loss
 from ..training.fit import autocast, precision_of
 from ..training.rows import Features, Rows, cache_features, image_features, spread_views
 
+# %% ../../nbs/repair/02_blockdata.ipynb #1d052915
+def example_of(data: RepairData, device: torch.device | str = "cpu", n: int = 2) -> Tensor:
+    "Inputs of the network (B×C×H×W on `device`) for the first `n` training images."
+    return data.transform(data.train.batch(torch.arange(min(n, len(data.train)))).to(device))
+
+
+def enter(model: nn.Module, data: RepairData) -> nn.Module:
+    """The plain network inside `model`, which can be repaired on `data`; `model` itself where it is that already.
+
+    Raises `ArchrepairError`, before any work is done, for a network that cannot: see `networks.admission`.
+    """
+    model = admit_to_repair(model)
+    return rehearse(model, example_of(data, device_of(model)))
+
 # %% ../../nbs/repair/02_blockdata.ipynb #4381e1ae
 def same_state(one: nn.Module, other: nn.Module) -> bool:
     "Do two networks hold the same parameters and buffers, by name and value?"
-    a, b = one.state_dict(), other.state_dict()
+    a, b = tensors_of(one), tensors_of(other)
     return a.keys() == b.keys() and all(a[name].shape == b[name].shape and torch.equal(a[name], b[name].to(a[name].device)) for name in a)
 
 
@@ -75,7 +93,7 @@ class BlockData:
     @property
     def device(self) -> torch.device:
         "Where the network is."
-        return next(self.original.parameters()).device
+        return device_of(self.original)
 
     def rows(self, half: int | None = None, *, seed: int = 0) -> Rows:
         """Training rows, failures last: all of them, or one of two halves (0 for weights, 1 for architecture).
@@ -111,11 +129,11 @@ class BlockData:
     def tail(self, block: nn.Module | None = None) -> nn.Module:
         "A trainable copy of the network from the block on (of all of it, for the whole network); only `.block` requires gradients."
         if self.cut is None:
-            return copy.deepcopy(self.original).requires_grad_(True)
-        block = copy.deepcopy(self.cut.block) if block is None else block
+            return thaw(duplicate(self.original))
+        block = duplicate(self.cut.block) if block is None else block
         tail = self.cut.tail(block)
         freeze(tail)
-        block.requires_grad_(True)
+        thaw(block)
         return tail
 
     def recalibrate(self, block: Block, batch_size: int, seed: int = 0) -> Block:
@@ -124,7 +142,8 @@ class BlockData:
         run = block if self.split.prefix is not None else self.tail(block)
         with autocast(self.device, self.precision):
             recalibrate(block, (rows.inputs(positions)[0] for positions in rows.order(0, batch_size, None, seed)), run)
-        return block.requires_grad_(True)
+        thaw(block)
+        return block
 
     def entering(self, rows: int = 8) -> Tensor:
         "What enters the block for the first training images, in a network that was cut or not."
@@ -152,6 +171,7 @@ class BlockData:
 
 
 # %% ../../nbs/repair/02_blockdata.ipynb #eadcad86
+@settled()
 def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str | torch.dtype = "fp32", views: int = 1,
             failure_views: int = 1, meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
     """Compute what enters `block` for every image of `data`, and the original's logits; `block` None prepares the whole network.
@@ -160,11 +180,11 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     augmented views of training images (one an epoch) and of failures (all in every epoch): see `blocks.draw_view`. `model` is not
     changed; its device is used.
     """
-    data, precision, device = RepairData.check(data), precision_of(model, precision), next(model.parameters()).device
+    model = enter(model, RepairData.check(data))
+    precision, device, example = precision_of(model, precision), device_of(model), example_of(data, device_of(model))
     meter = meter if meter is not None else CostMeter()
-    example = data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(device))
     cut = split(model, block, example) if block is not None else None
-    original = make_safe(freeze(copy.deepcopy(model))) if cut is None else cut.model
+    original = make_safe(freeze(duplicate(model))) if cut is None else cut.model
     sets = {"train": data.train, "failures": spread_views(data.failures, failure_views), "val": data.val, "val_failures": data.val_failures}
     tail = cut.tail() if cut else original
     share = 1.0
@@ -194,7 +214,7 @@ def parcel(model: nn.Module | BlockData, block: str | None, data: RepairData | N
         model.check(None, block, data)
         return model
     if prepared is not None:
-        prepared.check(model, block, data)
+        prepared.check(admit(model), block, data)
         return prepared
     return prepare(model, block, RepairData.check(data), **options)
 
@@ -210,7 +230,7 @@ def layer_names(model: nn.Module, example: Tensor, blocks: Sequence[str] | None 
     for block in blocks:
         get_block(model, block)
     inside = lambda name: any(name == block or name.startswith(f"{block}.") for block in blocks)
-    parts = {name: get_block(model, name) for name in wire(freeze(copy.deepcopy(model)), example).layers if inside(name)}
+    parts = {name: get_block(model, name) for name in wire(freeze(duplicate(model)), example).layers if inside(name)}
     if names := [name for name, m in parts.items() if isinstance(m, nn.Conv2d)]:
         return names
     raise ArchrepairError(f"{', '.join(blocks)} holds no convolution that runs before the last layer; use level='block', or another block")

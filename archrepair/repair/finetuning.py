@@ -17,9 +17,13 @@ from torch import nn
 __all__ = ['PRESETS', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 
 # %% ../../nbs/02_finetuning.ipynb #49ac6da5
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, unknown
+from ..core.modes import settled
 from ..data.scenario import RepairData
-from ..networks.blocks import block_holding, block_names, get_block, replace_block
+from ..networks.admission import admit
+from ..networks.blocks import block_holding, block_names, get_block, replace_block, thaw
+from ..networks.weights import put_tensors, tensors_of
 from .blockdata import BlockData, parcel
 from ..training.cost import CostMeter
 from ..training.fit import History, Recipe, fit
@@ -89,7 +93,7 @@ def _trainable(tail: nn.Module, place: _Place) -> tuple[list[nn.Module], Callabl
     else:
         module = part.get_submodule(place.layer[len(place.block) + 1:])
     tail.requires_grad_(False)
-    module.requires_grad_(True)
+    thaw(module)
     if place.level == "layer":
         return [module], None
     weight, channel = getattr(module, "weight", None), place.channel
@@ -112,14 +116,14 @@ LINE: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
 def _along_the_line(tail: nn.Module, before: dict, line: Sequence[float], validate) -> tuple[float, float]:
     "Set `tail` to the point between `before` and its own weights that validates best; returns the point and its loss."
-    after = copy.deepcopy(tail.state_dict())
+    after = copy.deepcopy(tensors_of(tail))
     mix = lambda t: {k: (before[k] + t * (v - before[k])) if v.is_floating_point() else v for k, v in after.items()}
     values = {}
     for t in line:
-        tail.load_state_dict(mix(t) if t < 1 else after)
+        put_tensors(tail, mix(t) if t < 1 else after)
         values[t] = validate()
     best = min(values, key=values.__getitem__)
-    tail.load_state_dict(mix(best) if best < 1 else after)
+    put_tensors(tail, mix(best) if best < 1 else after)
     return best, values[best]
 
 # %% ../../nbs/02_finetuning.ipynb #79234384
@@ -144,6 +148,7 @@ class Finetuned:
 LEVELS = ("neuron", "layer", "block", "network")
 
 
+@settled()
 def finetune(model: nn.Module | BlockData, data: RepairData | None = None, *, level: str = "block", where: str | None = None,
              preset: str | Recipe = "default", line: Sequence[float] | None = None, start: nn.Module | None = None,
              origin: nn.Module | None = None, prepared: BlockData | None = None, meter: CostMeter | None = None,
@@ -159,6 +164,7 @@ def finetune(model: nn.Module | BlockData, data: RepairData | None = None, *, le
     the optimizer's parameter groups from the network that is trained (default: all of it at one rate).
     Raises `ArchrepairError` for unknown levels and places, and for a parcel of another network, block or repair set.
     """
+    model = model if isinstance(model, BlockData) else admit(model)
     place = _Place.of(model, level, where)
     recipe = _preset(preset)
     meter = meter if meter is not None else CostMeter()
@@ -169,9 +175,9 @@ def finetune(model: nn.Module | BlockData, data: RepairData | None = None, *, le
                               f"{place.block or 'the whole network'}")
     recipe = replace(recipe, precision=prepared.precision, **changes)
     line = line if line is not None else ((1.0,) if preset == "paper" else LINE)
-    tail = prepared.tail(copy.deepcopy(start) if start is not None else None)
+    tail = prepared.tail(duplicate(start) if start is not None else None)
     trainable, after_step = _trainable(tail, place)
-    before = copy.deepcopy(tail.state_dict()) if origin is None else prepared.tail(copy.deepcopy(origin)).state_dict()
+    before = copy.deepcopy(tensors_of(tail)) if origin is None else tensors_of(prepared.tail(duplicate(origin)))
     validate = lambda: prepared.validate(tail)
     with prepared.meter.running():
         val_before = prepared.validate(prepared.tail())
@@ -187,8 +193,9 @@ def _put_back(prepared: BlockData, tail: nn.Module) -> nn.Module:
     network = replace_block(prepared.model, prepared.block, tail.get_submodule("block")) if prepared.block else tail
     trainable = {name: p.requires_grad for name, p in prepared.model.named_parameters()}
     for name, p in network.named_parameters():
-        p.requires_grad_(trainable.get(name, True)).grad = None
-    return network.eval()
+        p.requires_grad_(trainable.get(name, p.is_floating_point())).grad = None
+    network.eval()
+    return network
 
 
 def _preset(preset: str | Recipe) -> Recipe:

@@ -5,7 +5,6 @@
 # %% ../../nbs/00_localization.ipynb #12304ab9
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,16 +19,20 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'suspiciousness', 'Spectrum', 'spectrum', 'failure_gradients',
-           'reweight', 'localize']
+           'settle_gradient', 'reweight', 'localize']
 
 # %% ../../nbs/00_localization.ipynb #d112e6d9
-from ..core.errors import ArchrepairError, NoFailures, unknown
+from ..core.copies import duplicate
+from ..core.errors import ArchrepairError, NoFailures, note_once, unknown
+from ..core.modes import settled
 from ..core.progress import track
 from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
+from ..networks.admission import device_of
 from ..networks.blocks import block_holding, block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
 from ..networks.outputs import logits_of
+from .blockdata import enter
 from .votes import THRESHOLDS, TIES, Localization, count_blocks, most_suspicious
 from ..training.cost import CostMeter
 from ..training.evaluation import check_outputs
@@ -94,7 +97,7 @@ class Spectrum:
 def _passes(network: nn.Module, rows: Rows, wiring: Wiring, activation: str, precision: str, batch_size: int,
             meter: CostMeter | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     "For every batch: float B×neurons of statistics, bool B (wrong), int64 B (which rows)."
-    device = next(network.parameters()).device
+    device = device_of(network)
     with track("spectrum", len(rows)) as advance:
         for positions in torch.arange(len(rows)).split(batch_size):
             found: dict[str, list[Tensor]] = defaultdict(list)
@@ -150,9 +153,9 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
     """
     if grad not in GRADIENTS:
         raise unknown("gradient", grad, GRADIENTS)
-    device, layout = next(network.parameters()).device, layout_of(network)
+    device, layout = device_of(network), layout_of(network)
     if layout == torch.contiguous_format:
-        network = make_safe(copy.deepcopy(network))  # in another layout the gradient may be wrong
+        network = make_safe(duplicate(network))  # in another layout the gradient may be wrong
     leaves = _leaves(network, wiring) if grad == "weight" else {}
     sums = [torch.zeros_like(w) for w in leaves.values()]
     total = torch.zeros(wiring.size, dtype=torch.float64, device=device)
@@ -189,11 +192,24 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
 def _leaves(network: nn.Module, wiring: Wiring) -> dict[str, Tensor]:
     "The weights of the wired layers as tensors of their own (sharing memory) that take gradients; tied weights are one tensor."
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    computed = [name for name in wiring.layers if f"{name}.weight" not in parameters]
-    if computed:
+    if computed := _computed(network, wiring):
         raise ArchrepairError(f"the weight of layer {computed[0]} is computed from other parameters; use grad='activation'")
     unique = {id(parameters[f"{name}.weight"]): parameters[f"{name}.weight"].detach().requires_grad_() for name in wiring.layers}
     return {f"{name}.weight": unique[id(parameters[f"{name}.weight"])] for name in wiring.layers}
+
+
+def _computed(network: nn.Module, wiring: Wiring) -> list[str]:
+    "The wired layers whose weight is computed from other parameters."
+    return [name for name in wiring.layers if "weight" not in network.get_submodule(name)._parameters]
+
+
+def settle_gradient(network: nn.Module, wiring: Wiring, grad: str) -> str:
+    "`grad`; for `weight` in a network that computes some of its weights from others, `activation`, which is said once."
+    if grad != "weight" or not (computed := _computed(network, wiring)):
+        return grad
+    note_once(f"the weight of {computed[0]} is computed from other parameters and has no gradient of its own; neurons are weighed by the "
+              "gradients of their activations (grad='activation')")
+    return "activation"
 
 
 def _catch(z: Tensor, view: Callable[[Tensor], Tensor], grad: str, into: list[Tensor]) -> None:
@@ -224,7 +240,7 @@ def reweight(s: np.ndarray, g: np.ndarray, member: np.ndarray, deviation: str = 
     return np.where(weight == 0, 0, s) * np.where(weight == 0, 1, weight), g_bar
 
 # %% ../../nbs/00_localization.ipynb #765656a1
-@torch.inference_mode(False)
+@settled()
 def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None, *, measure: str = "tarantula",
              activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: int = 50, ties: str = "exact",
              smooth: float = 0.0, n_train: int | None = 10_000, precision: str | torch.dtype = "fp32", batch_size: int = 256,
@@ -234,8 +250,9 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     The spectrum is taken over `data.failures` and at most `n_train` images of `data.train` (drawn class by class; None: all), the
     gradients over all of these that the network gets wrong, in batches of `batch_size` and of half that. `blocks` are the
     candidates (default: `block_names(model)`). See `MEASURES`, `ACTIVATIONS`, `GRADIENTS`, `DEVIATIONS` and `TIES` for the
-    options; the defaults are the paper's where it says. `k` neurons vote; more than there are means all. It costs one forward
-    pass over the set (two for `activation="mean"`) and a forward and backward pass over the failures. `model` is not changed.
+    options; the defaults are the paper's where it says. Where weights are computed from others, `grad="weight"` means `activation`.
+    `k` neurons vote; more than there are means all. It costs one forward pass over the set (two for `activation="mean"`) and a forward
+    and backward pass over the failures. `model` is not changed.
 
     Raises `NoFailures` when no image is misclassified, and `ArchrepairError` for unknown options or blocks, labels out of range,
     networks without neurons and gradients that are not finite.
@@ -248,17 +265,18 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 1):
         raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k, batch_size "
                               "and n_train from 1, smooth from 0")
+    model = enter(model, RepairData.check(data))
     blocks, precision = _candidates(model, blocks), precision_of(model, precision)
-    network = freeze(copy.deepcopy(model))
+    network = freeze(duplicate(model))
     if device is not None:
         network.to(device)
     network = make_safe(network)
-    device = next(network.parameters()).device
-    data = RepairData.check(data).subset(n_train)
+    device, data = device_of(network), data.subset(n_train)
     rows = Rows([image_features(part, data.transform, device, layout=layout_of(network)) for part in (data.failures, data.train)])
     wiring = wire(network, rows.inputs(torch.arange(1))[0])
     if meter:
         meter.add(1)
+    grad = settle_gradient(network, wiring, grad)
     layers = [(name, channel) for name, size in wiring.layers.items() for channel in range(size)]
     owner = {name: block_holding(name, blocks) or "" for name in wiring.layers}
     member = np.array([blocks.index(owner[name]) if owner[name] else -1 for name, _ in layers])

@@ -5,7 +5,6 @@
 # %% ../../nbs/repair/04_result.ipynb #e31b9d89
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,16 @@ from torch import Tensor, nn
 __all__ = ['changes', 'RepairResult', 'load', 'Repairer']
 
 # %% ../../nbs/repair/04_result.ipynb #ee935368
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line, write_json, write_text
+from ..core.modes import settled
 from ..data.scenario import RepairData, Scenario
 from ..deploy.card import write_card
 from ..deploy.export import export_network
 from ..deploy.footprint import footprints
 from ..deploy.report import summary_of, write_report
 from ..nas.genotype import Genotype
+from ..networks.admission import admit
 from ..networks.blocks import get_block, replace_block
 from ..networks.conditional import Conditional
 from ..networks.weights import load_weights, save_weights
@@ -149,12 +151,13 @@ class RepairResult:
                             after=after, title=title, record=record)
 
 
+@settled()
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """The repaired network saved in `directory`, built on (a copy of) `model`, the original or a fresh one of its kind; in eval mode.
 
     Raises `ArchrepairError` when the files are missing or belong to another architecture.
     """
-    directory = Path(directory)
+    directory, model = Path(directory), admit(model)
     try:
         info = json.loads((directory / "repair.json").read_text())
         genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
@@ -165,7 +168,7 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
                               "wrote") from None
     if genotype is not None:
-        original = copy.deepcopy(get_block(model, info["block"]))
+        original = duplicate(get_block(model, info["block"]))
         try:
             block = genotype.build(original)
             first = next(original.parameters(), torch.zeros(1))
@@ -178,8 +181,9 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     elif branches:
         repaired = Conditional.build(model, branches)
     else:
-        repaired = copy.deepcopy(model)
-    return load_weights(repaired, str(directory / "repaired.safetensors")).eval()
+        repaired = duplicate(model)
+    load_weights(repaired, str(directory / "repaired.safetensors")).eval()
+    return repaired
 
 # %% ../../nbs/repair/04_result.ipynb #0170fd65
 class Repairer(Protocol):

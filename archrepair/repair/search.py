@@ -19,7 +19,7 @@ __all__ = ['Batch', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
 from ..core.errors import ArchrepairError, unknown
-from ..core.modes import evaluating
+from ..core.modes import evaluating, settled
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
 from ..nas.discretization import Removal, discretize, guard
@@ -349,6 +349,7 @@ class _Searcher:
         return remarks
 
 # %% ../../nbs/01_search.ipynb #252e1b04
+@settled()
 def search(model: nn.Module | BlockData, block: str | None = None, data: RepairData | None = None, *, recipe: SearchRecipe | None = None,
            prepared: BlockData | None = None, checkpoint: str | Path | None = None, meter: CostMeter | None = None,
            precision: str | torch.dtype = "fp32", **changes) -> SearchResult:

@@ -18,11 +18,12 @@ __all__ = ['predict', 'check_outputs', 'is_correct', 'Score', 'Comparison', 'Eva
 
 # %% ../../nbs/training/05_evaluation.ipynb #767a53f5
 from ..core.errors import ArchrepairError
-from ..core.modes import evaluating
+from ..core.modes import evaluating, settled
 from ..data.images import ImageSet
 from ..data.scenario import Scenario
 from ..data.transforms import as_transform
 from ..nas.layout import layout_of
+from ..networks.admission import admit, device_of
 from ..networks.outputs import logits_of
 from .cost import CostMeter
 from .fit import autocast
@@ -30,6 +31,7 @@ from .rows import Features, image_features
 from .statistics import mcnemar, wilson
 
 # %% ../../nbs/training/05_evaluation.ipynb #4a7638e9
+@settled()
 def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[Tensor], Tensor] | None = None, *,
             precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
@@ -38,7 +40,8 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     module is restored. Raises `ArchrepairError` for images without a transform, for outputs without logits (see `networks.outputs`), and
     for labels beyond the outputs.
     """
-    device = next(model.parameters()).device
+    model = admit(model)
+    device = device_of(model)
     if isinstance(images, ImageSet) and transform is None:
         raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
     rows = images

@@ -23,11 +23,14 @@ __all__ = ['PRECISIONS', 'Recipe', 'autocast', 'default_precision', 'precision_o
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
+from ..core.modes import settled
 from ..core.progress import track
 from ..core.tiers import Tier
 from ..data.images import ImageSet, Normalize
 from ..nas.layout import lay_out, layout_of, make_safe
+from ..networks.admission import device_of
 from ..networks.outputs import logits_of
+from ..networks.weights import put_tensors, tensors_of
 from .cost import CostMeter
 from .rows import Rows, image_features
 
@@ -110,16 +113,13 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
     """`fp32` or `bf16` for one of these, for a torch dtype, or for `auto` (see `default_precision`).
 
-    Raises `ArchrepairError` for another precision, and for a network whose weights are not float32: bf16 is what it computes in, not what
-    it stores.
+    Raises `ArchrepairError` for another precision. Of weights it says nothing: they are float32 (`networks.admission`), and bf16 is what
+    they compute in, not what they are stored in.
     """
     name = PRECISIONS.get(precision, str(precision)) if isinstance(precision, torch.dtype) else precision
     if name not in ("auto", *PRECISIONS.values()):
         raise unknown("precision", name, ("auto", *PRECISIONS.values()))
-    if other := next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None):
-        raise ArchrepairError(f"the network holds {str(other).removeprefix('torch.')} weights; expected float32: give network.float(), and "
-                              "precision='bf16' to run it faster")
-    return default_precision(model, next(model.parameters()).device) if name == "auto" else name
+    return default_precision(model, device_of(model)) if name == "auto" else name
 
 # %% ../../nbs/training/03_fit.ipynb #f0b4f4be
 @dataclass
@@ -156,15 +156,15 @@ class _Run:
     def __init__(self, model: nn.Module, rows: Rows, recipe: Recipe, trainable: Sequence[nn.Module],
                  groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float):
         self.model, self.rows, self.recipe, self.trainable = model, rows, recipe, trainable
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.careful = layout_of(make_safe(model)) == torch.contiguous_format  # rows come in a layout that suits any other network
         groups = groups or _decay_groups(trainable, recipe.lr, recipe.weight_decay)
         self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(self.batches(0))
-        self.state = {"model": model, "optimizer": self.optimizer, **extra}
-        self.history, self.weights = History(), copy.deepcopy(model.state_dict())
+        self.state = {"optimizer": self.optimizer, **extra}
+        self.history, self.weights = History(), copy.deepcopy(tensors_of(model))
         self.meter, self.share, self.meter_before = meter, share, copy.copy(meter)
         self.started = time.perf_counter(), time.process_time()
 
@@ -173,11 +173,11 @@ class _Run:
 
     def select(self, epoch: int) -> None:
         "Let the weights of this moment be those that come out."
-        self.history.selected_epoch, self.weights = epoch, copy.deepcopy(self.model.state_dict())
+        self.history.selected_epoch, self.weights = epoch, copy.deepcopy(tensors_of(self.model))
 
     def restore(self) -> None:
         "Put the selected weights into the model, in eval mode."
-        self.model.load_state_dict(self.weights)
+        put_tensors(self.model, self.weights)
         self.model.eval()
 
     def step(self, epoch: int, step: int, batch: Tensor) -> Tensor:
@@ -242,8 +242,9 @@ def _save(run: _Run, path: Path) -> None:
     "Write a checkpoint, whole or not at all."
     cost = {"forwards": run.meter.forwards - run.meter_before.forwards, "backwards": run.meter.backwards - run.meter_before.backwards,
             "seconds": time.perf_counter() - run.started[0], "cpu_seconds": time.process_time() - run.started[1]}
+    states = {"model": tensors_of(run.model), **{name: part.state_dict() for name, part in run.state.items()}}
     content = {"recipe": asdict(run.recipe), "epochs": run.history.epochs, "kept": run.history.selected_epoch, "best": run.weights,
-               "cost": cost, "state": {name: part.state_dict() for name, part in run.state.items()}}
+               "cost": cost, "state": states}
     write_atomic(path, lambda temporary: torch.save(content, temporary))
 
 
@@ -252,6 +253,8 @@ def _resume(run: _Run, path: Path) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         same = content["recipe"] == asdict(run.recipe)
+        if same:
+            put_tensors(run.model, content["state"]["model"])
         for name, part in run.state.items() if same else ():
             part.load_state_dict(content["state"][name])
     except Exception as error:  # a damaged file, or one of another network: each format has exceptions of its own
@@ -312,6 +315,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
     return history
 
 # %% ../../nbs/training/03_fit.ipynb #4e7d6457
+@settled()
 def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: Callable[[Tensor], Tensor] | None = None,
                    device: torch.device | str = "cpu", seed: int = 0, epochs: int | None = None,
                    checkpoint: str | Path | None = None, meter: CostMeter | None = None) -> History:

@@ -22,6 +22,7 @@ __all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_fea
 from ..data.images import ImageSet
 from ..nas.layout import lay_out, layout_of
 from ..networks.blocks import Split
+from ..networks.weights import tensors_of
 
 # %% ../../nbs/training/01_rows.ipynb #be49151a
 def draw_view(images: Tensor, view: int, seed: int = 0) -> Tensor:
@@ -151,9 +152,9 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
     """
     code = prefix.code if isinstance(prefix, fx.GraphModule) else ""
     digest = hashlib.sha256(f"{transform!r} {dtype} {views} {images.name} {tuple(shape)} {code} {list(prefix.children())}".encode())
-    for name, value in sorted(prefix.state_dict().items()):
+    for name, value in sorted(tensors_of(prefix).items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     digest.update(images.index.numpy().tobytes())
     sample = images.batch(torch.arange(0, len(images), max(1, len(images) // 8))).to(next(prefix.parameters(), torch.empty(0)).device)
     with torch.no_grad():

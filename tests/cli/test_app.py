@@ -171,6 +171,8 @@ def test_localize(done, idle, capsys):
     got = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET)
     out, _ = said(capsys, "localize", *SMOKE, "--dataset", DATASET)
     assert f"(top 50); most suspicious: {got['block']}" in out and all(name in out for name in ("layer1", "layer2", "layer3", "layer4"))
+    weighed = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET, "--grad", "activation")
+    assert (got["settings"]["grad"], weighed["settings"]["grad"]) == ("weight", "activation")
     few = parsed(capsys, "localize", *SMOKE, "--dataset", DATASET, "--blocks", "layer1,layer2", "-k", "5", "--measure", "ochiai")
     assert few["block"] in ("layer1", "layer2") and few != got
     record = json.loads((done / "outputs" / "repair" / "record.json").read_text())

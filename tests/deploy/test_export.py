@@ -2,13 +2,14 @@
 import copy
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from archrepair.core.errors import ArchrepairError
-from archrepair.deploy.export import EXPORTS, export_network
+from archrepair.core.errors import ArchrepairError, Notice
+from archrepair.deploy.export import EXPORTS, export_network, input_of
 from archrepair.networks.blocks import replace_block
 from support.families import discretized, network, run, walk
 
@@ -63,6 +64,55 @@ def test_every_network_exports_in_both_formats(case, suffix, tmp_path):
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     exported(case, suffix, tmp_path)
+
+
+PIXELS = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+AS_INPUT = PIXELS.permute(0, 3, 1, 2) / 255
+EXAMPLES = {  # what is given, and what it is taken as
+    "pixels": (PIXELS, AS_INPUT), "an array": (PIXELS.numpy(), AS_INPUT), "turned around": (PIXELS.flip(1).numpy()[:, ::-1], AS_INPUT),
+    "colors first": (PIXELS.permute(0, 3, 1, 2), AS_INPUT), "one image": (PIXELS[0], AS_INPUT[[0, 0]]),
+    "grey": (PIXELS[..., :1], AS_INPUT[:, :1]),
+    "inputs": (IMAGES[:3], IMAGES[:3]), "one input": (IMAGES[0], IMAGES[[0, 0]]), "a batch of one": (IMAGES[:1], IMAGES[[0, 0]]),
+    "double": (IMAGES[:2].double(), IMAGES[:2]), "with gradients": (IMAGES[:2].clone().requires_grad_(), IMAGES[:2]),
+    "vectors": (torch.ones(4, 7), torch.ones(4, 7)),
+}
+NO_EXAMPLES = {"labels": (torch.zeros(2, dtype=torch.int64), r"of type int64 \(2,\)"), "nothing": (None, "of type NoneType"),
+               "no image": (IMAGES[:0], r"of type float32 \(0, 3, 32, 32\)"), "a path": ("cat.png", "of type str")}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_examples_are_taken_as_inputs(kind):
+    example, expected = EXAMPLES[kind]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        given = input_of(example)
+    assert given.dtype == torch.float32 and torch.equal(given, expected)
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, Notice)]
+    is_pixels = expected.shape[1] in (1, 3) and float(expected.max()) <= 1 and "uint8" in str(example.dtype)
+    takes = "the file takes float B×" + "×".join(map(str, expected.shape[1:]))
+    notice = f"images are taken as an example of the input's shape: {takes}, normalized as the network expects it"
+    assert said == [notice] * is_pixels
+
+
+@pytest.mark.parametrize("kind", NO_EXAMPLES)
+def test_what_is_no_example_is_one_line(kind, tmp_path):
+    example, pattern = NO_EXAMPLES[kind]
+    with pytest.raises(ArchrepairError, match=f"the example is {pattern}; expected network inputs, float B×C×H×W, or images, uint8"):
+        export_network(network("resnet18"), tmp_path / "n.pt2", example)
+
+
+def test_pixels_give_the_file_that_inputs_give(tmp_path):
+    model = network("resnet18")
+    path = export_network(model, tmp_path / "n.pt2", PIXELS)
+    assert torch.allclose(torch.export.load(path).module()(IMAGES), run(model, IMAGES), atol=1e-5)
+    with pytest.raises(ArchrepairError, match=r"ResNet does not run on inputs of 1×32×32 \(RuntimeError: .*\); expected inputs"):
+        export_network(model, tmp_path / "grey.pt2", PIXELS[..., :1])
+
+
+def test_a_network_whose_answers_depend_on_the_batch_is_compared_batch_by_batch(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    export_network(model, tmp_path / "n.pt2", IMAGES)
+    assert torch.allclose(torch.export.load(tmp_path / "n.pt2").module()(IMAGES[:4]), run(model, IMAGES[:4]), atol=1e-5)
 
 
 ALONE = """

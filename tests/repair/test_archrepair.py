@@ -436,3 +436,13 @@ def test_settings_of_the_search_reach_it(_problem, monkeypatch):
     for options, message in (({"select": "best"}, "unknown selection"), ({"ordr": 2}, "strategy pc-darts"), ({"order": 5}, "order is 5")):
         with pytest.raises(ArchrepairError, match=message):
             ArchRepair(search_options=options)
+
+
+def test_grad_is_an_option_and_is_what_localization_weighs_by(problem):
+    data = problem.scenario.data
+    for grad in ("weight", "activation"):
+        result = ArchRepair(search_epochs=0, finetune_epochs=0, grad=grad, precision="fp32").repair(problem.network, data)
+        assert result.config["grad"] == result.localization.settings["grad"] == grad
+        assert result.localization.to_dict() == localize(problem.network, data, grad=grad).to_dict()
+    with pytest.raises(ArchrepairError, match="unknown gradient 'activations': did you mean 'activation'"):
+        ArchRepair(grad="activations")

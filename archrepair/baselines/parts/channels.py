@@ -17,6 +17,7 @@ __all__ = ['activations', 'last_layer', 'own_parameters', 'only_rows']
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #68060304
 from ...core.errors import ArchrepairError
+from ...networks.admission import device_of
 from ...networks.neurons import Wiring, watch
 from ...networks.outputs import logits_of
 from ...training.cost import CostMeter
@@ -31,7 +32,7 @@ def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision
     For each layer of `wiring` a float32 N×channels on the CPU, ≥ 0; logits float32 N×classes. A layer that is called more than once has
     the mean of its calls. `network` is in eval mode.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     states: dict[str, list[Tensor]] = {layer: [] for layer in wiring.layers}
     logits = []
     for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
@@ -67,7 +68,8 @@ def own_parameters(network: nn.Module, wiring: Wiring, layer: str) -> dict[str, 
     modules = [layer, *(m for m, owners in wiring.owners.items() if layer in owners and m != layer)]
     parameters = {f"{m}.{name}": p for m in modules for name, p in network.get_submodule(m).named_parameters(recurse=False)}
     if f"{layer}.weight" not in parameters:
-        raise ArchrepairError(f"the weight of layer {layer} is computed from other parameters; repair the whole network, or another layer")
+        raise ArchrepairError(f"the weight of layer {layer} is computed from other parameters; expected weights of its own: repair the "
+                              "whole network (mode:scope=model), or by another method")
     return parameters
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #3b01aeeb

@@ -5,7 +5,6 @@
 # %% ../../../nbs/baselines/parts/common.ipynb #d1dc404a
 from __future__ import annotations
 
-import copy
 import json
 import time
 import zlib
@@ -20,10 +19,15 @@ from torch import Tensor, nn
 __all__ = ['Checkpoints', 'Problem', 'Baseline', 'require']
 
 # %% ../../../nbs/baselines/parts/common.ipynb #c72a5bb4
+from ...core.copies import duplicate
 from ...core.errors import ArchrepairError, first_line, write_atomic
+from ...core.modes import settled
 from ...data.scenario import RepairData
 from ...nas.layout import layout_of, make_safe
-from ...networks.blocks import freeze
+from ...networks.admission import device_of
+from ...networks.blocks import freeze, thaw
+from ...networks.weights import tensors_of
+from ...repair.blockdata import enter
 from ...repair.result import RepairResult, changes
 from ...repair.verdict import judge
 from ...training.cost import CostMeter
@@ -110,11 +114,11 @@ class Problem:
     @property
     def device(self) -> torch.device:
         "The device the network is on."
-        return next(self.original.parameters()).device
+        return device_of(self.original)
 
     def network(self) -> nn.Module:
         "A copy of the original to work on: in eval mode, every parameter trainable."
-        return copy.deepcopy(self.original).requires_grad_(True)
+        return thaw(duplicate(self.original))
 
     def features(self, part: str, views: int = 1) -> Features:
         "Network inputs of a part of the data: `train`, `failures`, `val` or `val_failures`."
@@ -190,6 +194,7 @@ class Baseline(ABC):
     def run_method(self, problem: Problem) -> nn.Module:
         "The method itself: a network with the parameters and buffers of the original, by name and shape."
 
+    @settled()
     def repair(self, model: nn.Module, data: RepairData, *, checkpoints: str | Path | None = None) -> RepairResult:
         """Repair `model` (untouched, its device is used) on `data`.
 
@@ -197,12 +202,13 @@ class Baseline(ABC):
         method's network or a copy of the original, whichever validates better; `candidates["repaired"]` is always the method's own.
         Raises `ArchrepairError` for mistakes that a user can correct.
         """
-        precision = default_precision(model, next(model.parameters()).device) if self.precision == "auto" else self.precision
-        problem = Problem(freeze(copy.deepcopy(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
+        model = enter(model, RepairData.check(data))
+        precision = default_precision(model, device_of(model)) if self.precision == "auto" else self.precision
+        problem = Problem(freeze(duplicate(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
         with problem.meter.running():
             repaired = self.run_method(problem)
-            shapes = lambda network: {name: value.shape for name, value in network.state_dict().items()}
+            shapes = lambda network: {name: value.shape for name, value in tensors_of(network).items()}
             if shapes(repaired) != shapes(model):
                 raise TypeError(f"{self.name} returned a network with other parameters than it was given: fold what was added into them")
             losses = {"original": problem.validate(problem.original), "repaired": problem.validate(repaired)}
@@ -213,11 +219,12 @@ class Baseline(ABC):
         warnings = list(problem.warnings)
         if len(data.val_failures) < 10:
             warnings.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
-        winner = copy.deepcopy(model if verdict.chosen == "original" else repaired).eval()
+        winner = duplicate(model if verdict.chosen == "original" else repaired)
+        winner.eval(), repaired.eval()
         config = {**asdict(self), "precision": precision, "block": problem.block, **problem.findings}
-        changed = changes(model.state_dict(), winner.state_dict())
+        changed = changes(tensors_of(model), tensors_of(winner))
         return RepairResult(winner, self.name, problem.block, None, verdict, changed, problem.history, problem.meter, CostMeter(), config,
-                            None, {"original": model, "repaired": repaired.eval()}, warnings=warnings)
+                            None, {"original": model, "repaired": repaired}, warnings=warnings)
 
 
 def require(method: Baseline, **least: float) -> None:

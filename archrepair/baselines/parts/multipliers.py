@@ -53,7 +53,8 @@ def scalable(network: nn.Module, wiring: Wiring, example: Tensor) -> dict[str, t
 
 def neurons_of(network: nn.Module, layers: dict[str, tuple[str, ...]]) -> list[tuple[str, int]]:
     "All neurons (layer, channel) of `layers` (see `scalable`), in order."
-    return [(layer, channel) for layer in layers for channel in range(len(network.get_parameter(f"{layer}.weight")))]
+    width = lambda module: len(module.weight)  # a parameter, or computed from others
+    return [(layer, channel) for layer in layers for channel in range(width(network.get_submodule(layer)))]
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #5e4416b9
 @contextmanager

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 __all__ = ['patchable', 'Site', 'patch', 'Downstream', 'downstream', 'tap', 'hooked', 'Tally', 'Population']
 
 # %% ../../../nbs/baselines/parts/patches.ipynb #8e04f0ea
+from ...core.copies import duplicate
 from ...core.errors import ArchrepairError, unknown
 from ...nas.layout import lay_out, layout_of, make_safe
 from ...networks.blocks import Split, Whole, freeze, split
@@ -32,7 +32,7 @@ def patchable(model: nn.Module, layers: str | Sequence[str] | None = None) -> li
     """Names of the layers whose weights may be patched, in the order of the network's modules.
 
     `layers` are names (or one string of names with commas); None means the last linear layer. Raises `ArchrepairError` for names that
-    are no convolution or linear layer.
+    are no convolution or linear layer, or one whose weight is computed, as that of a pruned layer is.
     """
     known = {name: m for name, m in model.named_modules() if isinstance(m, _LAYERS)}
     if layers is None:
@@ -45,6 +45,10 @@ def patchable(model: nn.Module, layers: str | Sequence[str] | None = None) -> li
             raise unknown("convolution or linear layer", name, known)
     if not asked:
         raise ArchrepairError("layers is empty; expected names of convolutions or linear layers, or None for the last linear one")
+    for name in asked:
+        if "weight" not in known[name]._parameters:
+            raise ArchrepairError(f"the weight of layer {name} is computed from other parameters, so a patch would not last; name other "
+                                  "layers")
     return [name for name in known if name in asked]
 
 
@@ -97,7 +101,7 @@ def downstream(model: nn.Module, layers: Sequence[str], example: Tensor | None =
         if cut.prefix is not None and not inside & set(cut.prefix.modules()) and inside <= set(cut.tail().modules()):
             break
     else:
-        frozen = make_safe(freeze(copy.deepcopy(model)))
+        frozen = make_safe(freeze(duplicate(model)))
         block = frozen.get_submodule(layers[0])
         wanted = {name: frozen.get_submodule(name) for name in layers}
         return Downstream(Split(frozen, layers[0], None, block, None), Whole(frozen, block), wanted)
