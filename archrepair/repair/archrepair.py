@@ -32,6 +32,7 @@ from .verdict import judge
 from .votes import Localization
 from ..training.cost import CostMeter
 from ..training.fit import Recipe, precision_of
+from ..training.inputs import fit_inputs
 
 # %% ../../nbs/repair/05_archrepair.ipynb #bae303f0
 OWN_SETTINGS = ("strategy", "strategy_options", "epochs", "level", "seed")  # fields of `SearchRecipe` that `ArchRepair` gives on its own
@@ -83,7 +84,7 @@ class ArchRepair:
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         Raises `NoFailures`, and `ArchrepairError` for what a user can mend.
         """
-        run = _Run(self, model, RepairData.check(data), Path(checkpoints) if checkpoints else None)
+        run = _Run(self, model, *fit_inputs(model, data), Path(checkpoints) if checkpoints else None)
         run.locate()
         run.prepare()
         if self.search_epochs:
@@ -97,7 +98,7 @@ class ArchRepair:
 class _Run:
     "One repair, step by step; what a step finds out stays here for the next."
 
-    def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, checkpoints: Path | None):
+    def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, notes: list[str], checkpoints: Path | None):
         self.method, self.model, self.data, self.checkpoints = method, model, data, checkpoints
         self.recipe, self.precision = method._search_recipe(), precision_of(model, method.precision)
         self.meter, self.control_meter = CostMeter(), CostMeter()
@@ -112,7 +113,7 @@ class _Run:
         self.losses: dict[str, float] = {}
         self.points: dict[str, float] = {}
         self.control_epochs = method.finetune_epochs
-        self.notes: list[str] = []
+        self.notes = notes
 
     def _checkpoint(self, name: str) -> Path | None:
         return self.checkpoints / f"{name}.pt" if self.checkpoints else None

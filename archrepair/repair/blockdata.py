@@ -24,6 +24,7 @@ from ..data.scenario import RepairData
 from ..nas.layout import layout_of, make_safe
 from ..nas.supernet import recalibrate
 from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split
+from ..networks.channels import fit_data
 from ..networks.neurons import wire
 from ..training.cost import CostMeter, work
 from ..training.evaluation import is_correct, predict, validation_loss
@@ -160,7 +161,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     augmented views of training images (one an epoch) and of failures (all in every epoch): see `blocks.draw_view`. `model` is not
     changed; its device is used.
     """
-    data, precision, device = RepairData.check(data), precision_of(model, precision), next(model.parameters()).device
+    data, precision, device = fit_data(model, RepairData.check(data)), precision_of(model, precision), next(model.parameters()).device
     meter = meter if meter is not None else CostMeter()
     example = data.transform(data.train.batch(torch.arange(min(2, len(data.train)))).to(device))
     cut = split(model, block, example) if block is not None else None

@@ -28,6 +28,7 @@ from ..core.progress import track
 from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.blocks import block_holding, block_names, freeze, get_block
+from ..networks.channels import fit_data
 from ..networks.neurons import Wiring, watch, wire
 from ..networks.outputs import logits_of
 from .votes import THRESHOLDS, TIES, Localization, count_blocks, most_suspicious
@@ -254,7 +255,7 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
         network.to(device)
     network = make_safe(network)
     device = next(network.parameters()).device
-    data = RepairData.check(data).subset(n_train)
+    data = fit_data(network, RepairData.check(data)).subset(n_train)
     rows = Rows([image_features(part, data.transform, device, layout=layout_of(network)) for part in (data.failures, data.train)])
     wiring = wire(network, rows.inputs(torch.arange(1))[0])
     if meter:

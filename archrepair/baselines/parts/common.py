@@ -29,6 +29,7 @@ from ...repair.verdict import judge
 from ...training.cost import CostMeter
 from ...training.evaluation import is_correct, predict, validation_loss
 from ...training.fit import History, Recipe, default_precision, fit
+from ...training.inputs import fit_inputs
 from ...training.rows import Features, Rows, image_features, spread_views
 
 # %% ../../../nbs/baselines/parts/common.ipynb #85ac634e
@@ -197,6 +198,7 @@ class Baseline(ABC):
         method's network or a copy of the original, whichever validates better; `candidates["repaired"]` is always the method's own.
         Raises `ArchrepairError` for mistakes that a user can correct.
         """
+        data, remarks = fit_inputs(model, data)
         precision = default_precision(model, next(model.parameters()).device) if self.precision == "auto" else self.precision
         problem = Problem(freeze(copy.deepcopy(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
@@ -210,7 +212,7 @@ class Baseline(ABC):
         for name, p in repaired.named_parameters():  # what could be trained before can be trained again
             p.requires_grad_(trained[name]).grad = None
         verdict = judge(losses, method=self.name)
-        warnings = list(problem.warnings)
+        warnings = [*remarks, *problem.warnings]
         if len(data.val_failures) < 10:
             warnings.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         winner = copy.deepcopy(model if verdict.chosen == "original" else repaired).eval()
