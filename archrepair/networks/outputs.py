@@ -82,13 +82,12 @@ def last_step(model: nn.Module, x: Tensor) -> str:
     return step.name().removesuffix("Backward0") if step is not None else ""
 
 
-def remark_on(logits: Tensor, classes: int, name: str = "the data") -> str:
-    "What a user should know of the logits N×outputs of a network that is judged on `classes` classes of `name`; mostly nothing."
+def remark_on(logits: Tensor, classes: int) -> str:
+    "What a user should know of the logits N×outputs of a network that is judged on so many classes; mostly nothing."
     outputs = logits.shape[1]
     if len(logits) > 1 and outputs > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
         return ("the network returns probabilities (a softmax at its end): its answers count, but losses and gradients of them say little; "
                 "better let it return logits")
     if len(logits) and outputs > classes:
-        return (f"the network has {outputs:,} outputs and {name} {classes:,} classes: output i is taken for class i, and an answer beyond "
-                "them is wrong")
+        return f"the network has {outputs:,} outputs for {classes:,} classes: output i is taken for class i, and an answer beyond is wrong"
     return ""

@@ -5,6 +5,7 @@
 # %% ../../nbs/networks/09_sources.ipynb #00d0362d
 from __future__ import annotations
 
+import ast
 import hashlib
 import http.client
 import re
@@ -120,7 +121,7 @@ def hub_network(spec: str, n_classes: int, *, trust: bool, pretrained: bool = Fa
     repository, _, entry = spec.removeprefix("hub:").rpartition(":")
     folder = Path(repository).expanduser()
     is_local = folder.is_absolute() or repository.startswith(("~", ".")) or folder.is_dir()
-    if not entry.isidentifier() or not is_local and not _REPOSITORY.fullmatch(repository):
+    if not entry.isidentifier() or not repository or not is_local and not _REPOSITORY.fullmatch(repository):
         raise ArchrepairError(f"{spec!r} names no network of torch.hub; expected hub:OWNER/REPO:ENTRY or hub:FOLDER:ENTRY")
     if is_local and not (folder / "hubconf.py").is_file():
         raise ArchrepairError(f"there is no hubconf.py in {folder}; expected a folder that torch.hub can load")
@@ -147,10 +148,22 @@ def _first_accepted(repository: str, entry: str, arguments: list[dict], options:
     raise AssertionError("there is at least one way to call an entry")
 
 
+def _entries(hubconf: Path) -> list[str]:
+    "Names that a hubconf.py defines or imports, as they are written there."
+    names = []
+    for node in ast.parse(hubconf.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names += [alias.asname or alias.name for alias in node.names]
+    return [name for name in names if not name.startswith("_")]
+
+
 def _hub_error(spec: str, repository: str, entry: str, options: dict, error: Exception) -> ArchrepairError:
     "One line on a network of torch.hub that could not be built."
     if "Cannot find callable" in str(error):
-        return unknown(f"entry of {repository}", entry, torch.hub.list(repository, **options, verbose=False))
+        return unknown(f"entry of {repository}", entry, _entries(Path(repository) / "hubconf.py") if options.get("source") == "local" else
+                       torch.hub.list(repository, **options, verbose=False))
     if "unexpected keyword argument 'pretrained'" in str(error):
         return ArchrepairError(f"{spec} publishes no weights: its entry has no argument `pretrained`; give a file: --weights FILE")
     offline = isinstance(error, OSError) or "connect" in str(error).lower()

@@ -57,7 +57,7 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     if _may_be_sigmoid(result) and last_step(model, rows.batch(torch.arange(min(2, len(rows))))) == "Sigmoid":
         raise ArchrepairError("the network's one output is a probability (a sigmoid at its end); expected a logit, positive for the second "
                               "class: return what enters the sigmoid")
-    if isinstance(images, ImageSet) and (remark := remark_on(result, len(images.classes), images.name)):
+    if isinstance(images, ImageSet) and (remark := remark_on(result, len(images.classes))):
         note_once(remark)
     return result
 

@@ -49,7 +49,8 @@ def normalization_doubt(model: nn.Module, images: ImageSet, transform: Callable[
                "0.5/0.5": Normalize((0.5,), (0.5,))}
     counts = {name: int(is_correct(predict(model, images, other), images.labels).sum()) for name, other in others.items() if other != used}
     best = max(counts, key=counts.__getitem__)
-    if counts[best] < max(2 * right, right + n / 10):
+    by_chance = n / len(images.classes)
+    if counts[best] < max(2 * right, max(right, by_chance) + n / 10):
         return ""
     now = str(used) if isinstance(used, Normalize) else type(used).__name__
     return (f"normalized by {now} the network is right on {100 * right / n:.0f} % of {n} images of {images.name}, and by {best} on "
@@ -84,7 +85,7 @@ def fit_inputs(model: nn.Module, data: RepairData) -> tuple[RepairData, list[str
     data = fit_data(model, data)
     some = spread_sample(data.train)
     logits = predict(model, some, data.transform)
-    remarks = [remark_on(logits, len(some.classes), some.name),
+    remarks = [remark_on(logits, len(some.classes)),
                normalization_doubt(model, some, data.transform, is_correct(logits, some.labels), own)]
     for remark in filter(None, remarks):
         note_once(remark)

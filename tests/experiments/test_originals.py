@@ -12,9 +12,9 @@ import archrepair.experiments.originals as originals
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import load_dataset
-from archrepair.data.images import Normalize
+from archrepair.data.images import Normalize, normalization
 from archrepair.experiments.cells import Cell
-from archrepair.experiments.originals import Original, accuracy_of, normalization, original, slug, weights_of, write_version
+from archrepair.experiments.originals import Original, accuracy_of, original, slug, weights_of, write_version
 from support.finished import ORIGINAL, finished, furnish, tree
 
 
@@ -180,7 +180,7 @@ def test_normalizations_by_name_and_by_numbers(name, mean, std):
 
 @pytest.mark.parametrize("name", ["imagnet", "", "0.5", "0.5/0", "0.5/-1", "nan/1", "0.1,0.2/0.3", "a/b", "1/2/3"])
 def test_other_normalizations_are_one_line(name):
-    with pytest.raises(ArchrepairError, match="expected cifar10, cifar100, tiny-imagenet, imagenet, none, or MEAN/STD"):
+    with pytest.raises(ArchrepairError, match="expected cifar10, cifar100, tiny-imagenet, imagenet, none, dataset"):
         normalization(name, load_dataset("digits", "test"))
 
 
