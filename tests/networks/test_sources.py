@@ -106,8 +106,7 @@ def test_without_a_network_connection_one_line_says_where_to_put_the_file(home, 
 
 @pytest.mark.parametrize("name", ["cifar-resnet110", "resnet18", "mine:factory"])
 def test_networks_without_published_weights_are_one_line(home, name):
-    with pytest.raises(ArchrepairError, match="no published weights of .* are known; expected cifar-resnet20, .*--weights FILE|which has no "
-                                              "published weights"):
+    with pytest.raises(ArchrepairError, match="no published weights of .* are known; expected cifar-|which has no published weights"):
         create_model(name, 10, pretrained=True)
 
 
@@ -232,12 +231,17 @@ def test_networks_of_the_hugging_face_hub_come_with_their_weights(monkeypatch):
     create_model(name, 10)
     create_model(name, 7, pretrained=False)
     create_model("timm:resnet18", 10, pretrained=True)
-    assert calls == [("hf_hub:owner/net", {"pretrained": True}), ("hf_hub:owner/net", {"num_classes": 7}), ("resnet18", {"pretrained": True})]
+    hub = [("hf_hub:owner/net", {"pretrained": True}), ("hf_hub:owner/net", {"num_classes": 7})]
+    assert calls == [*hub, ("resnet18", {"pretrained": True})]
     assert brings_weights(name, 10) and not brings_weights("timm:resnet18", 10)
     with pytest.raises(ArchrepairError, match=r"gives outputs of shape \(10,\) for an image; expected 12 logits"):
         create_model(name, 12)
-    monkeypatch.setattr(timm, "create_model", lambda *a, **k: (_ for _ in ()).throw(OSError("couldn't connect")))
-    with pytest.raises(ArchrepairError, match=r"cannot fetch timm:hf_hub:owner/net with its weights \(couldn't connect\): this needs a network"):
+
+    def unreachable(name, **options):
+        raise OSError("couldn't connect")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(ArchrepairError, match=r"cannot fetch timm:hf_hub:owner/net with its weights \(couldn't connect\): this needs"):
         create_model(name, 10)
 
 
@@ -252,9 +256,11 @@ class Configured(nn.Module):
 
 
 @pytest.mark.parametrize(("model", "name", "expected"), [
-    (Configured(), "resnet18", None), (Configured(), "torchvision:resnet18", "imagenet"), (Configured(), "torchvision:vit_b_16", "imagenet"),
+    (Configured(), "resnet18", None), (Configured(), "torchvision:resnet18", "imagenet"),
+    (Configured(), "torchvision:vit_b_16", "imagenet"),
     (Configured(pretrained_cfg={"mean": (0.5,), "std": (0.25,)}), "", "0.5/0.25"),
-    (Configured(default_cfg={"mean": [0.5] * 3, "std": [0.5] * 3}), "mine:net", "0.5/0.5"), (Configured(pretrained_cfg={"url": ""}), "", None),
+    (Configured(default_cfg={"mean": [0.5] * 3, "std": [0.5] * 3}), "mine:net", "0.5/0.5"),
+    (Configured(pretrained_cfg={"url": ""}), "", None),
 ])
 def test_what_a_configuration_says(model, name, expected):
     own = own_normalization(model, name)
