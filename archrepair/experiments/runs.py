@@ -144,10 +144,10 @@ class Runs:
             self._check_own(cell, record)
             if not network or _cost(folder) == record.repair["cost"]:
                 return record
+        unrepaired, _ = self.problem(cell)  # what is wrong with it is said before anything else
         options = ", ".join(f"{name}={value}" for name, value in cell.options)
         self.log(f"{cell.method}{f' ({options})' if options else ''}{f', {cell.block}' if cell.block else ''}, seed {cell.seed}")
         keep = (lambda record, result, scenario: own(result).save(folder)) if network else None
-        unrepaired, _ = self.problem(cell)
         record, *_ = run_full(cell, path, device=self.device, outputs=self.outputs, unrepaired=unrepaired, keep=keep)
         self.done.add(path)
         return record
