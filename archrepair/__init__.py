@@ -14,7 +14,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "nas.genotype": ("Genotype",),
     "nas.reading": ("CannotRelax",),
     "nas.strategies": ("STRATEGIES", "SearchStrategy", "make_strategy"),
-    "data.images": ("ImageSet", "Normalize", "holdout"),
+    "data.images": ("ImageSet", "Normalize", "holdout", "normalization"),
     "data.datasets": ("load_dataset", "parse_version"),
     "data.failures": ("load_failures",),
     "data.pattern": ("Pattern",),

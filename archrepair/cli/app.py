@@ -63,13 +63,15 @@ from archrepair.cli.options import (
     Seeds,
     Strategy,
     TierName,
+    Trust,
     Views,
     Voters,
     Weights,
     read_settings,
     split_names,
+    trusted,
 )
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, first_line, note, unknown, write_atomic
 from ..core.labels import TEST_SETS
 from ..core.registry import STRATEGIES
 
@@ -98,11 +100,12 @@ def main(arguments: list[str] | None = None) -> None:
 @app.command()
 def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
           out: Annotated[Path | None, typer.Option(help="where to put the weights; default: the tier's cache of originals")] = None,
-          force: Annotated[bool, typer.Option(help="train again where there are weights already")] = False, as_json: Json = False) -> None:
+          force: Annotated[bool, typer.Option(help="train again where there are weights already")] = False, trust: Trust = False,
+          as_json: Json = False) -> None:
     "Train the network that is to be repaired, with the tier's recipe."
     from archrepair.experiments.originals import accuracy_of, original
 
-    trained = original(model, dataset, tier, seed, device=device, out=out, force=force, own=False)
+    trained = original(model, dataset, tier, seed, trust=trust, device=device, out=out, force=force, own=False)
     score = accuracy_of(trained, trained.dataset)
     if as_json:
         return print_json({"model": model, "dataset": trained.dataset, "tier": trained.tier.name, "seed": seed,
@@ -117,14 +120,14 @@ app.command("doctor")(doctor_command)
 @app.command("localize")
 def localize_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                      tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
-                     blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", grad: Gradient = None,
+                     blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", grad: Gradient = None, trust: Trust = False,
                      as_json: Json = False) -> None:
     "Find the block that is to blame for the failures."
     from archrepair.experiments.cells import Cell, scenario_of
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
 
-    unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
+    unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, trust=trust, device=device)
     scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), unrepaired)[1]
     localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, grad=grad or "weight", k=k)
     if as_json:
@@ -133,7 +136,7 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
     show(f"suspicious neurons per block (top {k}); most suspicious: {localization.block}", list(summary.columns),
          [list(row) for row in summary.itertuples(index=False)])
     for warning in localization.warnings:
-        say(f"note: {warning}")
+        note(warning)
 
 # %% ../../nbs/cli/04_app.ipynb #b7bbc1b3
 @app.command()
@@ -141,7 +144,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
            strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
            grad: Gradient = None, preset: Preset = "default", search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
-           views: Views = None, out: RepairFolder = None,
+           views: Views = None, out: RepairFolder = None, trust: Trust = False,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
@@ -158,7 +161,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
         "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks),
         "search_options": tuple(search_settings.items()) or None})
     folder = out or home() / "outputs" / "repair"
-    cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
+    cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options))
     record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)
     if as_json:
         shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
@@ -194,7 +197,7 @@ def _show_record(record: Any, folder: str) -> None:
     print(f"failures repaired: {seen:.1f} % of those given, {unseen:.1f} % of those never seen")
     print(record.repair["verdict"])
     for warning in record.repair["warnings"]:
-        say(f"note: {warning}")
+        note(warning)
     for line in closing_lines(record.repair, record.metrics, folder):
         print(line)
 
@@ -203,7 +206,7 @@ def _show_record(record: Any, folder: str) -> None:
 def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
              tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
-             as_json: Json = False) -> None:
+             trust: Trust = False, as_json: Json = False) -> None:
     "Accuracy of a network, original or repaired, on the test split of one or more datasets (separated by commas)."
     from archrepair.data.datasets import split_versions
     from archrepair.experiments.cells import Record
@@ -212,8 +215,8 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
 
     names = split_versions(dataset)
     if repaired is not None and (repaired / "record.json").exists():
-        normalize = normalize or Record.read(repaired / "record.json").versions.get("normalize")
-    unrepaired = original(model, names[0], tier, seed, weights=weights, normalize=normalize, device=device)
+        normalize = normalize or Record.read(repaired / "record.json").normalization
+    unrepaired = original(model, names[0], tier, seed, weights=weights, normalize=normalize, trust=trust, device=device)
     if repaired is not None:
         unrepaired = unrepaired.with_network(load(repaired, unrepaired.network))
     scores = {name: accuracy_of(unrepaired, name) for name in ([unrepaired.dataset] if dataset == "auto" else names)}
@@ -224,9 +227,10 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
 
 # %% ../../nbs/cli/04_app.ipynb #5da8f079
 @app.command()
-def compare(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seeds: Seeds = "0",
-            protocol: Protocol = "clean", device: Device = "auto", methods: Methods = None, blocks: OracleBlocks = None,
-            corruptions: Corruptions = None, epochs: Epochs = None, out: RecordFolder = None,
+def compare(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
+            tier: TierName = "auto", seeds: Seeds = "0", protocol: Protocol = "clean", device: Device = "auto",
+            methods: Methods = None, blocks: OracleBlocks = None, corruptions: Corruptions = None, epochs: Epochs = None,
+            out: RecordFolder = None, trust: Trust = False,
             force: Annotated[bool, typer.Option(help="repair again where there are records already")] = False,
             as_json: Json = False) -> None:
     "Compare methods on the same failures with the same budget, or every block with the localized one. What has a record is not run again."
@@ -239,7 +243,8 @@ def compare(model: Model = "resnet18", weights: Weights = None, dataset: Dataset
     except ValueError:
         raise ArchrepairError(f"seeds are {seeds!r}; expected whole numbers separated by commas, e.g. 0,1,2") from None
     names = split_names(methods) or ["archrepair", "retrain", "surgical"]
-    cell, runs = Cell("archrepair", model, dataset, numbers[0], tier, protocol), Runs(out, device, weights, force, say)
+    cell = Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol)
+    runs = Runs(out, device, weights, force, say, normalize=normalize)
     if blocks is not None:
         if len(names) > 1 and methods is not None or corruptions:
             raise ArchrepairError("--blocks repairs every block with one method; leave out --corruptions and all methods but that one")
@@ -303,9 +308,9 @@ def corrupt(dataset: Dataset = "cifar10", corruption: CorruptionName = "gaussian
 @app.command("list")
 def list_command(what: ListName,
                  pattern: Annotated[str, typer.Argument(help="only names that match, e.g. 'torchvision:mobile*'")] = "*",
-                 model: Model = "resnet18", as_json: Json = False) -> None:
+                 model: Model = "resnet18", trust: Trust = False, as_json: Json = False) -> None:
     "What there is to choose from."
-    rows = [row for row in choices(what, model, pattern) if fnmatch.fnmatchcase(row[0], pattern)]
+    rows = [row for row in choices(what, trusted(model, trust), pattern) if fnmatch.fnmatchcase(row[0], pattern)]
     if not rows:
         raise ArchrepairError(f"no {what} match {pattern!r}; `archrepair list {what}` shows them all")
     if as_json:

@@ -21,7 +21,8 @@ REGISTRIES: dict[str, Mapping] = {"models": MODELS, "datasets": DATASETS, "corru
 KINDS = (*REGISTRIES, "blocks")
 OTHER_MODELS = {
     "torchvision:NAME": "any of torchvision: archrepair list models 'torchvision:*'",
-    "timm:NAME": "any of timm, if it is installed: archrepair list models 'timm:*'",
+    "timm:NAME": "any of timm, if it is installed: archrepair list models 'timm:*'; timm:hf_hub:OWNER/REPO with its weights",
+    "hub:OWNER/REPO:ENTRY": "any of torch.hub, or hub:FOLDER:ENTRY; runs code, so it needs --trust",
     "package.module:factory": "your own: a callable that takes num_classes, n_classes or nothing, and returns the network",
 }
 

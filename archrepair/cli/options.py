@@ -5,18 +5,19 @@
 # %% ../../nbs/cli/03_options.ipynb #2f7d6638
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 # %% auto #0
-__all__ = ['Model', 'Weights', 'Normalization', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks', 'Voters',
-           'Measure', 'Gradient', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset', 'SearchEpochs',
-           'FinetuneEpochs', 'Views', 'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions', 'Epochs',
-           'RecordFolder', 'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels',
-           'PaperDatasets', 'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun',
-           'split_names', 'read_settings']
+__all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks',
+           'Voters', 'Measure', 'Gradient', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset',
+           'SearchEpochs', 'FinetuneEpochs', 'Views', 'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions',
+           'Epochs', 'RecordFolder', 'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits',
+           'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded',
+           'Again', 'DryRun', 'trusted', 'split_names', 'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -25,12 +26,16 @@ from ..core.errors import ArchrepairError, first_line
 # %% ../../nbs/cli/03_options.ipynb #370a5656
 Model = Annotated[str, typer.Option(
     "--model", "-m", autocompletion=completion_of("models", ("torchvision:", "timm:")),
-    help="network, e.g. resnet18, torchvision:resnet34 or package.module:factory; see `archrepair list models`")]
+    help="network, e.g. resnet18, cifar-resnet20, torchvision:resnet34, hub:OWNER/REPO:ENTRY or package.module:factory; see `archrepair "
+         "list models`")]
 Weights = Annotated[Path | None, typer.Option(
-    help="its weights (safetensors or a file of torch), or FILE#ENTRY where a file holds several; default: the cached original, trained if "
-         "need be")]
+    help="its weights (safetensors or a file of torch), FILE#ENTRY where a file holds several, or published: those that its source "
+         "publishes; default: the cached original, trained if need be")]
 Normalization = Annotated[str | None, typer.Option(
-    "--normalize", help="normalization that these weights expect: cifar10, imagenet, none, or MEAN/STD; default: the dataset's")]
+    "--normalize",
+    help="normalization that these weights expect: cifar10, imagenet, none, dataset, or MEAN/STD; default: what the network's own "
+         "configuration says, else the dataset's")]
+Trust = Annotated[bool, typer.Option("--trust", help="let the repository of a network hub:… run its code on this machine")]
 Dataset = Annotated[str, typer.Option(
     "--dataset", "-d", autocompletion=completion_of("datasets", ("auto",)),
     help="dataset or version, e.g. cifar10 or cifar10:fog:3; auto: the tier's")]
@@ -96,6 +101,15 @@ Again = Annotated[bool, typer.Option("--force", help="execute the notebooks agai
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run, and how long it would take")]
 
 # %% ../../nbs/cli/03_options.ipynb #d29f047f
+def trusted(model: str, trust: bool) -> str:
+    "The name of a network with the word that its repository is trusted (see `Source`), so that everything made from the name knows."
+    if not trust or not model.startswith("hub:"):
+        return model
+    from archrepair.networks.sources import Source
+
+    return str(replace(Source.of(model), trust=True))
+
+
 def split_names(text: str | None) -> list[str] | None:
     "The names in a list that is separated by commas; None stays None."
     return None if text is None else [name.strip() for name in text.split(",")]

@@ -5,8 +5,9 @@
 # %% ../../nbs/data/01_images.ipynb #82b560a8
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STATISTICS', 'ImageSet', 'number_names', 'pixels_of', 'concatenate', 'holdout', 'Normalize']
+__all__ = ['STATISTICS', 'NORMALIZATIONS', 'ImageSet', 'number_names', 'pixels_of', 'concatenate', 'holdout', 'Normalize',
+           'normalization']
 
 # %% ../../nbs/data/01_images.ipynb #f17028dd
 from ..core.errors import ArchrepairError
@@ -191,15 +193,34 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Normalize:
-    "uint8 B×H×W×3, or float B×3×H×W in [0, 1], to float32 B×3×H×W in channels-last order, (x − mean) / std per channel."
+    """uint8 B×H×W×3, or float B×3×H×W in [0, 1], to float32 B×3×H×W in channels-last order, (x − mean) / std per channel.
+
+    `mean` and `std` are one number for all channels or three. `assumed` says that nobody has chosen them, so that a network's own
+    configuration may. Raises `ArchrepairError` for other lengths and for deviations that are not positive.
+    """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    assumed: bool = field(default=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            numbers = (values,) if isinstance(values, (int, float)) else tuple(map(float, values))
+            object.__setattr__(self, name, numbers * 3 if len(numbers) == 1 else numbers)
+        if {len(self.mean), len(self.std)} != {3} or not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise ArchrepairError(f"mean is {self.mean} and std {self.std}; expected one number or three each, of pixels in [0, 1], and "
+                                  "deviations above 0, e.g. Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))")
 
     def __call__(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).float().div_(255) if images.dtype == torch.uint8 else images.float().clone()
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return x.sub_(mean).div_(std)
+
+    def __str__(self) -> str:
+        "The name or the numbers by which `normalization` knows it."
+        known = next((name for name, constants in NORMALIZATIONS.items() if constants == (self.mean, self.std)), None)
+        return known or "/".join(",".join(map(str, part[:1] if len(set(part)) == 1 else part)) for part in (self.mean, self.std))
 
     @classmethod
     def of(cls, images: ImageSet) -> Normalize:
@@ -210,3 +231,23 @@ class Normalize:
         spread = torch.arange(0, len(images), -(-len(images) // 2000) or 1)  # folders come class by class
         sample = images.batch(spread).reshape(-1, 3).float() / 255
         return cls(tuple(sample.mean(0).tolist()), tuple(sample.std(0).clamp_min(1e-3).tolist()))
+
+
+NORMALIZATIONS = {**STATISTICS, "none": ((0.0,) * 3, (1.0,) * 3)}
+
+# %% ../../nbs/data/01_images.ipynb #c50f6944
+def normalization(name: str | None, images: ImageSet) -> Normalize:
+    """The normalization of that name: one of `NORMALIZATIONS` (`none`: pixels in [0, 1]), or MEAN/STD, one number or three each.
+
+    None and `dataset` are `Normalize.of(images)`. Raises `ArchrepairError` for other names.
+    """
+    if name is None or name == "dataset":
+        return Normalize.of(images)
+    if name in NORMALIZATIONS:
+        return Normalize(*NORMALIZATIONS[name])
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in name.split("/"))
+        return Normalize(mean, std)
+    except (ValueError, ArchrepairError):
+        raise ArchrepairError(f"normalize is {name!r}; expected {', '.join(NORMALIZATIONS)}, dataset (its own), or MEAN/STD of pixels in "
+                              "[0, 1], e.g. 0.5/0.25 or 0.485,0.456,0.406/0.229,0.224,0.225") from None

@@ -19,7 +19,7 @@ __all__ = ['PROTOCOLS', 'RepairData', 'Scenario', 'build_scenario']
 from ..core.errors import ArchrepairError, NoFailures, unknown
 from ..core.modes import settled
 from .arrays import as_sets
-from .images import ImageSet, Normalize, holdout, pixels_of
+from .images import ImageSet, holdout, normalization, pixels_of
 from .transforms import as_transform
 
 # %% ../../nbs/data/09_scenario.ipynb #57e86c9c
@@ -62,19 +62,22 @@ class RepairData:
     @classmethod
     @settled()
     def of(cls, failures: ImageSet | Any, train: ImageSet | Any, val: ImageSet | Any | None = None, *,
-           transform: Callable[[Tensor], Tensor] | None = None, classes: Sequence[str] | None = None, failure_rate: float = 0.5,
+           transform: Callable[[Tensor], Tensor] | str | None = None, classes: Sequence[str] | None = None, failure_rate: float = 0.5,
            val_fraction: float = 0.1, seed: int = 0) -> RepairData:
         """Build one from failing and training images: a tenth of each is set aside for validation where `val` is not given.
 
         Each part is an `ImageSet`, a pair (images, labels) of tensors or numpy arrays, or a torch `Dataset` of such pairs. Images are
         uint8 N×H×W×3, or N×3×H×W as uint8 or float in [0, 1]; labels are integers or names, of `classes` (default: the names or numbers of
         the sets themselves, those of `train` first). Parts with other names or another order are matched by name.
-        `transform` turns uint8 B×H×W×3 into what the network takes, as `Normalize(mean, std)` does; the default is `Normalize.of(train)`,
-        which is right only if the network was trained so. Raises `ArchrepairError` for other shapes, types and ranges.
+        `transform` turns uint8 B×H×W×3 into what the network takes, as `Normalize(mean, std)` does, or names a normalization: `imagenet`,
+        `none`, `0.5/0.25` (see `normalization`). The default is what the network's own configuration says, where it says something, else
+        `Normalize.of(train)`, which is right only if the network was trained so. Raises `ArchrepairError` for other shapes, types and
+        ranges.
         """
         sets = as_sets({"failures": failures, "train": train, **({"val": val} if val is not None else {})}, classes)
         failures, train, val = sets["failures"], sets["train"], sets.get("val")
-        transform = transform or Normalize.of(train)  # of all of it: that is what the network was trained with
+        if transform is None or isinstance(transform, str):  # of all of it: that is what the network was trained with
+            transform = replace(normalization(transform, train), assumed=transform is None)
         for_repair, aside = holdout(failures.labels, val_fraction, seed)
         if val is None:
             rest, held = holdout(train.labels, val_fraction, 0)

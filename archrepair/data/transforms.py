@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['PerImage', 'ChannelsFirst', 'as_transform']
+__all__ = ['LUMINANCE', 'PerImage', 'ChannelsFirst', 'ToChannels', 'as_transform']
 
 # %% ../../nbs/data/02_transforms.ipynb #514bfa92
 from ..core.errors import ArchrepairError, first_line
-from .images import ImageSet, Normalize
+from .images import ImageSet, Normalize, normalization
 
 # %% ../../nbs/data/02_transforms.ipynb #91facbc7
 def _as_bytes(images: Tensor) -> Tensor:
@@ -49,13 +49,39 @@ class ChannelsFirst:
     def __call__(self, images: Tensor) -> Tensor:
         return self.stages(_as_bytes(images).permute(0, 3, 1, 2))
 
+# %% ../../nbs/data/02_transforms.ipynb #773c9a2d
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of Pillow's convert("L")
+
+
+@dataclass(frozen=True)
+class ToChannels:
+    """`transform`, and then as many channels (1 or 3) as a network takes: float B×C×H×W.
+
+    One is the luminance of three, and three are one repeated. The weights sum to one, so where mean and deviation are the same for all
+    channels it makes no difference that the normalization comes first.
+    """
+
+    transform: Callable[[Tensor], Tensor]
+    channels: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = self.transform(images)
+        if x.shape[1] == self.channels:
+            return x
+        if self.channels == 3:
+            return x.expand(-1, 3, -1, -1).contiguous()
+        return (x * x.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
 # %% ../../nbs/data/02_transforms.ipynb #ee19d321
-def as_transform(transform: Callable[[Any], Any], images: ImageSet) -> Callable[[Tensor], Tensor]:
+def as_transform(transform: Callable[[Any], Any] | str, images: ImageSet) -> Callable[[Tensor], Tensor]:
     """`transform` itself where it takes a batch of `images` (uint8 B×H×W×3), else wrapped so that it does.
 
-    Stages of torchvision, for PIL images or for tensors, are tried on two images. Raises `ArchrepairError` where none of it works.
+    A name or numbers are read by `normalization`. Stages of torchvision, for PIL images or for tensors, are tried on two images. Raises
+    `ArchrepairError` where none of it works.
     """
-    if isinstance(transform, (Normalize, PerImage, ChannelsFirst)) or not len(images):
+    if isinstance(transform, str):
+        return normalization(transform, images)
+    if isinstance(transform, (Normalize, PerImage, ChannelsFirst, ToChannels)) or not len(images):
         return transform
     if not callable(transform):
         raise ArchrepairError(f"transform is a {type(transform).__name__}; expected a callable from uint8 B×H×W×3 to float B×3×H×W, "

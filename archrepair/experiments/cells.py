@@ -33,7 +33,7 @@ from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.scenario import PROTOCOLS, Scenario, build_scenario
 from ..deploy.footprint import footprints
 from .methods import method_class
-from .originals import OWN, Original, original, outputs_of, slug, weights_of
+from .originals import OWN, Original, original, outputs_of, slug, weights_path
 from ..networks.blocks import get_block
 from ..networks.conditional import Conditional
 from ..networks.weights import split_entry
@@ -119,8 +119,8 @@ def method_of(cell: Cell, tier: Tier) -> Repairer:
 class Record:
     """A finished cell, as its file holds it.
 
-    `cell`: its fields; `metrics`: see `measure`; `repair`: `RepairResult.to_dict` without metrics; `versions`: what it ran on, and the
-    digests of the weights repaired and of the user's own data; `path`: the file.
+    `cell`: its fields; `metrics`: see `measure`; `repair`: `RepairResult.to_dict` without metrics; `versions`: what it ran on, the digests
+    of the weights repaired and of the user's own data, and the normalization where it is not the dataset's; `path`: the file.
     """
 
     cell: dict
@@ -139,6 +139,11 @@ class Record:
             return record
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ArchrepairError(f"{path} is not a record ({first_line(error)}); remove it, or run the cell again with force") from None
+
+    @property
+    def normalization(self) -> str:
+        "The normalization under which the network was judged, as `original` takes it."
+        return self.versions.get("normalize") or self.versions.get("configured") or "dataset"
 
     def accuracy(self, which: str = "held_out", when: str = "after") -> float:
         "Accuracy in per cent on one of the scenario's sets, before or after."
@@ -226,8 +231,8 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
         get_block(unrepaired.network, name, whole=True)  # before anything is written
     weights = digest(unrepaired.path)
     contents = fingerprint(cell.dataset)
-    identity = {"weights": weights, **({"normalize": unrepaired.normalize} if unrepaired.normalize else {}),
-                **({"data": contents[:16]} if contents else {})}  # a path does not say what is there
+    optional = {"normalize": unrepaired.normalize, "configured": unrepaired.configured, "data": (contents or "")[:16]}
+    identity = {"weights": weights, **{key: text for key, text in optional.items() if text}}  # a path does not say what is there
     checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), **identity})
     try:
         result = method.repair(unrepaired.network, scenario.data, checkpoints=checkpoints)
@@ -301,7 +306,7 @@ def _same(record: Record, cell: Cell, weights: str | Path | None) -> bool:
     content = fingerprint(cell.dataset)
     if content is not None and record.versions.get("data", content[:16]) != content[:16]:
         return False
-    used = Path(weights or weights_of(cell.model, cell.dataset, cell.tier, cell.seed))
+    used = weights_path(cell.model, cell.dataset, cell.tier, cell.seed, weights)
     return record.versions.get("weights") == digest(used) if weights or used.exists() else True
 
 # %% ../../nbs/experiments/03_cells.ipynb #6f2b2c38

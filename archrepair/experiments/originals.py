@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'normalization', 'original',
+__all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'original', 'weights_path',
            'accuracy_of', 'write_version']
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
@@ -26,13 +26,16 @@ from ..core.modes import settled
 from ..core.paths import home, user_path
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
-from ..data.images import STATISTICS, ImageSet, Normalize, holdout, pixels_of
+from ..data.images import ImageSet, Normalize, holdout, normalization, pixels_of
 from ..nas.supernet import recalibrate
+from ..networks.channels import fit_channels
 from ..networks.external import brings_weights
 from ..networks.models import create_model
-from ..networks.weights import load_weights, save_weights
+from ..networks.sources import CHECKPOINTS, PUBLISHED, Source, own_normalization, published_file
+from ..networks.weights import load_weights, save_weights, split_entry
 from ..training.evaluation import Score, is_correct, predict
 from ..training.fit import train_original
+from ..training.inputs import normalization_doubt, settle_normalization, spread_sample
 from ..training.rows import image_features
 
 # %% ../../nbs/experiments/01_originals.ipynb #c48aa0ce
@@ -41,27 +44,30 @@ class Original:
     """A trained network that has not been repaired.
 
     `dataset` is what it was trained on (never a corrupted version), `train` those images, `transform` the normalization it expects,
-    `path` the file of its weights; `normalize` names the normalization where it is not that of the dataset.
+    `path` the file of its weights; `normalize` names the normalization where the user has, `configured` where the network's own
+    configuration has (see `own_normalization`); both are empty for that of the dataset.
     """
 
     network: nn.Module
     dataset: str
     train: ImageSet
-    transform: Normalize
+    transform: Callable[[Tensor], Tensor]
     tier: Tier
     path: Path
     normalize: str = ""
+    configured: str = ""
 
     def with_network(self, network: nn.Module) -> Original:
         "The same with another network in its place."
         return replace(self, network=network)
 
 
-def build_network(model: str, images: ImageSet, tier: Tier, seed: int = 0) -> nn.Module:
-    "A fresh network of the tier's size for these images."
+def build_network(model: str, images: ImageSet, tier: Tier, seed: int = 0, *, pretrained: bool | None = None,
+                  trust: bool = False) -> nn.Module:
+    "A network of the tier's size for these images, fresh or with the weights that its source publishes (see `create_model`)."
     small = images.size <= 64
     return create_model(model, len(images.classes), image_size=images.size, width=tier.width, stem_stride=tier.stem_stride if small else 1,
-                        seed=seed)
+                        seed=seed, pretrained=pretrained, trust=trust)
 
 # %% ../../nbs/experiments/01_originals.ipynb #236e02a2
 def outputs_of(tier: str | Tier, outputs: Path | None = None) -> Path:
@@ -72,8 +78,12 @@ def outputs_of(tier: str | Tier, outputs: Path | None = None) -> Path:
 def slug(name: str, split: str | None = None) -> str:
     """The name of a dataset or network in a form that file names allow.
 
-    Of a path it is the last part and a digest: of what lies there (of its `split` alone, if one is given), else of the path itself.
+    Of a path it is the last part and a digest: of what lies there (of its `split` alone, if one is given), else of the path itself. Of a
+    network with weights and a normalization (see `Source`), these are part of it.
     """
+    source = Source.of(name)
+    if str(source) != source.name:
+        return "~".join([slug(source.name), *filter(None, (_weights_slug(source.weights), re.sub(r"[^\w.,=+-]", "_", source.normalize)))])
     if name.startswith(("folder:", "npz:")):
         base, corruption, severity = parse_version(name)
         kind, _, path = base.partition(":")
@@ -85,6 +95,15 @@ def slug(name: str, split: str | None = None) -> str:
         kind, _, path = name.partition(":")
         name = f"{kind}~{Path(path.split(':')[0]).name}~{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     return name.replace(":", "~")
+
+
+def _weights_slug(weights: str) -> str:
+    "A file of weights as part of a name: its stem and a digest of what it holds, or of its path where there is none."
+    if weights in ("", PUBLISHED):
+        return weights
+    path = split_entry(Path(weights).expanduser())[0]
+    content = path.read_bytes() + weights.partition("#")[2].encode() if path.is_file() else weights.encode()
+    return f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', path.stem)}~{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:
@@ -112,41 +131,26 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         raise ArchrepairError(f"device {device} does not work here ({first_line(error)[:80]}); use auto, cpu or cuda") from None
     return chosen
 
-# %% ../../nbs/experiments/01_originals.ipynb #c50f6944
-def normalization(name: str | None, train: ImageSet) -> Normalize:
-    """The normalization of that name: a dataset of `STATISTICS`, `none` (pixels in [0, 1]) or MEAN/STD, one number or three each.
-
-    None is `Normalize.of(train)`. Raises `ArchrepairError` for other names.
-    """
-    if name is None:
-        return Normalize.of(train)
-    if name in STATISTICS or name == "none":
-        return Normalize(*STATISTICS[name]) if name in STATISTICS else Normalize((0.0,) * 3, (1.0,) * 3)
-    try:
-        mean, std = ([float(number) for number in part.split(",")] for part in name.split("/"))
-    except ValueError:
-        mean = std = []
-    if not all(len(part) in (1, 3) for part in (mean, std)) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ArchrepairError(f"normalize is {name!r}; expected {', '.join(STATISTICS)}, none, or MEAN/STD of pixels in [0, 1], e.g. "
-                              "0.5/0.25 or 0.485,0.456,0.406/0.229,0.224,0.225")
-    return Normalize(*(tuple(part * 3 if len(part) == 1 else part) for part in (mean, std)))
-
 # %% ../../nbs/experiments/01_originals.ipynb #94df51ef
 OWN = "-own"  # ends the name of weights that a factory brought
 
 
 @settled()
 def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = "auto", seed: int = 0, *, weights: str | Path | None = None,
-             normalize: str | None = None, device: str | torch.device = "auto", outputs: Path | None = None,
+             normalize: str | None = None, trust: bool = False, device: str | torch.device = "auto", outputs: Path | None = None,
              out: str | Path | None = None, force: bool = False, own: bool = True) -> Original:
     """The network of that name trained on `dataset` (without corruption) at `tier`, from the cache or trained now.
 
-    `weights` names a file of the user's own to read instead, or an entry of it as `FILE#ENTRY`. `out` is where to keep the weights in
-    place of the tier's cache; `force` trains again even if they are there. With `own`, a factory's network that comes with trained weights
-    is taken with them. `normalize` is the normalization that such weights, which were not trained here, expect (see `normalization`).
+    `weights` names a file of the user's own to read instead, an entry of it as `FILE#ENTRY`, or `published`: the weights that the
+    network's source publishes. `out` is where to keep the weights in place of the tier's cache; `force` trains again even if they are
+    there. With `own`, a factory's network that comes with trained weights is taken with them. `normalize` is the normalization that such
+    weights, which were not trained here, expect (see `normalization`); the default is what the network's own configuration says, else the
+    dataset's. `trust` lets a repository of torch.hub run its code. `model` may carry these settings itself (see `Source`).
     Raises `ArchrepairError` for unknown names, for a checkpoint of another architecture, and for a normalization other than the dataset's
     where the network is trained here.
     """
+    source = Source.of(model)
+    weights, normalize, trust = weights or source.weights, normalize or source.normalize, trust or source.trust
     tier = resolve_tier(tier)
     base = parse_version(tier.dataset if dataset == "auto" else dataset)[0]
     train = load_dataset(base, "train")
@@ -154,27 +158,63 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
         raise ArchrepairError(f"{base} has training images of one class ({', '.join(train.classes)}); expected two or more to tell apart")
     if base.startswith(("folder:", "npz:")):
         note_once(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
-    network = build_network(model, train, tier, seed)
+    normalization(normalize or None, train)  # better to know now than after the training
     device = pick_device(device)
-    path = Path(weights or out or weights_of(model, base, tier, seed, outputs))
-    if not weights and path.suffix != ".safetensors":
+    path = Path(out) if out and not weights else weights_path(model, base, tier, seed, weights, outputs)
+    if (out or not weights) and path.suffix != ".safetensors":
         raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
-    transform, cached = normalization(normalize, train), not weights and path.exists() and not force
-    brought = not weights and not cached and own and brings_weights(model, len(train.classes))
-    if normalize and not weights and not brought:
+    pretrained = str(weights) == PUBLISHED and source.name not in CHECKPOINTS
+    network = build_network(source.name, train, tier, seed, pretrained=pretrained if weights else None, trust=trust)
+    cached = not weights and path.exists() and not force
+    brought = not weights and not cached and own and brings_weights(source.name, len(train.classes), trust=trust)
+    foreign = bool(weights) or brought
+    if normalize not in ("", "dataset") and not foreign:
         raise ArchrepairError(f"normalize is {normalize}, but the original of {base} is trained here with the dataset's own; expected "
                               "weights of yours beside it: --weights FILE")
-    if weights or cached:
+    if pretrained or brought:
+        path = path.with_stem(f"{path.stem}{OWN}") if brought else path
+        save_weights(network, str(path))  # each time: the source may give others tomorrow
+    elif weights or cached:
         load_weights(network, str(path))
-    elif brought:
-        path = path.with_stem(f"{path.stem}{OWN}")  # written each time: the factory may load others tomorrow
-        save_weights(network, str(path))
-    else:
-        _train_into(path, network, train, tier, transform, device, seed)
-    return Original(network.to(device).eval(), base, train, transform, tier, path, normalize or "")
+    unrepaired = Original(network.to(device).eval(), base, train, normalization(normalize or None, train), tier, path, normalize)
+    if foreign:
+        return _with_inputs(unrepaired, own_normalization(network, source.name, path))
+    unrepaired = replace(unrepaired, transform=fit_channels(network, unrepaired.transform, train))
+    if not cached:
+        _train_into(path, network, train, tier, unrepaired.transform, device, seed)
+    return unrepaired
 
 
-def _train_into(path: Path, network: nn.Module, train: ImageSet, tier: Tier, transform: Normalize, device: torch.device, seed: int) -> None:
+def weights_path(model: str, dataset: str, tier: str | Tier, seed: int, weights: str | Path | None = None,
+                 outputs: Path | None = None) -> Path:
+    "The file that holds a network's weights: the user's own, the published one (fetched if need be), or else one in the tier's cache."
+    source = Source.of(model)
+    weights = str(weights or source.weights)
+    if weights and weights != PUBLISHED:
+        return Path(weights).expanduser()
+    if weights == PUBLISHED and ":" not in source.name:
+        return published_file(source.name)
+    path = weights_of(source.name, dataset, tier, seed, outputs)
+    return path.with_stem(f"{path.stem}-{PUBLISHED}") if weights else path
+
+
+def _with_inputs(unrepaired: Original, own: Normalize | None) -> Original:
+    "The same with the normalization that its configuration names (`own`), unless the user did, and the channels it takes; doubts are said."
+    train, network, transform = unrepaired.train, unrepaired.network, unrepaired.transform
+    configured = ""
+    if own is not None and not unrepaired.normalize:
+        transform = settle_normalization(network, train, own)
+        configured = str(own) if transform == own != Normalize.of(train) else ""
+    transform = fit_channels(network, transform, train)
+    some = spread_sample(train)
+    correct = is_correct(predict(network, some, transform), some.labels)
+    if doubt := normalization_doubt(network, some, transform, correct, own):
+        note_once(doubt)
+    return replace(unrepaired, transform=transform, configured=configured)
+
+
+def _train_into(path: Path, network: nn.Module, train: ImageSet, tier: Tier, transform: Callable[[Tensor], Tensor],
+                device: torch.device, seed: int) -> None:
     "Train the network on nine tenths of `train` with the tier's recipe, resuming if it was interrupted, and write its weights to `path`."
     checkpoint = path.with_suffix(".checkpoint.pt")
     seen = train.select(holdout(train.labels, 0.1, 0)[0])

@@ -28,7 +28,7 @@ from ..data.datasets import load_dataset, parse_version
 from ..data.scenario import Scenario
 from .cells import Cell, Record, digest, method_of, run_full, scenario_of
 from .methods import method_class
-from .originals import Original, original
+from .originals import Original, original, weights_path
 from ..repair.localization import localize
 from ..repair.result import RepairResult, load
 from ..training.evaluation import is_correct, predict
@@ -104,9 +104,9 @@ def versions_of(dataset: str, corruptions: Sequence[str]) -> list[str]:
 class Runs:
     """Cells of one grid, read or run; see `record`, `network`, `right` and `localization`.
 
-    `outputs`: the folder of results, by default the project's. `weights`: a file of the user's own in place of the cached originals;
-    `outputs` must then be a folder for this network alone. `force`: run every cell once more. `log`: gets a line for everything run.
-    `done`: the files written so far, which `force` does not write again.
+    `outputs`: the folder of results, by default the project's. `weights`: a file of the user's own, or `published`, in place of the cached
+    originals, and `normalize` the normalization that they expect; `outputs` must then be a folder for this network alone. `force`: run
+    every cell once more. `log`: gets a line for everything run. `done`: the files written so far, which `force` does not write again.
     """
 
     outputs: Path | None = None
@@ -115,6 +115,7 @@ class Runs:
     force: bool = False
     log: Callable[[str], None] = lambda line: None
     done: set[Path] = field(default_factory=set)
+    normalize: str | None = None
 
     def __post_init__(self):
         if self.weights is not None and self.outputs is None:
@@ -122,8 +123,8 @@ class Runs:
         self._problem = cache(self._build_problem)
 
     def _build_problem(self, cell: Cell) -> tuple[Original, Scenario]:
-        unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=self.weights, device=self.device,
-                              outputs=self.outputs)
+        unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=self.weights, normalize=self.normalize,
+                              device=self.device, outputs=self.outputs)
         return scenario_of(cell, unrepaired, outputs=self.outputs)
 
     def problem(self, cell: Cell) -> tuple[Original, Scenario]:
@@ -140,17 +141,26 @@ class Runs:
         path, folder = cell.path(self.outputs), self.file(cell, "networks", "")
         if path.exists() and (not self.force or path in self.done):
             record = Record.read(path)
-            if self.weights is not None and record.versions.get("weights") != digest(self.weights):
-                raise ArchrepairError(f"{path} is the record of other weights; choose another folder (--out), or --force to run it again")
+            self._check_own(cell, record)
             if not network or _cost(folder) == record.repair["cost"]:
                 return record
+        unrepaired, _ = self.problem(cell)  # what is wrong with it is said before anything else
         options = ", ".join(f"{name}={value}" for name, value in cell.options)
         self.log(f"{cell.method}{f' ({options})' if options else ''}{f', {cell.block}' if cell.block else ''}, seed {cell.seed}")
         keep = (lambda record, result, scenario: own(result).save(folder)) if network else None
-        unrepaired, _ = self.problem(cell)
         record, *_ = run_full(cell, path, device=self.device, outputs=self.outputs, unrepaired=unrepaired, keep=keep)
         self.done.add(path)
         return record
+
+    def _check_own(self, cell: Cell, record: Record) -> None:
+        "Is it the record of the user's own weights, under their normalization, where there are some?"
+        if self.weights is None:
+            return
+        used = weights_path(cell.model, cell.dataset, cell.tier, cell.seed, self.weights, self.outputs)
+        expected = {"weights": digest(used), "normalize": self.normalize}
+        if any(record.versions.get(key) != value for key, value in expected.items()):
+            raise ArchrepairError(f"{record.path} is the record of other weights, or under another normalization; choose another folder "
+                                  "(--out), or --force to run it again")
 
     def network(self, cell: Cell) -> nn.Module:
         "The method's own repaired network."

@@ -24,14 +24,18 @@ __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_wei
 
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
 from ..core.copies import duplicate
-from ..core.errors import ArchrepairError, first_line, unknown
+from ..core.errors import ArchrepairError, first_line, first_sentence, unknown
 from ..nas.layout import layout_of
 from .admission import admit, unwrap
+from .channels import channels_of
 from .outputs import logits_of
+from .sources import PUBLISHED, hub_network
 
 # %% ../../nbs/networks/02_external.ipynb #b3640428
-def _torchvision(name: str, n_classes: int, image_size: int) -> nn.Module:
+def _torchvision(name: str, n_classes: int, image_size: int, pretrained: bool) -> nn.Module:
     "A network of torchvision as it is, told the image size where it must know it; without auxiliary classifiers."
+    if pretrained:  # for the classes and the size of the weights
+        return torchvision.models.get_model(name, weights="DEFAULT")
     more: dict[str, object] = {}
     if name.startswith("vit_"):
         more = {"image_size": image_size}
@@ -42,10 +46,15 @@ def _torchvision(name: str, n_classes: int, image_size: int) -> nn.Module:
     return torchvision.models.get_model(name, num_classes=n_classes, **more)
 
 
-def _timm(name: str, n_classes: int, image_size: int) -> nn.Module:
+_REMOTE = ("hf_hub:", "hf-hub:", "local-dir:")  # names by which timm finds networks that it does not list
+
+
+def _timm(name: str, n_classes: int, image_size: int, pretrained: bool) -> nn.Module:
     "A network of timm as it is, told the image size where it must know it."
     timm = _import_timm()
-    config = timm.get_pretrained_cfg(name)
+    if pretrained:  # for the classes of the weights: told another number, timm would replace the classifier by an untrained one
+        return timm.create_model(name, pretrained=True)
+    config = None if name.startswith(_REMOTE) else timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size
     return timm.create_model(name, num_classes=n_classes, **({"img_size": image_size} if fixed else {}))
 
@@ -57,7 +66,7 @@ def _import_timm():
         raise ArchrepairError(f"networks of timm need {error.name}: pip install 'archrepair[timm]'") from None
 
 
-LIBRARIES: dict[str, Callable[[str, int, int], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+LIBRARIES: dict[str, Callable[[str, int, int, bool], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
 
 
 def list_networks(pattern: str) -> list[str]:
@@ -79,8 +88,8 @@ def unknown_network(name: str, known: Iterable[str]) -> ArchrepairError:
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     library = name.partition(":")[0]
     shown = (f"one that `archrepair list models '{library}:*'` shows" if library in LIBRARIES else
-             "one that `archrepair list models` shows, torchvision:NAME, timm:NAME, or package.module:factory (a module that is installed "
-             "or in the current directory)")
+             "one that `archrepair list models` shows, torchvision:NAME, timm:NAME, hub:OWNER/REPO:ENTRY, or "
+             "package.module:factory (a module that is installed or in the current directory)")
     return ArchrepairError(f"unknown model {name!r}: {hint}expected {shown}")
 
 # %% ../../nbs/networks/02_external.ipynb #b8d834e2
@@ -98,6 +107,10 @@ def _from_factory(spec: str, n_classes: int, seed: int) -> nn.Module:
     except Exception as error:  # it is the user's code: anything can go wrong in it
         raise ArchrepairError(f"{spec} did not build a network ({type(error).__name__}: {first_line(error)[:120]}); expected a callable "
                               "that takes num_classes, n_classes or nothing") from error
+    return _as_network(spec, network)
+
+
+def _as_network(spec: str, network: object) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ArchrepairError(f"{spec} returned {type(network).__name__}; expected a torch.nn.Module")
     return network
@@ -152,42 +165,72 @@ def _class_argument(factory: Callable, n_classes: int) -> dict[str, int]:
     return {name: n_classes} if name else {}
 
 # %% ../../nbs/networks/02_external.ipynb #39ba3af6
-def build(name: str, n_classes: int, image_size: int, seed: int = 0) -> nn.Module:
-    """The network of that name (with a colon) in eval mode, checked on two black images of `image_size` px.
+def build(name: str, n_classes: int, image_size: int, seed: int = 0, *, trust: bool = False,
+          pretrained: bool | None = None) -> nn.Module:
+    """The network of that name (with a colon) in eval mode, checked on two black images of `image_size` px, in color or gray.
 
-    The same seed gives the same weights. Raises `ArchrepairError` for an unknown name and for a network that cannot take such images
-    or does not answer with `n_classes` logits.
+    The same seed gives the same weights; with `pretrained` they are those that its source publishes, as they
+    are by default for networks of the Hugging Face Hub. `trust` allows a repository of
+    torch.hub to run its code. Raises `ArchrepairError` for an unknown name and for a network that cannot take such images or does not
+    answer with `n_classes` logits or more.
     """
-    model = unwrap(_make(name, n_classes, image_size, seed).cpu())
+    model = unwrap(_make(name, n_classes, image_size, seed, trust=trust, pretrained=pretrained).cpu())
     model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # lazy layers draw their weights now
-            output = model(torch.zeros(2, 3, image_size, image_size))
-    except Exception as error:  # whatever it is, the network does not take such images
-        raise _wrong_size(name, image_size, error) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # lazy layers draw their weights now
+        logits = logits_of(_try(model, name, image_size))
     model = admit(model)
     model = model.to(memory_format=layout_of(model))
-    logits = logits_of(output)
-    if logits.shape != (2, n_classes):
+    if len(logits) != 2 or logits.shape[1] < n_classes:
         raise ArchrepairError(f"{name} gives outputs of shape {tuple(logits.shape[1:])} for an image; expected {n_classes} logits, one per "
                               "class of the dataset")
     return model
 
 
-def _make(name: str, n_classes: int, image_size: int, seed: int) -> nn.Module:
+def _try(model: nn.Module, name: str, image_size: int) -> object:
+    "What the network returns for two black images: in color, or gray where its first convolution takes one channel."
+    channels = dict.fromkeys([3, 1] if channels_of(model) == 1 else [3])
+    for count in channels:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return model(torch.zeros(2, count, image_size, image_size))
+        except Exception as error:  # whatever it is, the network does not take such images
+            refusal = error
+    if channels_of(model) not in (1, 3, None):
+        raise ArchrepairError(f"{name} takes images of {channels_of(model)} channels ({first_line(refusal)[:120]}); expected 3 (RGB) or 1 "
+                              "(gray)") from refusal
+    raise _wrong_size(name, image_size, refusal) from refusal
+
+
+def _make(name: str, n_classes: int, image_size: int, seed: int, *, trust: bool = False,
+          pretrained: bool | None = None) -> nn.Module:
     "The network as its own code makes it, whatever it then can do."
     library, _, rest = name.partition(":")
-    if library in LIBRARIES and f"{library}:{rest.partition('.')[0]}" not in (known := list_networks(f"{library}:*")):  # less timm's tag
-        raise unknown_network(name, known)
+    remote = library == "timm" and rest.startswith(_REMOTE)
+    pretrained = remote if pretrained is None else pretrained
+    if library in LIBRARIES and not remote and f"{library}:{rest.partition('.')[0]}" not in (known := list_networks(f"{library}:*")):
+        raise unknown_network(name, known)  # compared without timm's tag
+    if pretrained and library not in (*LIBRARIES, "hub"):
+        raise ArchrepairError(f"{name} is a factory of your own, which has no {PUBLISHED} weights; let it load them, or give a file: "
+                              "--weights FILE")
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if library == "hub":
+            return _as_network(name, hub_network(name, n_classes, trust=trust, pretrained=pretrained))
         if library not in LIBRARIES:
             return _from_factory(name, n_classes, seed)
-        torch.default_generator.manual_seed(seed)
         try:
-            return LIBRARIES[library](rest, n_classes, image_size)
+            return LIBRARIES[library](rest, n_classes, image_size, pretrained)
+        except ArchrepairError:
+            raise
         except Exception as error:  # a size that patches do not divide, say: each network refuses in its own way
-            raise _wrong_size(name, image_size, error) from error
+            raise (_not_fetched(name, error) if pretrained or remote else _wrong_size(name, image_size, error)) from error
+
+
+def _not_fetched(name: str, error: Exception) -> ArchrepairError:
+    "What to say where published weights could not be had."
+    return ArchrepairError(f"cannot fetch {name} with its weights ({first_sentence(error)}): this needs a network connection once; or give "
+                           "a file: --weights FILE")
 
 
 def _wrong_size(name: str, image_size: int, error: Exception) -> ArchrepairError:
@@ -196,27 +239,28 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> ArchrepairError
     size = None
     if library == "torchvision":
         size = min(torchvision.models.get_model_weights(rest).DEFAULT.meta.get("min_size", (None,)))
-    elif library == "timm" and (config := _import_timm().get_pretrained_cfg(rest)) is not None:
+    elif library == "timm" and not rest.startswith(_REMOTE) and (config := _import_timm().get_pretrained_cfg(rest)) is not None:
         size = config.input_size[-1]
     made_for = f"; it was made for {size} px or more" if size and size > image_size else ""
     return ArchrepairError(f"{name} cannot take {image_size} px images ({first_line(error)[:140]}){made_for}; "
                            "give larger images or another network")
 
 # %% ../../nbs/networks/02_external.ipynb #331024a9
-def brings_weights(name: str, n_classes: int) -> bool:
+def brings_weights(name: str, n_classes: int, *, trust: bool = False) -> bool:
     "Does the factory of that name give its network the same weights whatever the seed? Then they are its own, and trained."
-    if ":" not in name or name.partition(":")[0] in LIBRARIES:
-        return False
-    one, two = (_make(name, n_classes, 0, seed).state_dict() for seed in (0, 1))
+    library, _, rest = name.partition(":")
+    if library in LIBRARIES or not rest:
+        return library == "timm" and rest.startswith(_REMOTE)
+    one, two = (_make(name, n_classes, 0, seed, trust=trust).state_dict() for seed in (0, 1))
     return one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
 
 # %% ../../nbs/networks/02_external.ipynb #3a69ca5b
-def sketch(name: str, n_classes: int = 10, image_size: int = 224) -> nn.Module:
+def sketch(name: str, n_classes: int = 10, image_size: int = 224, *, trust: bool = False) -> nn.Module:
     """A network to look at and not to run, on torch's meta device (shapes without numbers) where it can be built there.
 
     Raises `ArchrepairError` for an unknown name.
     """
     if name.partition(":")[0] in LIBRARIES:
         with contextlib.suppress(ArchrepairError), torch.device("meta"):
-            return _make(name, n_classes, image_size, 0)
-    return _make(name, n_classes, image_size, 0)
+            return _make(name, n_classes, image_size, 0, pretrained=False)
+    return _make(name, n_classes, image_size, 0, trust=trust, pretrained=False)

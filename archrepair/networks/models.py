@@ -26,6 +26,8 @@ from ..nas.layout import layout_of
 from .admission import unwrap
 from .cifar import CIFAR_RESNETS, CifarResNet
 from .external import build, list_networks, sketch, unknown_network
+from .sources import Source, published_file
+from .weights import load_weights
 
 # %% ../../nbs/networks/01_models.ipynb #c520fc4e
 def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, int, int], nn.Module]:
@@ -207,11 +209,14 @@ def list_models(pattern: str = "*") -> list[str]:
 # %% ../../nbs/networks/01_models.ipynb #c37ac82a
 @settled()
 def create_model(name: str, n_classes: int, *, image_size: int = 32, width: float = 1.0, stem_stride: int = 1,
-                 seed: int = 0, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-    """A network for RGB images of `image_size` px, with one logit for each of `n_classes`, in eval mode.
+                 seed: int = 0, device: str | torch.device | None = None, dtype: torch.dtype | None = None, pretrained: bool | None = None,
+                 trust: bool = False) -> nn.Module:
+    """A network for images of `image_size` px, with one logit for each of `n_classes`, in eval mode.
 
-    `name` is one of `MODELS` or `torchvision:NAME`, `timm:NAME` or `package.module:factory`, where the factory is a callable that takes
-    `num_classes`, `n_classes` or nothing. The same seed gives the same weights. Of the paper's six, sizes up to 64 px select the
+    `name` is one of `MODELS` or `torchvision:NAME`, `timm:NAME`, `hub:OWNER/REPO:ENTRY` or `package.module:factory`, where the factory is
+    a callable that takes `num_classes`, `n_classes` or nothing; a network of torch.hub runs its repository's code, which needs `trust`.
+    The same seed gives the same weights; with `pretrained` they are those that the network's source publishes. Settings in the name (see
+    `Source`) are left out. Of the paper's six, sizes up to 64 px select the
     small-image stem with `stem_stride` 1 or 2, and `width` scales the channels (a power of one half). Any other network is taken as it
     is, with its own initialization (or the weights its factory gives it); the two have no effect on it. `device` and `dtype` are those of
     its parameters (default: the CPU and float32, which a repair expects). Raises `ArchrepairError` for an unknown name, sizes out of
@@ -220,12 +225,16 @@ def create_model(name: str, n_classes: int, *, image_size: int = 32, width: floa
     if not 0 < width <= 4 or stem_stride not in (1, 2) or n_classes < 2:
         raise ArchrepairError(f"width {width}, stem_stride {stem_stride}, {n_classes} classes: expected a width in (0, 4], stride 1 or "
                               "2, at least two classes")
+    source = Source.of(name)
+    name = source.name
     if ":" not in name and name not in MODELS:
         raise unknown_network(name, [*MODELS, *list_networks("torchvision:*")])
     if ":" in name:
-        network = build(name, n_classes, image_size, seed)
+        network = build(name, n_classes, image_size, seed, trust=trust or source.trust, pretrained=pretrained)
     else:
         network = _initialized(name, n_classes, image_size, width, stem_stride, seed)
+        if pretrained:
+            load_weights(network, published_file(name))
     network = network.to(device=device, dtype=dtype)
     return network.to(memory_format=layout_of(network))
 
@@ -235,8 +244,10 @@ def outline(name: str, n_classes: int = 10) -> nn.Module:
 
     Raises `ArchrepairError` for an unknown name.
     """
+    source = Source.of(name)
+    name = source.name
     if ":" in name:
-        return sketch(name, n_classes)
+        return sketch(name, n_classes, trust=source.trust)
     if name not in MODELS:
         raise unknown_network(name, [*MODELS, *list_networks("torchvision:*")])
     with torch.device("meta"):

@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['logits_of', 'Logits']
+__all__ = ['logits_of', 'Logits', 'last_step', 'remark_on']
 
 # %% ../../nbs/networks/05_outputs.ipynb #f17028dd
 from ..core.errors import ArchrepairError
+from ..core.modes import evaluating
 
 # %% ../../nbs/networks/05_outputs.ipynb #fc17e3b5
 def logits_of(output: object) -> Tensor:
     """The logits, N×classes, in what a network returned.
 
     Taken are a tensor N×classes or N×classes×1×1, the first of a tuple or list if it is such a tensor, and the `logits` of an object or a
-    mapping. Auxiliary outputs are left out. Raises `ArchrepairError` for anything else.
+    mapping. Auxiliary outputs are left out. One logit per image, N or N×1, is that of the second of two classes: the first gets zeros, and
+    the cross-entropy is the binary one. Raises `ArchrepairError` for anything else.
     """
     if isinstance(output, fx.Proxy):
         return cast(Tensor, output.tracer.create_proxy("call_function", logits_of, (output,), {}))
@@ -36,10 +39,12 @@ def logits_of(output: object) -> Tensor:
         return logits_of(value)
     if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] == (1, 1):
         value = value.flatten(1)
+    if isinstance(value, Tensor) and value.ndim == 1:
+        value = value[:, None]
     if not isinstance(value, Tensor) or value.ndim != 2:
         raise ArchrepairError(f"the network returned {_describe(output)}; expected logits N×classes: a tensor, the first of a tuple, or "
                               "`logits` of an object or mapping; wrap the network in a module that returns them")
-    return value
+    return value if value.shape[1] != 1 else torch.cat([torch.zeros_like(value), value], 1)
 
 
 def _describe(output: object) -> str:
@@ -63,3 +68,26 @@ class Logits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))
+
+# %% ../../nbs/networks/05_outputs.ipynb #9fc97c65
+_CARRIES = ("View", "Squeeze", "Unsqueeze", "Reshape", "Alias", "Clone", "Select", "Slice", "Cat", "ToCopy")  # steps that compute nothing
+
+
+def last_step(model: nn.Module, x: Tensor) -> str:
+    "The step that computes what `model` returns for inputs `x`, as autograd names it, e.g. `Addmm` or `Sigmoid`; empty if it knows none."
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        step: Any = logits_of(model(x.clone().requires_grad_())).grad_fn
+        while step is not None and step.name().startswith(_CARRIES):
+            step = next((before for before, _ in reversed(step.next_functions) if before is not None), None)
+    return step.name().removesuffix("Backward0") if step is not None else ""
+
+
+def remark_on(logits: Tensor, classes: int) -> str:
+    "What a user should know of the logits N×outputs of a network that is judged on so many classes; mostly nothing."
+    outputs = logits.shape[1]
+    if len(logits) > 1 and outputs > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        return ("the network returns probabilities (a softmax at its end): its answers count, but losses and gradients of them say little; "
+                "better let it return logits")
+    if len(logits) and outputs > classes:
+        return f"the network has {outputs:,} outputs for {classes:,} classes: output i is taken for class i, and an answer beyond is wrong"
+    return ""

@@ -23,7 +23,7 @@ from ..core.modes import settled
 from ..data.scenario import RepairData
 from ..nas.genotype import Genotype
 from ..nas.reading import CannotRelax
-from ..networks.admission import device_of
+from ..networks.admission import admit_to_repair, device_of
 from ..networks.blocks import get_block
 from ..networks.weights import tensors_of
 from .blockdata import BlockData, enter, example_of, layer_names, prepare, prepare_layer
@@ -35,6 +35,7 @@ from .verdict import judge
 from .votes import Localization
 from ..training.cost import CostMeter
 from ..training.fit import Recipe, precision_of
+from ..training.inputs import fit_inputs
 
 # %% ../../nbs/repair/05_archrepair.ipynb #bae303f0
 OWN_SETTINGS = ("strategy", "strategy_options", "epochs", "level", "seed")  # fields of `SearchRecipe` that `ArchRepair` gives on its own
@@ -90,7 +91,8 @@ class ArchRepair:
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         Raises `NoFailures`, and `ArchrepairError` for what a user can mend.
         """
-        run = _Run(self, enter(model, RepairData.check(data)), data, Path(checkpoints) if checkpoints else None)
+        data, remarks = fit_inputs(admit_to_repair(model), data)
+        run = _Run(self, *enter(model, data), remarks, Path(checkpoints) if checkpoints else None)
         run.locate()
         run.prepare()
         if self.search_epochs:
@@ -104,7 +106,7 @@ class ArchRepair:
 class _Run:
     "One repair, step by step; what a step finds out stays here for the next."
 
-    def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, checkpoints: Path | None):
+    def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, notes: list[str], checkpoints: Path | None):
         self.method, self.model, self.data, self.checkpoints = method, model, data, checkpoints
         self.recipe, self.precision = method._search_recipe(), precision_of(model, method.precision)
         self.meter, self.control_meter = CostMeter(), CostMeter()
@@ -119,7 +121,7 @@ class _Run:
         self.losses: dict[str, float] = {}
         self.points: dict[str, float] = {}
         self.control_epochs = method.finetune_epochs
-        self.notes: list[str] = []
+        self.notes = notes
 
     def _checkpoint(self, name: str) -> Path | None:
         return self.checkpoints / f"{name}.pt" if self.checkpoints else None

@@ -27,6 +27,7 @@ from ..nas.layout import layout_of, make_safe
 from ..nas.supernet import recalibrate
 from ..networks.admission import admit, admit_to_repair, device_of, rehearse
 from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split, thaw
+from ..networks.channels import fit_data
 from ..networks.neurons import wire
 from ..networks.weights import tensors_of
 from ..training.cost import CostMeter, work
@@ -40,13 +41,14 @@ def example_of(data: RepairData, device: torch.device | str = "cpu", n: int = 2)
     return data.transform(data.train.batch(torch.arange(min(n, len(data.train)))).to(device))
 
 
-def enter(model: nn.Module, data: RepairData) -> nn.Module:
-    """The plain network inside `model`, which can be repaired on `data`; `model` itself where it is that already.
+def enter(model: nn.Module, data: RepairData) -> tuple[nn.Module, RepairData]:
+    """The plain network inside `model`, and `data` with inputs of as many channels as it takes: both themselves where nothing is to do.
 
     Raises `ArchrepairError`, before any work is done, for a network that cannot: see `networks.admission`.
     """
     model = admit_to_repair(model)
-    return rehearse(model, example_of(data, device_of(model)))
+    data = fit_data(model, RepairData.check(data))
+    return rehearse(model, example_of(data, device_of(model))), data
 
 # %% ../../nbs/repair/02_blockdata.ipynb #4381e1ae
 def same_state(one: nn.Module, other: nn.Module) -> bool:
@@ -180,7 +182,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     augmented views of training images (one an epoch) and of failures (all in every epoch): see `blocks.draw_view`. `model` is not
     changed; its device is used.
     """
-    model = enter(model, RepairData.check(data))
+    model, data = enter(model, data)
     precision, device, example = precision_of(model, precision), device_of(model), example_of(data, device_of(model))
     meter = meter if meter is not None else CostMeter()
     cut = split(model, block, example) if block is not None else None

@@ -265,7 +265,7 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 1):
         raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k, batch_size "
                               "and n_train from 1, smooth from 0")
-    model = enter(model, RepairData.check(data))
+    model, data = enter(model, data)
     blocks, precision = _candidates(model, blocks), precision_of(model, precision)
     network = freeze(duplicate(model))
     if device is not None:

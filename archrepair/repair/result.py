@@ -28,6 +28,7 @@ from ..deploy.report import summary_of, write_report
 from ..nas.genotype import Genotype
 from ..networks.admission import admit
 from ..networks.blocks import get_block, replace_block
+from ..networks.channels import fit_data
 from ..networks.conditional import Conditional
 from ..networks.weights import load_weights, save_weights
 from .verdict import Verdict
@@ -145,7 +146,8 @@ class RepairResult:
         gives the same page.
         """
         if scenario is not None and "original" in self.candidates and not self.footprint:
-            example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
+            transform = fit_data(self.candidates["original"], scenario.data).transform
+            example = transform(scenario.test.batch(torch.arange(1)).cpu())
             self.footprint = footprints(self.candidates["original"], self.model, example)
         return write_report(self.to_dict(), path, networks={**self.candidates, self.chosen: self.model}, scenario=scenario, before=before,
                             after=after, title=title, record=record)

@@ -17,14 +17,15 @@ __all__ = ['predict', 'check_outputs', 'is_correct', 'Score', 'Comparison', 'Eva
            'validation_loss', 'Robust', 'robust_accuracy']
 
 # %% ../../nbs/training/05_evaluation.ipynb #767a53f5
-from ..core.errors import ArchrepairError
+from ..core.errors import ArchrepairError, note_once
 from ..core.modes import evaluating, settled
 from ..data.images import ImageSet
 from ..data.scenario import Scenario
 from ..data.transforms import as_transform
 from ..nas.layout import layout_of
 from ..networks.admission import admit, device_of
-from ..networks.outputs import logits_of
+from ..networks.channels import fit_channels
+from ..networks.outputs import last_step, logits_of, remark_on
 from .cost import CostMeter
 from .fit import autocast
 from .rows import Features, image_features
@@ -37,8 +38,8 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     """Logits of `model` for every image, float32 N×classes on the CPU.
 
     `images` is a set with its `transform`, or features that have been computed before. The model runs in eval mode; the mode of every
-    module is restored. Raises `ArchrepairError` for images without a transform, for outputs without logits (see `networks.outputs`), and
-    for labels beyond the outputs.
+    module is restored. Raises `ArchrepairError` for images without a transform, for outputs that are not logits (see `networks.outputs`),
+    for labels beyond the outputs, and for images of which the network takes neither three channels nor one.
     """
     model = admit(model)
     device = device_of(model)
@@ -46,7 +47,8 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
         raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
     rows = images
     if isinstance(images, ImageSet) and transform is not None:
-        rows = image_features(images, as_transform(transform, images), device, layout=layout_of(model))
+        transform = fit_channels(model, as_transform(transform, images), images)
+        rows = image_features(images, transform, device, layout=layout_of(model))
     logits = []
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
         for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
@@ -55,14 +57,25 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
         meter.add(len(rows), share=share)
     result = torch.cat(logits) if logits else torch.zeros(0, 0)
     check_outputs(result, rows.labels)
+    if _may_be_sigmoid(result) and last_step(model, rows.batch(torch.arange(min(2, len(rows))))) == "Sigmoid":
+        raise ArchrepairError("the network's one output is a probability (a sigmoid at its end); expected a logit, positive for the second "
+                              "class: return what enters the sigmoid")
+    if isinstance(images, ImageSet) and (remark := remark_on(result, len(images.classes))):
+        note_once(remark)
     return result
+
+
+def _may_be_sigmoid(logits: Tensor) -> bool:
+    "Are these logits of two classes (N×2) made of one output between 0 and 1?"
+    return len(logits) > 0 and logits.shape[1] == 2 and not logits[:, 0].any() and bool(((logits >= 0) & (logits <= 1)).all())
 
 
 def check_outputs(logits: Tensor, labels: Tensor) -> None:
     "Raises `ArchrepairError` where a label (int64 N) has no output among the logits (N×classes)."
     if len(logits) and int(labels.max()) >= logits.shape[1]:
-        raise ArchrepairError(f"the network has {logits.shape[1]} outputs but labels run to {int(labels.max())}; "
-                              "expected one output per class")
+        one = logits.shape[1] == 2 and not logits[:, 0].any()
+        raise ArchrepairError(f"the network has {'one output' if one else f'{logits.shape[1]} outputs'} but labels run to "
+                              f"{int(labels.max())}; expected one output per class")
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:

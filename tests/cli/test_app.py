@@ -431,3 +431,37 @@ def test_interrupted_and_a_reader_that_left(capsys, monkeypatch):
     line = f"{sys.executable} -m archrepair list corruptions | true"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=100)
     assert done.stderr == ""
+
+
+# --- networks from elsewhere
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["localize"], ["repair", "--out", "r"], ["compare", "--out", "c"]])
+def test_every_command_that_judges_a_network_takes_its_normalization(capsys, done, idle, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    own = (*SMOKE, "--dataset", DATASET, "--weights", done / ORIGINAL)
+    assert "normalize is 'imagnet'; expected cifar10, " in fails(capsys, *words, *own, "--normalize", "imagnet")
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["localize"], ["repair", "--out", "r"], ["compare", "--out", "c"], ["train"],
+                                   ["list", "blocks"]])
+def test_code_of_a_repository_runs_only_where_it_is_trusted(capsys, home, idle, monkeypatch, words):
+    monkeypatch.chdir(home)
+    (home / "hubconf.py").write_text("from pathlib import Path\nPath('ran').touch()\ndef broken(num_classes):\n    raise ValueError('ran')")
+    own = ("--model", "hub:.:broken") if words[0] == "list" else (*SMOKE, "--model", "hub:.:broken")
+    assert "on this machine; if you trust it, say so: --trust" in fails(capsys, *words, *own) and not Path("ran").exists()
+    assert "hub:.:broken did not build a network (ValueError: ran)" in fails(capsys, *words, *own, "--trust") and Path("ran").exists()
+
+
+def test_a_network_is_judged_under_the_normalization_it_was_repaired_under(capsys, home, monkeypatch):
+    "`evaluate --repaired` needs no reminder, whether the user or the network's configuration had chosen it."
+    asked = []
+    monkeypatch.setattr(originals, "original", lambda *a, normalize=None, **k: asked.append(normalize) or pytest.fail("enough"))
+    furnish(home)
+    record = json.loads((home / "outputs" / "repair" / "record.json").read_text())
+    for names, expected in (({"normalize": "none"}, "none"), ({"configured": "imagenet"}, "imagenet"), ({}, "dataset")):
+        content = {**record, "versions": {**record["versions"], **names}}
+        (home / "outputs" / "repair" / "record.json").write_text(json.dumps(content))
+        with pytest.raises(pytest.fail.Exception):
+            app(["evaluate", *SMOKE, "--dataset", DATASET, "--repaired", str(home / "outputs" / "repair")], standalone_mode=False)
+        assert asked.pop() == expected

@@ -24,7 +24,8 @@ def test_a_list_holds_the_names_of_its_registry():
         listed = [name for name, _ in choices(kind)]
         assert set(listed) >= registry.keys() and len(set(listed)) == len(listed)
     assert choices("methods")[0][0] == "archrepair"
-    assert set(dict(choices("models"))) - REGISTRIES["models"].keys() == {"torchvision:NAME", "timm:NAME", "package.module:factory"}
+    others = {"torchvision:NAME", "timm:NAME", "hub:OWNER/REPO:ENTRY", "package.module:factory"}
+    assert set(dict(choices("models"))) - REGISTRIES["models"].keys() == others
     assert dict(choices("corruptions"))["fog"].startswith("weather: ")
 
 

@@ -1,7 +1,7 @@
 """Words of the command line as values."""
 import pytest
 
-from archrepair.cli.options import read_settings, split_names
+from archrepair.cli.options import read_settings, split_names, trusted
 from archrepair.core.errors import ArchrepairError
 
 
@@ -29,3 +29,11 @@ def test_other_words_get_one_clear_line(word, message):
     with pytest.raises(ArchrepairError, match=message) as error:
         read_settings(["b=1", word], "setting", "-S a=3")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("model", "trust", "expected"), [
+    ("hub:a/b:net", True, "hub:a/b:net:trust=yes"), ("hub:a/b:net", False, "hub:a/b:net"), ("resnet18", True, "resnet18"),
+    ("hub:a/b:net:weights=published", True, "hub:a/b:net:weights=published;trust=yes"), ("hub:a:b:trust=yes", True, "hub:a:b:trust=yes"),
+])
+def test_a_trusted_network_is_called_so(model, trust, expected):
+    assert trusted(model, trust) == expected

@@ -1,4 +1,6 @@
 """An original is trained once and found again; its training resumes; devices and places are what was asked for."""
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import archrepair.experiments.originals as originals
-from archrepair.core.errors import ArchrepairError
+from archrepair.core.errors import ArchrepairError, Notice, note_once
 from archrepair.core.tiers import TIERS
 from archrepair.data.datasets import load_dataset
-from archrepair.data.images import Normalize
+from archrepair.data.images import Normalize, normalization
+from archrepair.data.transforms import ToChannels
 from archrepair.experiments.cells import Cell
-from archrepair.experiments.originals import Original, accuracy_of, normalization, original, slug, weights_of, write_version
+from archrepair.experiments.originals import Original, accuracy_of, original, slug, weights_of, write_version
 from support.finished import ORIGINAL, finished, furnish, tree
 
 
@@ -180,7 +183,7 @@ def test_normalizations_by_name_and_by_numbers(name, mean, std):
 
 @pytest.mark.parametrize("name", ["imagnet", "", "0.5", "0.5/0", "0.5/-1", "nan/1", "0.1,0.2/0.3", "a/b", "1/2/3"])
 def test_other_normalizations_are_one_line(name):
-    with pytest.raises(ArchrepairError, match="expected cifar10, cifar100, tiny-imagenet, imagenet, none, or MEAN/STD"):
+    with pytest.raises(ArchrepairError, match="expected cifar10, cifar100, tiny-imagenet, imagenet, none, dataset"):
         normalization(name, load_dataset("digits", "test"))
 
 
@@ -193,3 +196,96 @@ def test_a_normalization_is_for_weights_from_elsewhere(home):
         usual.transform.mean, usual.transform.std)))
     assert same.transform == usual.transform and accuracy_of(same, "digits") == accuracy_of(usual, "digits")
     assert original(tier="smoke", weights=home / ORIGINAL, normalize="none").transform == Normalize((0.0,) * 3, (1.0,) * 3)
+
+
+def test_a_wrong_normalization_of_weights_from_elsewhere_is_said(home):
+    furnish(home, repaired=False)
+    note_once.cache_clear()
+    with pytest.warns(Notice, match=r"by 3.0/0.01 the network is right on \d+ % of 400 images .*: if it was trained so, say") as caught:
+        original(tier="smoke", weights=home / ORIGINAL, normalize="3/0.01")
+    assert sum("normalized by" in str(warning.message) for warning in caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        original(tier="smoke", weights=home / ORIGINAL)
+
+
+# --- networks from elsewhere
+
+
+GRAY = """
+import torch
+from torch import nn
+
+def net(num_classes, channels=1):
+    body = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+def configured(num_classes):
+    network = net(num_classes, 3)
+    network.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return network
+
+def pretrained(pretrained=False):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5 if pretrained else torch.seed())
+        return configured(12)
+"""
+
+
+@pytest.fixture
+def elsewhere(home, monkeypatch):
+    "A project with a module and a repository of torch.hub, where nothing is trained."
+    for name in ("graynet.py", "hubconf.py"):
+        (home / name).write_text(GRAY)
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(originals, "train_original", lambda *a, **k: None)
+    monkeypatch.delitem(sys.modules, "graynet", raising=False)
+    return home
+
+
+@pytest.mark.parametrize("weights", [None, "gray.pt"])
+def test_a_gray_network_gets_one_channel_trained_here_or_not(elsewhere, weights):
+    import archrepair
+
+    if weights:
+        torch.save(archrepair.create_model("graynet:net", 10).state_dict(), weights)
+    unrepaired = original("graynet:net", "digits", "smoke", weights=weights)
+    assert unrepaired.transform == ToChannels(Normalize.of(unrepaired.train), 1)
+    assert accuracy_of(unrepaired, "digits").n == 597
+
+
+@pytest.mark.parametrize(("normalize", "expected", "configured"), [
+    (None, "0.5/0.5", "0.5/0.5"), ("none", "none", ""), ("dataset", "dataset", ""),
+])
+def test_the_normalization_of_weights_is_the_networks_own_unless_another_is_asked_for(elsewhere, normalize, expected, configured):
+    import archrepair
+
+    torch.save(archrepair.create_model("graynet:configured", 10).state_dict(), "w.pt")
+    unrepaired = original("graynet:configured", "digits", "smoke", weights="w.pt", normalize=normalize)
+    assert unrepaired.transform == normalization(expected, unrepaired.train)
+    assert (unrepaired.normalize, unrepaired.configured) == (normalize or "", configured)
+    trained_here = original("graynet:configured", "digits", "smoke")
+    assert trained_here.transform == Normalize.of(trained_here.train) and not trained_here.configured
+
+
+def test_a_hub_network_comes_with_the_weights_that_it_publishes(elsewhere):
+    name = f"hub:{elsewhere}:pretrained"
+    with pytest.raises(ArchrepairError, match="if you trust it, say so"):
+        original(name, "digits", "smoke", weights="published")
+    one = original(name, "digits", "smoke", weights="published", trust=True)
+    other = original(f"{name}:weights=published;trust=yes", "digits", "smoke", seed=0)
+    assert one.path == other.path and one.path.stem.endswith("-published") and one.path.exists()
+    assert torch.equal(one.network[3].weight, other.network[3].weight) and one.configured == "0.5/0.5"
+    assert accuracy_of(one, "digits").n == 597  # its twelve outputs are said, and do
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("cifar-resnet20:weights=published", "cifar-resnet20~published"),
+    ("cifar-resnet20:weights=published;normalize=cifar10", "cifar-resnet20~published~cifar10"),
+    ("resnet18:weights=my net.pt;normalize=0.5/0.25", "resnet18~my_net~2c26b46b~0.5_0.25"),
+    ("resnet18:weights=a/none.pt", "resnet18~none~bfa2d26e"), ("hub:owner/repo:net:trust=yes", slug("hub:owner/repo:net")),
+])
+def test_files_are_named_by_what_the_weights_hold(tmp_path, monkeypatch, name, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("my net.pt").write_bytes(b"foo")
+    assert slug(name) == expected

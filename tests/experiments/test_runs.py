@@ -101,3 +101,5 @@ def test_a_network_of_ones_own(project, tmp_path):
     table = compare_methods(["retrain"], CELL, epochs=1, runs=Runs(tmp_path / "own", weights=other))
     assert Record.read(method_cell("retrain", CELL, 1).path(tmp_path / "own")).versions["weights"] == runs_module.digest(other)
     assert table.runs[0]["method"] == "retrain" and not list((tmp_path / "own").rglob("originals"))
+    with pytest.raises(ArchrepairError, match="is the record of other weights, or under another normalization"):
+        compare_methods(["retrain"], CELL, epochs=1, runs=Runs(tmp_path / "own", weights=other, normalize="none"))

@@ -1,4 +1,5 @@
 """The classic CIFAR ResNets: the paper's, to the parameter, and the public checkpoints give the accuracies that are published."""
+import json
 import warnings
 
 import pytest
@@ -6,16 +7,12 @@ import torch
 from torch import nn
 
 from archrepair.core.paths import home
-from archrepair.data.datasets import load_dataset
-from archrepair.data.images import Normalize
 from archrepair.networks.blocks import block_names
 from archrepair.networks.cifar import CIFAR_RESNETS, BasicUnit, CifarResNet, shortcut
 from archrepair.networks.models import create_model
-from archrepair.networks.weights import load_weights
-from archrepair.training.evaluation import is_correct, predict
+from support.finished import command
 
 WEIGHTS = {20: ("resnet20-12fca82f.th", 91.73), 32: ("resnet32-d509ac18.th", 92.63)}
-IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)])
@@ -55,14 +52,15 @@ def test_names_are_those_of_the_public_checkpoints():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("normalize", [["--normalize", "imagenet"], []], ids=["asked for", "known by its SHA-256"])
 @pytest.mark.parametrize("depth", WEIGHTS)
-def test_public_checkpoints_give_the_published_accuracy(depth):
+def test_public_checkpoints_give_the_published_accuracy(depth, normalize, capsys):
     name, accuracy = WEIGHTS[depth]
     path = home() / "data" / "weights" / name
     if not path.exists() or not (home() / "data" / "cifar10" / "test.npz").exists():
         warnings.warn(f"NOT TESTED: the published accuracy of cifar-resnet{depth}, which needs {path} and CIFAR-10", stacklevel=1)
         pytest.skip(f"needs {path} and CIFAR-10")
-    model = load_weights(create_model(f"cifar-resnet{depth}", 10), path)
-    test = load_dataset("cifar10", "test")
-    correct = is_correct(predict(model, test, IMAGENET), test.labels)
-    assert len(test) == 10_000 and abs(100 * float(correct.float().mean()) - accuracy) <= 0.2
+    words = ("--model", f"cifar-resnet{depth}", "--weights", path, *normalize, "--dataset", "cifar10", "--json")
+    assert command("evaluate", *words) == 0
+    score = json.loads(capsys.readouterr().out)["cifar10"]
+    assert score["n"] == 10_000 and abs(score["accuracy"] - accuracy) <= 0.2

@@ -204,8 +204,9 @@ def test_lists(capsys, arguments, rows):
     if rows is not None:
         assert [line.split() for line in lines] == rows
     elif arguments == ["models"]:
-        assert [line.split()[0] for line in lines][-3:] == ["torchvision:NAME", "timm:NAME", "package.module:factory"]
-        assert len(lines) == len(MODELS) + 3
+        assert [line.split()[0] for line in lines][-4:] == [
+            "torchvision:NAME", "timm:NAME", "hub:OWNER/REPO:ENTRY", "package.module:factory"]
+        assert len(lines) == len(MODELS) + 4
         assert max(map(len, lines)) < 130
     else:
         assert len(lines) == 1 and lines[0].startswith("lite ")

@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from archrepair.baselines.retrain import Retrain
 from archrepair.baselines.surgical import Surgical
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
+from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.deploy.export import export_network
 from archrepair.networks.blocks import split
-from archrepair.networks.outputs import Logits, logits_of
+from archrepair.networks.outputs import Logits, last_step, logits_of, remark_on
 from archrepair.repair.archrepair import ArchRepair
 from archrepair.repair.localization import localize
 from archrepair.training.evaluation import predict
@@ -30,7 +32,7 @@ TAKEN = {
     "ordered": OrderedDict(logits=LOGITS), "named tuple": Output(LOGITS, FEATURES),
 }
 REFUSED = {
-    "scores of one class": (LOGITS[:, 0], r"a tensor of shape \(4,\); expected logits N×classes"),
+    "a stack": (LOGITS[None], r"a tensor of shape \(1, 4, 3\); expected logits N×classes"),
     "a map": (torch.zeros(4, 3, 8, 8), r"a tensor of shape \(4, 3, 8, 8\);"),
     "loss first": ((torch.tensor(0.5), LOGITS), r"a tuple whose first is a tensor of shape \(\);"),
     "other names": ({"out": LOGITS, "aux": LOGITS}, "a dict with 'out', 'aux';"),
@@ -43,6 +45,14 @@ REFUSED = {
 @pytest.mark.parametrize("kind", TAKEN)
 def test_logits_are_found(kind):
     assert torch.equal(logits_of(TAKEN[kind]), LOGITS)
+
+
+@pytest.mark.parametrize("output", [LOGITS[:, 0], LOGITS[:, :1], LOGITS[:, :1, None, None], (LOGITS[:, 0], FEATURES),
+                                    SimpleNamespace(logits=LOGITS[:, :1])])
+def test_one_logit_is_that_of_the_second_of_two_classes(output):
+    logits, labels, one = logits_of(output), torch.tensor([0, 1, 1, 0]), LOGITS[:, 0]
+    assert torch.equal(logits.argmax(1), (one > 0).long())
+    assert torch.allclose(cross_entropy(logits, labels), binary_cross_entropy_with_logits(one, labels.float()))
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -160,6 +170,94 @@ def test_exports_answer_with_logits(tmp_path, kind):
     x = torch.randn(2, 3, 32, 32)
     path = export_network(kind(), tmp_path / "net.pt2", x)
     assert torch.allclose(torch.export.load(path).module()(x), Plain()(x), atol=1e-5)
+
+
+# --- one logit for two classes, and outputs that are no logits
+
+
+class One(Plain):
+    def __init__(self, end=lambda logit: logit):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.fc, self.end = nn.Linear(8, 1), end
+
+    def out(self, logits, features):
+        return self.end(logits).squeeze(1)
+
+
+@pytest.fixture(scope="module")
+def two_classes(data):
+    halves = lambda images: ImageSet(images.images, (images.labels > 4).long(), ("low", "high"))
+    return RepairData.of(halves(data.failures), halves(data.train))
+
+
+class Pair(One):
+    "The same network, with a zero beside its logit."
+
+    def out(self, logits, features):
+        return torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def test_a_network_with_one_logit_is_repaired_as_one_with_a_zero_beside_it(two_classes, untouched):
+    for method in (ArchRepair(search_epochs=1, finetune_epochs=1, block="block2"), Retrain(epochs=1)):
+        with untouched(One()) as one, untouched(Pair()) as pair:
+            results = [method.repair(model, two_classes) for model in (one, pair)]
+        weights, expected = (result.candidates["repaired"].state_dict() for result in results)
+        assert type(results[0].model) is One and weights.keys() == expected.keys()
+        assert all(torch.allclose(value, expected[name], atol=1e-5) for name, value in weights.items())
+    assert not torch.equal(weights["fc.weight"], One().fc.weight)
+
+
+def test_one_logit_for_ten_classes_is_one_line(data):
+    with pytest.raises(ArchrepairError, match="the network has one output but labels run to 9; expected one output per class"):
+        predict(One(), data.train, data.transform)
+
+
+@pytest.mark.parametrize("act", [lambda m, d: predict(m, d.train, d.transform), lambda m, d: Retrain(epochs=1).repair(m, d)])
+def test_one_probability_is_refused_before_it_calls_everything_the_second_class(two_classes, act):
+    with pytest.raises(ArchrepairError, match=r"the network's one output is a probability \(a sigmoid at its end\); expected a logit"):
+        act(One(torch.sigmoid), two_classes)
+
+
+def test_a_logit_between_0_and_1_is_none_the_less_a_logit(two_classes):
+    logits = predict(One(lambda logit: 0 * logit + 0.5), two_classes.train, two_classes.transform)
+    assert logits.unique(dim=0).tolist() == [[0, 0.5]]
+
+
+@pytest.mark.parametrize(("end", "step"), [
+    (nn.Identity(), "Addmm"), (nn.Softmax(1), "Softmax"), (nn.Sequential(nn.Sigmoid(), nn.Flatten(0)), "Sigmoid"),
+    (nn.Sequential(nn.LogSoftmax(1), nn.Unflatten(1, (-1, 1, 1))), "LogSoftmax"),
+])
+def test_the_last_step_is_found_behind_changes_of_shape(end, step):
+    network = nn.Sequential(nn.Linear(8, 1 if step == "Sigmoid" else 3), end).requires_grad_(False)
+    with torch.inference_mode():
+        assert last_step(network, torch.randn(2, 8)) == step
+
+
+SAID = {
+    "probabilities": (LOGITS.softmax(1), 3, "returns probabilities"), "more outputs": (LOGITS, 2, "3 outputs for 2 classes"),
+    "logits": (LOGITS, 3, ""), "log-probabilities": (LOGITS.log_softmax(1), 3, ""), "nothing": (LOGITS[:0], 2, ""),
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_is_said_of_outputs(kind):
+    logits, classes, remark = SAID[kind]
+    assert remark in remark_on(logits, classes) and bool(remark_on(logits, classes)) == bool(remark)
+
+
+@pytest.mark.parametrize(("model", "remark"), [(lambda: nn.Sequential(Plain(), nn.Softmax(1)), "returns probabilities"),
+                                               (lambda: Wide(), "12 outputs for 10 classes")])
+def test_a_repair_keeps_what_was_said_of_outputs(data, model, remark):
+    for method in (ArchRepair(search_epochs=0, finetune_epochs=0), Retrain(epochs=0)):
+        assert [text for text in method.repair(model(), data).warnings if remark in text]
+
+
+class Wide(Plain):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 12)
 
 
 def test_googlenet_learns_by_its_logits_in_train_mode():

@@ -24,7 +24,7 @@ from ...core.errors import ArchrepairError, first_line, write_atomic
 from ...core.modes import settled
 from ...data.scenario import RepairData
 from ...nas.layout import layout_of, make_safe
-from ...networks.admission import device_of
+from ...networks.admission import admit_to_repair, device_of
 from ...networks.blocks import freeze, thaw
 from ...networks.weights import tensors_of
 from ...repair.blockdata import enter
@@ -33,6 +33,7 @@ from ...repair.verdict import judge
 from ...training.cost import CostMeter
 from ...training.evaluation import is_correct, predict, validation_loss
 from ...training.fit import History, Recipe, default_precision, fit
+from ...training.inputs import fit_inputs
 from ...training.rows import Features, Rows, image_features, spread_views
 
 # %% ../../../nbs/baselines/parts/common.ipynb #85ac634e
@@ -202,7 +203,8 @@ class Baseline(ABC):
         method's network or a copy of the original, whichever validates better; `candidates["repaired"]` is always the method's own.
         Raises `ArchrepairError` for mistakes that a user can correct.
         """
-        model = enter(model, RepairData.check(data))
+        data, remarks = fit_inputs(admit_to_repair(model), data)
+        model, data = enter(model, data)
         precision = default_precision(model, device_of(model)) if self.precision == "auto" else self.precision
         problem = Problem(freeze(duplicate(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
@@ -216,7 +218,7 @@ class Baseline(ABC):
         for name, p in repaired.named_parameters():  # what could be trained before can be trained again
             p.requires_grad_(trained[name]).grad = None
         verdict = judge(losses, method=self.name)
-        warnings = list(problem.warnings)
+        warnings = [*remarks, *problem.warnings]
         if len(data.val_failures) < 10:
             warnings.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         winner = duplicate(model if verdict.chosen == "original" else repaired)
