@@ -22,7 +22,7 @@ __all__ = ['WholeNumber', 'Count', 'NotNegative', 'Positive', 'Share', 'Seed', '
 # %% ../../nbs/core/09_settings.ipynb #1d8bc804
 from .errors import ArchrepairError, first_line, unknown
 
-# %% ../../nbs/core/09_settings.ipynb #af7a3d14
+# %% ../../nbs/core/09_settings.ipynb #6e25f73a
 @dataclass(frozen=True)
 class Within:
     """The range of a number, from `low` to `high`: both are part of it, unless `above` leaves out `low` or `below` leaves out `high`.
@@ -49,7 +49,7 @@ class Within:
         return f"{start}{' and' if self.above else ' to'} {end}" if self.below or not self.above else f"{start}, up to {end}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneOf:
     "The names that a setting may have; `what` they are, where that is not the setting's own name."
 

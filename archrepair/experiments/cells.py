@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import nn
@@ -26,9 +26,10 @@ __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', '
 
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_json, write_text
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, write_json, write_text
 from ..core.paths import home
-from ..core.tiers import Tier, resolve_tier
+from ..core.settings import OneOf, Seed, check_settings, checked
+from ..core.tiers import Tier, TierName, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.scenario import PROTOCOLS, Scenario, build_scenario
 from ..deploy.footprint import footprints
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/experiments/03_cells.ipynb #2c62fd56
+@checked
 @dataclass(frozen=True)
 class Cell:
     """One run of the grid: which method repairs which network on which failures.
@@ -55,9 +57,9 @@ class Cell:
     method: str = "archrepair"
     model: str = "resnet18"
     dataset: str = "auto"
-    seed: int = 0
-    tier: str = "auto"
-    protocol: str = "clean"
+    seed: Seed = 0
+    tier: TierName = "auto"
+    protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean"
     block: str | None = None
     options: tuple[tuple[str, object], ...] = ()
 
@@ -107,10 +109,7 @@ def method_of(cell: Cell, tier: Tier) -> Repairer:
                 "epochs": tier.search_epochs + tier.finetune_epochs, "views": tier.views, "failure_views": tier.failure_views,
                 "seed": cell.seed, "block": cell.block}
     settings: dict[str, Any] = {name: value for name, value in defaults.items() if name in fields} | dict(cell.options)
-    for name in settings:
-        if name not in fields:
-            raise unknown(f"option of {cell.method}", name, fields)
-    return kind(**settings)
+    return kind(**check_settings(kind, settings))
 
 # %% ../../nbs/experiments/03_cells.ipynb #f98a2308
 @dataclass
@@ -268,8 +267,6 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
         log(f"{path} is complete already; --force repairs again")
         return record
     method_of(cell, resolve_tier(cell.tier))  # better to know what is wrong now than after the repair
-    if cell.protocol not in PROTOCOLS:
-        raise unknown("protocol", cell.protocol, PROTOCOLS)
     fresh = not folder.exists()
     write_text(folder / ".writable", "").unlink()
 

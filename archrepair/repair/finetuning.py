@@ -9,15 +9,17 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['PRESETS', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
+__all__ = ['PRESETS', 'Preset', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 
 # %% ../../nbs/02_finetuning.ipynb #49ac6da5
 from ..core.errors import ArchrepairError, unknown
+from ..core.settings import OneOf
 from ..data.scenario import RepairData
 from ..networks.blocks import block_holding, block_names, get_block, replace_block
 from .blockdata import BlockData, parcel
@@ -29,6 +31,7 @@ PRESETS: dict[str, Recipe] = {
     "default": Recipe(epochs=6, lr=0.005, failure_ratio=0.25, imitation=1.0),
     "paper": Recipe(epochs=500, lr=0.1, patience=10),
 }
+Preset = Annotated[str, OneOf(PRESETS, "preset")] | Recipe
 
 # %% ../../nbs/02_finetuning.ipynb #3ea8b666
 def _enclosing(model: nn.Module, layer: str) -> str | None:
