@@ -67,9 +67,8 @@ from archrepair.cli.options import (
     read_settings,
     split_names,
 )
-from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, unknown, write_atomic
 from ..core.labels import TEST_SETS
-from ..core.registry import STRATEGIES
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -142,14 +141,13 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     from archrepair.core.paths import home
     from archrepair.experiments.cells import Cell, repair_into
     from archrepair.experiments.runs import method_cell
+    from archrepair.repair.archrepair import search_settings
 
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
-    search_settings = read_settings(search, "setting", "-S select=perturb")
+    chosen = read_settings(search, "setting", "-S select=perturb", search_settings(strategy))
     name = method.partition(":")[0]
     options = _cell_options(name, {
         "strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
-        "views": views, "blocks": split_names(blocks), "search_options": tuple(search_settings.items()) or None})
+        "views": views, "blocks": split_names(blocks), "search_options": tuple(chosen.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, model, dataset, seed, tier, protocol, block, options))
     record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)
@@ -323,21 +321,13 @@ def find_notebook(name: str, root: Path) -> Path:
 def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a notebook")], parameter: Parameters = None,
         out: NotebookPath = None, as_json: Json = False) -> None:
     "Execute a notebook of the paper with papermill."
-    from papermill import inspect_notebook
-
     from archrepair.core.paths import home
     from archrepair.paper.launcher import default_output
+    from archrepair.paper.parameters import check_parameters, parameters_of
     from archrepair.paper.reproduce import execute
 
-    parameters = read_settings(parameter, "parameter", "-p model=resnet50")
     source = find_notebook(notebook, home())
-    try:
-        known = inspect_notebook(str(source))
-    except Exception as error:  # not JSON, not a notebook, not readable
-        raise ArchrepairError(f"cannot read {source}: {first_line(error)[:120]}; expected a notebook") from None
-    for name in parameters:
-        if name not in known:
-            raise unknown(f"parameter of {source.name}", name, known)
+    parameters = check_parameters(source, read_settings(parameter, "parameter", "-p model=resnet50", parameters_of(source)))
     target = out or home() / default_output(source, parameters)
     write_atomic(target.with_name(f".{target.stem}.part.ipynb"), lambda p: None).unlink()  # better to know now than after the run
     say(f"archrepair: writing to {target}")

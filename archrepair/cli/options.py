@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/03_options.ipynb #2f7d6638
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,8 @@ __all__ = ['Model', 'Weights', 'Normalization', 'Dataset', 'TierName', 'Seed', '
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
-from ..core.errors import ArchrepairError, first_line
+from ..core.errors import ArchrepairError
+from ..core.settings import Setting
 
 # %% ../../nbs/cli/03_options.ipynb #370a5656
 Model = Annotated[str, typer.Option(
@@ -99,21 +101,20 @@ def split_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def read_settings(words: list[str] | None, what: str, example: str) -> dict[str, object]:
-    """NAME=VALUE words as a dictionary, values read as YAML.
+def read_settings(words: list[str] | None, what: str, example: str, known: Mapping[str, Setting] | None = None) -> dict[str, object]:
+    """NAME=VALUE words as a dictionary; values are read by YAML 1.2, those of `known` settings as what they expect (`Setting.read`).
 
-    Raises `ArchrepairError`, which says what such a word is (`what`) and gives an `example`, for other words.
+    Raises `ArchrepairError`, which says what such a word is (`what`) and gives an `example`, for other words. Unknown names are left to
+    whoever takes the settings.
     """
-    import yaml
-
     settings: dict[str, object] = {}
     for word in words or []:
-        name, equals, value = word.partition("=")
+        name, equals, text = (part.strip() for part in word.partition("="))
         if not name or not equals:
             raise ArchrepairError(f"{word!r} is not a {what}; expected NAME=VALUE, e.g. {example}")
         try:
-            settings[name] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
+            settings[name] = (known or {}).get(name, Setting(name)).read(text)
+        except ArchrepairError as error:
             quoted = f"{example.partition('=')[0]}='\"[x\"'"
-            raise ArchrepairError(f"the value of {what} {name} is not valid YAML: {first_line(error)}; quote it, e.g. {quoted}") from None
+            raise ArchrepairError(f"the value of {what} {name}: {error}, e.g. {quoted}") from None
     return settings

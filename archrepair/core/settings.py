@@ -16,13 +16,14 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 # %% auto #0
-__all__ = ['WholeNumber', 'Count', 'NotNegative', 'Positive', 'Share', 'Seed', 'F', 'Within', 'OneOf', 'fits', 'in_words',
-           'read_value', 'Setting', 'settings_of', 'UnknownSetting', 'check_settings', 'unknown_setting', 'checked']
+__all__ = ['WholeNumber', 'Count', 'NotNegative', 'Positive', 'Share', 'Seed', 'Severity', 'F', 'Within', 'OneOf', 'fits',
+           'in_words', 'read_value', 'Setting', 'settings_of', 'UnknownSetting', 'check_settings', 'unknown_setting',
+           'checked']
 
 # %% ../../nbs/core/09_settings.ipynb #1d8bc804
 from .errors import ArchrepairError, first_line, unknown
 
-# %% ../../nbs/core/09_settings.ipynb #6e25f73a
+# %% ../../nbs/core/09_settings.ipynb #ebb7adb7
 @dataclass(frozen=True)
 class Within:
     """The range of a number, from `low` to `high`: both are part of it, unless `above` leaves out `low` or `below` leaves out `high`.
@@ -42,11 +43,15 @@ class Within:
             self.above and value == self.low or self.below and value == self.high)
 
     def __str__(self) -> str:
-        start = "" if self.low == -math.inf else f" above {self.low:g}" if self.above else f" from {self.low:g}"
+        start = "" if self.low == -math.inf else f" {'above' if self.above else 'from'} {_digits(self.low)}"
         if self.high == math.inf:
             return start
-        end = f"below {self.high:g}" if self.below else f"{self.high:g}"
+        end = f"below {_digits(self.high)}" if self.below else _digits(self.high)
         return f"{start}{' and' if self.above else ' to'} {end}" if self.below or not self.above else f"{start}, up to {end}"
+
+
+def _digits(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +75,17 @@ NotNegative = Annotated[float, Within(0)]
 Positive = Annotated[float, Within(0, above=True)]
 Share = Annotated[float, Within(0, 1)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
+Severity = Annotated[int, Within(1, 5)]
 
-# %% ../../nbs/core/09_settings.ipynb #e449384a
+# %% ../../nbs/core/09_settings.ipynb #ebfbee9d
 def fits(value: object, kind: Any) -> bool:
     """Is `value` of this kind: a type, a union, a `Literal`, a container of kinds, or one of these with a range?
 
     A bool is not a number, NaN is not one either, text is not a sequence, and a whole number is a float. What is of no kind fits all.
     """
     origin, inner = get_origin(kind), get_args(kind)
+    if kind in (Any, object):
+        return True
     if origin is Annotated:
         return fits(value, inner[0]) and all(limit.allows(value) for limit in inner[1:])
     if origin in (Union, types.UnionType):
@@ -163,7 +171,7 @@ def read_value(text: str) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ArchrepairError(f"{_shown(text)} is not valid YAML: {first_line(error)[:120]}; quote it") from None
 
-# %% ../../nbs/core/09_settings.ipynb #fa081d1e
+# %% ../../nbs/core/09_settings.ipynb #e7f489a8
 _FLAGS = {"yes": True, "on": True, "true": True, "1": True, "no": False, "off": False, "false": False, "0": False}
 
 
@@ -200,6 +208,8 @@ class Setting:
         "What `text` means here, unchecked. Raises what `read_value` raises."
         if self._takes(bool) and text.lower() in _FLAGS:
             return _FLAGS[text.lower()]
+        if text == "None" and self._takes(type(None)):
+            return None
         if self._takes(float) and text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
             return float(text)
         try:

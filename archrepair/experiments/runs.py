@@ -22,6 +22,7 @@ __all__ = ['method_cell', 'versions_of', 'Runs', 'own']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
 from ..core.errors import ArchrepairError, first_line, unknown, write_json
+from ..core.settings import Setting, settings_of, unknown_setting
 from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import list_corruptions
 from ..data.datasets import load_dataset, parse_version
@@ -43,14 +44,14 @@ def method_cell(text: str, cell: Cell, epochs: int | None = None) -> Cell:
     """
     name, _, rest = text.strip().partition(":")
     options: dict[str, Any] = _budget_options(name, cell, epochs)
+    known = settings_of(method_class(name))
     for part in filter(None, rest.split(";")):
-        field, equals, value = part.partition("=")
+        field, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise ArchrepairError(f"{text!r} is not a method; expected NAME or NAME:FIELD=VALUE, such as surgical:variant=auto-rgn")
-        try:
-            options[field.strip()] = json.loads(value)
-        except ValueError:
-            options[field.strip()] = value.strip()
+        if field not in known and field != "block":
+            raise unknown_setting(name, field, known)
+        options[field] = known.get(field, Setting(field, str | None)).read(value)
     block = options.pop("block", cell.block)
     options = {**dict(cell.options), **options}
     variant = replace(cell, method=name, block=block, options=tuple(sorted(options.items()))).resolved()

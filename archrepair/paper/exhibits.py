@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 # %% auto #0
 __all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'SMOKE_DATASETS', 'EXHIBITS', 'Settings', 'Requirement', 'everywhere', 'blocks_of',
@@ -15,7 +16,8 @@ __all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'SMOKE_DATASETS', 'EXHIBITS', 'Se
 # %% ../../nbs/paper/02_exhibits.ipynb #94f1203b
 from ..core.errors import ArchrepairError, unknown
 from ..core.registry import METHODS
-from ..core.tiers import resolve_tier
+from ..core.settings import OneOf, Seed, Severity, WholeNumber, checked
+from ..core.tiers import TierName, resolve_tier
 from ..corruptions.catalogue import PAPER_CORRUPTIONS
 from ..data.datasets import parse_version
 from ..data.scenario import PROTOCOLS
@@ -55,18 +57,15 @@ class Settings:
     protocol: str = "clean"
 
     @classmethod
-    def of(cls, *, model: str = "resnet18", models: str = "auto", dataset: str = "auto", corruption: str = "auto", severity: int = 3,
-           methods: str = "auto", tier: str = "auto", seed: int = 0, seeds: int = 0, protocol: str = "clean") -> Settings:
+    @checked
+    def of(cls, *, model: str = "resnet18", models: str = "auto", dataset: str = "auto", corruption: str = "auto", severity: Severity = 3,
+           methods: str = "auto", tier: TierName = "auto", seed: Seed = 0, seeds: WholeNumber = 0,
+           protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean") -> Settings:
         """Settings from a notebook's parameters: lists are separated by commas, `auto` is what the tier allows.
 
         `seeds` counts from `seed`; 0 is the tier's own number. Raises `ArchrepairError` for what makes no sense.
         """
         size = resolve_tier(tier)
-        if protocol not in PROTOCOLS:
-            raise unknown("protocol", protocol, PROTOCOLS)
-        if not isinstance(seeds, int) or seeds < 0 or severity not in range(1, 6):
-            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) and a "
-                                  "severity from 1 to 5")
         families = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}
         corruptions = families.get(corruption) or _names(corruption)
         for name in corruptions:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ from statistics import median
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['PASSES', 'Page', 'source_of', 'parameter_names', 'plan', 'DatasetSize', 'dataset_size', 'seconds_per_pass',
-           'estimate', 'spoken', 'Task', 'tasks']
+__all__ = ['PASSES', 'Page', 'source_of', 'plan', 'DatasetSize', 'dataset_size', 'seconds_per_pass', 'estimate', 'spoken', 'Task',
+           'tasks']
 
 # %% ../../nbs/paper/06_plan.ipynb #89b3535a
 from ..core.errors import ArchrepairError, unknown
@@ -29,6 +28,7 @@ from ..experiments.originals import pick_device, weights_of
 from ..experiments.runs import Runs
 from ..networks.models import create_model
 from .exhibits import EXHIBITS, SMOKE_DATASETS, Requirement, Settings, requirements
+from .parameters import parameters_of
 
 # %% ../../nbs/paper/06_plan.ipynb #7b91370a
 @dataclass(frozen=True)
@@ -48,13 +48,6 @@ def source_of(notebook: str) -> Path:
     if not path.is_file():
         raise ArchrepairError(f"there is no {path}; run this in a checkout of archrepair, or set ARCHREPAIR_HOME to one")
     return path
-
-
-def parameter_names(source: Path) -> list[str]:
-    "The names in a notebook's cell tagged `parameters`."
-    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
-    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    return re.findall(r"^(\w+)\s*[:=]", tagged[0], flags=re.M) if tagged else []
 
 
 def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] = (), datasets: Sequence[str] = (),
@@ -111,7 +104,7 @@ def _page(notebook: str, exhibits: tuple[str, ...], settings: Settings, explicit
     networks = settings.models
     parameters = {"tier": settings.tier, "protocol": settings.protocol, "seeds": len(settings.seeds), "model": networks[0],
                   "models": ",".join(networks) if len(networks) > 1 else None, **explicit}
-    names = parameter_names(source_of(notebook))
+    names = parameters_of(source_of(notebook))
     chosen: dict[str, object] = {name: value for name, value in parameters.items() if name in names and value is not None}
     return Page(notebook, exhibits, settings, chosen, tuple(requirements(exhibits, settings)))
 

@@ -23,7 +23,7 @@ def test_no_words_are_no_settings():
 
 @pytest.mark.parametrize(("word", "message"), [
     ("a", "'a' is not a setting; expected NAME=VALUE, e.g. -S a=3"), ("=3", "'=3' is not a setting; expected NAME=VALUE"),
-    ("a=[1", "the value of setting a is not valid YAML: .*; quote it, e.g. -S a="),
+    ("a=[1", r"the value of setting a: '\[1' is not valid YAML: .*; quote it, e.g. -S a="),
 ])
 def test_other_words_get_one_clear_line(word, message):
     with pytest.raises(ArchrepairError, match=message) as error:
