@@ -19,7 +19,7 @@ __all__ = ['app', 'main', 'train', 'localize_command', 'repair', 'evaluate', 'co
            'find_notebook', 'run', 'paper']
 
 # %% ../../nbs/cli/04_app.ipynb #183c72fa
-from .console import print_json, say, saying_notices, show
+from .console import print_json, replace_unencodable, say, saying_notices, show
 from .listing import choices
 from archrepair.cli.options import (
     Again,
@@ -77,6 +77,7 @@ app = typer.Typer(help="Find the block of a network that is to blame, search a b
 
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
+    replace_unencodable()
     try:
         with saying_notices():
             app(args=arguments, prog_name="archrepair")

@@ -94,8 +94,11 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Pa
 
 # %% ../../nbs/core/01_errors.ipynb #4c80d22b
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    "Write `text` in UTF-8, whole or not at all; returns the path. Raises what `write_atomic` raises."
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write `text` in UTF-8, whole or not at all; returns the path. Raises what `write_atomic` raises.
+
+    What UTF-8 cannot hold, as in the name of a file that was written in another encoding, becomes a question mark.
+    """
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
 
 
 def write_json(path: str | os.PathLike, content: object, *, ensure_ascii: bool = True) -> Path:

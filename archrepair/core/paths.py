@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['find_root', 'home']
+__all__ = ['find_root', 'home', 'file_name']
 
 # %% ../../nbs/core/04_paths.ipynb #c5664694
 def find_root(path: str | os.PathLike) -> Path | None:
@@ -28,3 +28,8 @@ def find_root(path: str | os.PathLike) -> Path | None:
 def home() -> Path:
     "The project's root: `ARCHREPAIR_HOME`, else the nearest checkout of archrepair above the current folder, else that folder."
     return Path(os.environ.get("ARCHREPAIR_HOME") or find_root(Path.cwd() / "here") or Path.cwd())
+
+# %% ../../nbs/core/04_paths.ipynb #8815e165
+def file_name(text: str) -> str:
+    "The same text with `~` in place of whatever some file system forbids in a name."
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "~", text)

@@ -100,10 +100,10 @@ def _write_cache(path: Path, images: np.ndarray, labels: np.ndarray, classes: Se
 
 def _pack_tiny(source: Path, folder: Path) -> None:
     "Pack the official Tiny-ImageNet tree; its validation images, whose labels are in a text file, are our test split."
-    classes = sorted((source / "wnids.txt").read_text().split())
+    classes = sorted((source / "wnids.txt").read_text(encoding="utf-8").split())
     rank = {wnid: i for i, wnid in enumerate(classes)}
     train = [(p, rank[p.parts[-3]]) for p in sorted((source / "train").glob("*/images/*.JPEG"))]
-    rows = [line.split("\t")[:2] for line in (source / "val" / "val_annotations.txt").read_text().splitlines()]
+    rows = [line.split("\t")[:2] for line in (source / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()]
     test = [(source / "val" / "images" / name, rank[wnid]) for name, wnid in rows]
     for split, files in (("train", train), ("test", test)):
         lazy = FolderImages([p for p, _ in files], 64)

@@ -27,7 +27,7 @@ __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', '
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, write_json, write_text
-from ..core.paths import home
+from ..core.paths import file_name, home
 from ..core.settings import OneOf, Seed, check_settings, checked
 from ..core.tiers import Tier, TierName, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
@@ -76,7 +76,7 @@ class Cell:
     def path(self, outputs: Path | None = None) -> Path:
         "The file of its record."
         cell = self.resolved()
-        name = f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}-s{cell.seed}"
+        name = file_name(f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}-s{cell.seed}")
         if cell.options:
             name += "-" + hashlib.sha256(json.dumps(cell.options).encode()).hexdigest()[:8]
         return outputs_of(cell.tier, outputs) / "records" / slug(cell.dataset) / slug(cell.model) / f"{name}.json"
@@ -130,7 +130,7 @@ class Record:
     def read(cls, path: Path) -> Record:
         "A record from its file. Raises `ArchrepairError` for a file that is not a record."
         try:
-            record = cls(**json.loads(path.read_text()), path=str(path))
+            record = cls(**json.loads(path.read_text(encoding="utf-8")), path=str(path))
             if not all(isinstance(part, dict) and part for part in (record.cell, record.metrics, record.repair, record.versions)):
                 raise ValueError("a part is empty")
             return record
@@ -245,7 +245,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
 def _claim(folder: Path, identity: dict) -> Path:
     "The checkpoints of a run; those that another run, with another `identity`, has left behind are removed."
     text, label = json.dumps(identity, indent=1), folder / "run.json"
-    if folder.exists() and not (label.is_file() and label.read_text() == text):
+    if folder.exists() and not (label.is_file() and label.read_text(encoding="utf-8") == text):
         shutil.rmtree(folder, ignore_errors=True)
     return write_text(label, text).parent
 

@@ -22,7 +22,7 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
-from ..core.paths import home
+from ..core.paths import file_name, home
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.images import STATISTICS, ImageSet, Normalize, holdout, pixels_of
@@ -83,7 +83,7 @@ def slug(name: str, split: str | None = None) -> str:
     if "/" in name or "\\" in name:
         kind, _, path = name.partition(":")
         name = f"{kind}~{Path(path.split(':')[0]).name}~{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    return name.replace(":", "~")
+    return file_name(name)
 
 
 def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:

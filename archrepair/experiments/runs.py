@@ -166,7 +166,7 @@ class Runs:
         """
         path, before = self.file(cell, "robust"), cell.method == "original"
         try:
-            content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             # what tells this network from another of the same name: its weights, or the cost of the run that made it
             mark = {"weights": weights} if before else self.record(cell, network=not content.get("right")).repair["cost"]
             packed = content["right"] if content.get("of") == mark else {}
@@ -186,7 +186,7 @@ class Runs:
     def evaluated(self, cell: Cell) -> set[str]:
         "The versions for which `right` has an answer."
         try:
-            return set(json.loads(self.file(cell, "robust").read_text())["right"])
+            return set(json.loads(self.file(cell, "robust").read_text(encoding="utf-8"))["right"])
         except (OSError, ValueError, KeyError, TypeError):
             return set()
 
@@ -206,7 +206,7 @@ class Runs:
             write_json(path, content)
             self.done.add(path)
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArchrepairError(f"cannot read {path} ({first_line(error)}); remove it") from None
 
@@ -219,7 +219,7 @@ def own(result: RepairResult) -> RepairResult:
 def _cost(folder: Path) -> dict | None:
     "The cost of the repair that was saved in a folder, which tells runs apart; None for a folder without a repair."
     try:
-        return json.loads((folder / "repair.json").read_text())["cost"]
+        return json.loads((folder / "repair.json").read_text(encoding="utf-8"))["cost"]
     except (OSError, ValueError, KeyError):
         return None
 

@@ -15,6 +15,7 @@ __all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'SMOKE_DATASETS', 'EXHIBITS', 'Se
 
 # %% ../../nbs/paper/02_exhibits.ipynb #94f1203b
 from ..core.errors import ArchrepairError, unknown
+from ..core.paths import file_name
 from ..core.registry import METHODS
 from ..core.settings import OneOf, Seed, Severity, WholeNumber, checked
 from ..core.tiers import TierName, resolve_tier
@@ -85,7 +86,7 @@ class Settings:
     def stem(self) -> str:
         "Networks, dataset and protocol as part of a file name, which tells the files of these settings from those of others."
         networks = "+".join(self.models) if len(self.models) < 3 else f"{len(self.models)}-networks"
-        return f"{networks}-{self.dataset}-{self.protocol}".replace(":", "~").replace("/", "~")
+        return file_name(f"{networks}-{self.dataset}-{self.protocol}")
 
     @property
     def uses_second_dataset(self) -> bool:

@@ -134,7 +134,7 @@ def _passes(cost: dict) -> float:
 def seconds_per_pass(model: str, dataset: str, tier: str, outputs: Path | None = None, device: str = "auto") -> float:
     "Seconds of one image's forward pass through a network in training, from records of the tier, else measured now."
     records = (outputs or home() / "outputs").glob(f"{tier}/records/*/{model}/*.json")
-    costs = [json.loads(path.read_text())["repair"]["cost"] for path in sorted(records)[:20]]
+    costs = [json.loads(path.read_text(encoding="utf-8"))["repair"]["cost"] for path in sorted(records)[:20]]
     rates = [cost["seconds"] / _passes(cost) for cost in costs if _passes(cost)]
     if rates:
         return median(rates)

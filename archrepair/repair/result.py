@@ -145,8 +145,8 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     directory = Path(directory)
     try:
-        info = json.loads((directory / "repair.json").read_text())
-        genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
+        info = json.loads((directory / "repair.json").read_text(encoding="utf-8"))
+        genotype = Genotype.from_json((directory / "genotype.json").read_text(encoding="utf-8")) if info["searched"] else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchrepairError(f"{directory} holds no saved repair ({first_line(error)}); give the folder that RepairResult.save "
                               "wrote") from None
