@@ -77,7 +77,17 @@ Share = Annotated[float, Within(0, 1)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 Severity = Annotated[int, Within(1, 5)]
 
-# %% ../../nbs/core/09_settings.ipynb #ebfbee9d
+# %% ../../nbs/core/09_settings.ipynb #ce2d87c8
+def _limits(kind: Any) -> list[Within | OneOf]:
+    "The range or names that an annotation carries; what others have put there is theirs."
+    return [limit for limit in get_args(kind)[1:] if isinstance(limit, (Within, OneOf))] if get_origin(kind) is Annotated else []
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    "The kinds of a union, or the only one."
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
 def fits(value: object, kind: Any) -> bool:
     """Is `value` of this kind: a type, a union, a `Literal`, a container of kinds, or one of these with a range?
 
@@ -87,7 +97,7 @@ def fits(value: object, kind: Any) -> bool:
     if kind in (Any, object):
         return True
     if origin is Annotated:
-        return fits(value, inner[0]) and all(limit.allows(value) for limit in inner[1:])
+        return fits(value, inner[0]) and (value is None or all(limit.allows(value) for limit in _limits(kind)))
     if origin in (Union, types.UnionType):
         return any(fits(value, member) for member in inner)
     if origin is Literal:
@@ -112,7 +122,7 @@ def _fits_sequence(value: object, origin: Any, inner: tuple[Any, ...]) -> bool:
         return len(value) == len(inner) and all(map(fits, value, inner))
     return not inner or all(fits(item, inner[0]) for item in value)
 
-# %% ../../nbs/core/09_settings.ipynb #dffe8519
+# %% ../../nbs/core/09_settings.ipynb #ee9848c5
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a mapping", type(None): "None", None: "None"}
 
 
@@ -120,7 +130,7 @@ def in_words(kind: Any) -> str:
     "What values are of this kind, as an error message puts it."
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return str(inner[1]) if isinstance(inner[1], OneOf) else in_words(inner[0]) + "".join(map(str, inner[1:]))
+        return _limited_words(inner[0], _limits(kind))
     if origin in (Union, types.UnionType):
         members = [in_words(member) for member in inner if member is not types.EllipsisType]
         return members[0] if len(members) == 1 else f"{', '.join(members[:-1])}, or {members[-1]}"
@@ -133,6 +143,14 @@ def in_words(kind: Any) -> str:
         return "a function"
     plain = origin or kind
     return _WORDS.get(plain) or f"a {getattr(plain, '__name__', plain)}"
+
+
+def _limited_words(kind: Any, limits: Sequence[Within | OneOf]) -> str:
+    "What values are of this kind and within these limits, which None, where it is of the kind, need not observe."
+    members = [member for member in _members(kind) if member is not type(None)]
+    names = next((str(limit) for limit in limits if isinstance(limit, OneOf)), None)
+    words = names or ", or ".join(map(in_words, members)) + "".join(map(str, limits))
+    return f"{words}, or None" if len(members) < len(_members(kind)) else words
 
 # %% ../../nbs/core/09_settings.ipynb #55cb5849
 _CORE_SCHEMA: dict[str, tuple[str, Callable[[str], object]]] = {
@@ -171,7 +189,7 @@ def read_value(text: str) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ArchrepairError(f"{_shown(text)} is not valid YAML: {first_line(error)[:120]}; quote it") from None
 
-# %% ../../nbs/core/09_settings.ipynb #e7f489a8
+# %% ../../nbs/core/09_settings.ipynb #c5f24688
 _FLAGS = {"yes": True, "on": True, "true": True, "1": True, "no": False, "off": False, "false": False, "0": False}
 
 
@@ -183,14 +201,9 @@ class Setting:
     kind: Any = Any
     default: Any = ...
 
-    @property
-    def members(self) -> tuple[Any, ...]:
-        "The kinds of a union, or the only one."
-        return get_args(self.kind) if get_origin(self.kind) in (Union, types.UnionType) else (self.kind,)
-
     def _takes(self, plain: type) -> bool:
         "Is one of its kinds this one, with a range or without?"
-        return any((get_args(member)[0] if get_origin(member) is Annotated else member) is plain for member in self.members)
+        return any((get_args(member)[0] if get_origin(member) is Annotated else member) is plain for member in _members(self.kind))
 
     def check(self, value: Any) -> Any:
         "The value, of numpy's or torch's scalars Python's own. Raises `ArchrepairError` where it does not fit."
@@ -198,10 +211,9 @@ class Setting:
             value = value.item()
         if fits(value, self.kind):
             return value
-        for member in self.members:
-            limits = get_args(member)[1:] if get_origin(member) is Annotated else ()
-            if isinstance(value, str) and limits and isinstance(limits[0], OneOf):
-                raise unknown(limits[0].what or self.name, value, limits[0].names)
+        for limit in (limit for member in _members(self.kind) for limit in _limits(member)):
+            if isinstance(value, str) and isinstance(limit, OneOf):
+                raise unknown(limit.what or self.name, value, limit.names)
         raise ArchrepairError(f"{self.name} is {_shown(value)}; expected {in_words(self.kind)}")
 
     def read(self, text: str) -> Any:
@@ -227,7 +239,7 @@ def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
 
-# %% ../../nbs/core/09_settings.ipynb #73eb5c97
+# %% ../../nbs/core/09_settings.ipynb #e0d9ab2e
 @functools.cache
 def settings_of(owner: Callable[..., Any]) -> dict[str, Setting]:
     "The settings that a function or a class takes by name, from its signature."
@@ -268,10 +280,10 @@ def check_settings(owner: Callable[..., Any], values: Mapping[str, Any]) -> dict
 
 def unknown_setting(owner: Any, name: str, known: Iterable[str]) -> UnknownSetting:
     "The error for an option that `owner`, a class, a function or a name, does not have; with the nearest of those `known`."
-    label = owner if isinstance(owner, str) else getattr(owner, "name", "") or owner.__name__
+    label = owner if isinstance(owner, str) else getattr(owner, "name", "") or owner.__qualname__
     return UnknownSetting(str(unknown(f"option of {label}", name, known)))
 
-# %% ../../nbs/core/09_settings.ipynb #032e4232
+# %% ../../nbs/core/09_settings.ipynb #26b9f9bd
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -289,11 +301,13 @@ def checked(target: F) -> F:
 def _checked_function(function: Any, owner: Any) -> Any:
     parameters = inspect.signature(function).parameters
     positional = [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    passes_on = owner is function and any(each.kind is each.VAR_KEYWORD for each in parameters.values())  # to whom, it must know
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         settings = settings_of(owner)
         fitting = [settings[name].check(value) if name in settings else value for name, value in zip(positional, args)]
-        return function(*fitting, *args[len(fitting):], **check_settings(owner, options))
+        others = {name: options.pop(name) for name in list(options) if name not in settings} if passes_on else {}
+        return function(*fitting, *args[len(fitting):], **check_settings(owner, options), **others)
 
     return call
