@@ -69,6 +69,7 @@ from archrepair.cli.options import (
 )
 from ..core.errors import ArchrepairError, unknown, write_atomic
 from ..core.labels import TEST_SETS
+from ..core.settings import Severity, Within, checked
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -94,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #bc9cc748
 @app.command()
+@checked
 def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
           out: Annotated[Path | None, typer.Option(help="where to put the weights; default: the tier's cache of originals")] = None,
           force: Annotated[bool, typer.Option(help="train again where there are weights already")] = False, as_json: Json = False) -> None:
@@ -110,6 +112,7 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
+@checked
 def localize_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                      tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
                      blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", as_json: Json = False) -> None:
@@ -118,8 +121,9 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
 
+    cell = Cell("archrepair", model, dataset, seed, tier, protocol)
     unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device)
-    scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), unrepaired)[1]
+    scenario = scenario_of(cell, unrepaired)[1]
     localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, k=k)
     if as_json:
         return print_json(localization.to_dict())
@@ -131,6 +135,7 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
 
 # %% ../../nbs/cli/04_app.ipynb #b7bbc1b3
 @app.command()
+@checked
 def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
            strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
@@ -188,6 +193,7 @@ def _show_record(record: Any) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()
+@checked
 def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
              tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
@@ -212,6 +218,7 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
 
 # %% ../../nbs/cli/04_app.ipynb #5da8f079
 @app.command()
+@checked
 def compare(model: Model = "resnet18", weights: Weights = None, dataset: Dataset = "auto", tier: TierName = "auto", seeds: Seeds = "0",
             protocol: Protocol = "clean", device: Device = "auto", methods: Methods = None, blocks: OracleBlocks = None,
             corruptions: Corruptions = None, epochs: Epochs = None, out: RecordFolder = None,
@@ -251,6 +258,7 @@ def _show_comparison(title: str, frame: Any, remarks: str) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #b04800aa
 @app.command()
+@checked
 def report(folders: Annotated[list[Path], typer.Argument(help="folder of a repair; several are compared")],
            out: Annotated[Path | None, typer.Option("--out", "-o", help="page that compares several; default: compare.html")] = None,
            as_json: Json = False) -> None:
@@ -273,9 +281,10 @@ def report(folders: Annotated[list[Path], typer.Argument(help="folder of a repai
 
 # %% ../../nbs/cli/04_app.ipynb #30d98b4a
 @app.command()
+@checked
 def corrupt(dataset: Dataset = "cifar10", corruption: CorruptionName = "gaussian_noise",
-            severity: Annotated[int, typer.Option(help="1 to 5")] = 3,
-            limit: Annotated[int | None, typer.Option(help="only the first N images")] = None,
+            severity: Annotated[Severity, typer.Option(help="1 to 5")] = 3,
+            limit: Annotated[int | None, Within(1), typer.Option(help="only the first N images")] = None,
             out: Annotated[Path, typer.Option("--out", "-o", help="npz file to write")] = Path("corrupted.npz"),
             as_json: Json = False) -> None:
     "Write a corrupted test set as arrays `images`, `labels` and `classes`, in the test set's order."
@@ -289,6 +298,7 @@ def corrupt(dataset: Dataset = "cifar10", corruption: CorruptionName = "gaussian
 
 # %% ../../nbs/cli/04_app.ipynb #4e6f6f69
 @app.command("list")
+@checked
 def list_command(what: ListName,
                  pattern: Annotated[str, typer.Argument(help="only names that match, e.g. 'torchvision:mobile*'")] = "*",
                  model: Model = "resnet18", as_json: Json = False) -> None:
@@ -319,6 +329,7 @@ def find_notebook(name: str, root: Path) -> Path:
 
 
 @app.command()
+@checked
 def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a notebook")], parameter: Parameters = None,
         out: NotebookPath = None, as_json: Json = False) -> None:
     "Execute a notebook of the paper with papermill."
@@ -338,6 +349,7 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
 
 # %% ../../nbs/cli/04_app.ipynb #ad5b8678
 @app.command()
+@checked
 def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = "", datasets: PaperDatasets = "",
           methods: PaperMethods = "", corruption: PaperCorruptions = "auto", seeds: RunsPerCell = 0, protocol: Protocol = "clean",
           device: Device = "auto", jobs: Jobs = 0, recorded: Recorded = False, force: Again = False, dry_run: DryRun = False,

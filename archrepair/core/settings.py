@@ -189,7 +189,7 @@ def read_value(text: str) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ArchrepairError(f"{_shown(text)} is not valid YAML: {first_line(error)[:120]}; quote it") from None
 
-# %% ../../nbs/core/09_settings.ipynb #c5f24688
+# %% ../../nbs/core/09_settings.ipynb #c7da1089
 _FLAGS = {"yes": True, "on": True, "true": True, "1": True, "no": False, "off": False, "false": False, "0": False}
 
 
@@ -206,10 +206,13 @@ class Setting:
         return any((get_args(member)[0] if get_origin(member) is Annotated else member) is plain for member in _members(self.kind))
 
     def check(self, value: Any) -> Any:
-        "The value, of numpy's or torch's scalars Python's own. Raises `ArchrepairError` where it does not fit."
+        """The value, of numpy's or torch's scalars Python's own. Objects of a class alone, such as a network, are not looked at.
+
+        Raises `ArchrepairError` where it does not fit.
+        """
         if getattr(value, "shape", None) == () and hasattr(value, "item") and hasattr(value, "dtype"):
             value = value.item()
-        if fits(value, self.kind):
+        if fits(value, self.kind) or not any(map(_is_plain, _members(self.kind))):
             return value
         for limit in (limit for member in _members(self.kind) for limit in _limits(member)):
             if isinstance(value, str) and isinstance(limit, OneOf):
@@ -232,6 +235,12 @@ class Setting:
             raise
         as_it_is = self._takes(str) and (not fits(value, self.kind) or isinstance(value, str) and text[:1] not in "'\"")
         return text if as_it_is else value
+
+
+def _is_plain(kind: Any) -> bool:
+    "Is it a kind of numbers, texts, flags or containers, with a range or without?"
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return (get_origin(plain) or plain) in (int, float, str, bool, list, tuple, dict, Sequence, Mapping, Literal, Union, types.UnionType)
 
 
 def _shown(value: object) -> str:

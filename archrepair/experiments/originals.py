@@ -23,6 +23,7 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
 from ..core.paths import file_name, home
+from ..core.settings import Count, checked
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.images import STATISTICS, ImageSet, Normalize, holdout, pixels_of
@@ -145,7 +146,7 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     Raises `ArchrepairError` for unknown names, for a checkpoint of another architecture, and for a normalization other than the dataset's
     where the network is trained here.
     """
-    tier = resolve_tier(tier)
+    tier, device = resolve_tier(tier), pick_device(device)
     base = parse_version(tier.dataset if dataset == "auto" else dataset)[0]
     train = load_dataset(base, "train")
     if len(train.labels.unique()) < 2:
@@ -153,7 +154,6 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     if base.startswith(("folder:", "npz:")):
         note_once(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
     network = build_network(model, train, tier, seed)
-    device = pick_device(device)
     path = Path(weights or out or weights_of(model, base, tier, seed, outputs))
     if not weights and path.suffix != ".safetensors":
         raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
@@ -202,10 +202,9 @@ def accuracy_of(unrepaired: Original, dataset: str) -> Score:
     return Score.of(is_correct(predict(unrepaired.network, test, unrepaired.transform), test.labels))
 
 # %% ../../nbs/experiments/01_originals.ipynb #48d413d4
-def write_version(name: str, out: str | Path, limit: int | None = None) -> ImageSet:
+@checked
+def write_version(name: str, out: str | Path, limit: Count | None = None) -> ImageSet:
     "Write the (first `limit`) test images of a dataset's version as an npz file in test order; returns them."
-    if limit is not None and limit < 1:
-        raise ArchrepairError(f"limit is {limit}; expected a number of images from 1")
     images = load_dataset(name, "test")
     images = images.select(torch.arange(len(images) if limit is None else min(limit, len(images))))
     pixels = images.batch(torch.arange(len(images))).numpy()

@@ -19,7 +19,7 @@ __all__ = ['PRESETS', 'Preset', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 
 # %% ../../nbs/02_finetuning.ipynb #49ac6da5
 from ..core.errors import ArchrepairError, unknown
-from ..core.settings import OneOf
+from ..core.settings import Count, OneOf, checked
 from ..data.scenario import RepairData
 from ..networks.blocks import block_holding, block_names, get_block, replace_block
 from .blockdata import BlockData, parcel
@@ -147,10 +147,11 @@ class Finetuned:
 LEVELS = ("neuron", "layer", "block", "network")
 
 
+@checked
 def finetune(model: nn.Module | BlockData, data: RepairData | None = None, *, level: str = "block", where: str | None = None,
              preset: str | Recipe = "default", line: Sequence[float] | None = None, start: nn.Module | None = None,
              origin: nn.Module | None = None, prepared: BlockData | None = None, meter: CostMeter | None = None,
-             checkpoint: str | Path | None = None, views: int = 1, failure_views: int = 1, precision: str | torch.dtype = "fp32",
+             checkpoint: str | Path | None = None, views: Count = 1, failure_views: Count = 1, precision: str | torch.dtype = "fp32",
              groups: Callable[[nn.Module], list[dict]] | None = None, **changes) -> Finetuned:
     """Fine-tune one neuron (`layer:channel`), layer, block, or the whole network on D_repair (§2.2).
 

@@ -350,6 +350,7 @@ class _Searcher:
         return remarks
 
 # %% ../../nbs/01_search.ipynb #252e1b04
+@checked
 def search(model: nn.Module | BlockData, block: str | None = None, data: RepairData | None = None, *, recipe: SearchRecipe | None = None,
            prepared: BlockData | None = None, checkpoint: str | Path | None = None, meter: CostMeter | None = None,
            precision: str | torch.dtype = "fp32", **changes) -> SearchResult:
