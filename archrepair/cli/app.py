@@ -355,13 +355,15 @@ def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = 
           device: Device = "auto", jobs: Jobs = 0, recorded: Recorded = False, force: Again = False, dry_run: DryRun = False,
           as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
+    from archrepair.data.datasets import split_versions
     from archrepair.experiments.runs import Runs
     from archrepair.paper.plan import plan, tasks
     from archrepair.paper.reproduce import reproduce
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
     missing = "skip" if recorded else "run"
-    pages = plan(tier=tier, only=only or (), models=split(models), datasets=split(datasets), methods=split(methods), corruption=corruption,
+    versions = split_versions(datasets) if datasets else []
+    pages = plan(tier=tier, only=only or (), models=split(models), datasets=versions, methods=split(methods), corruption=corruption,
                  seeds=seeds, protocol=protocol, missing=missing)
     if dry_run:
         return _show_plan(pages, [] if recorded else tasks(pages, Runs(device=device)), as_json)

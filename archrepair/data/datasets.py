@@ -19,6 +19,7 @@ __all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 
 from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 from ..core.paths import home
+from ..core.settings import Setting, Severity
 from ..corruptions.catalogue import corrupt
 from .archives import find_archive
 from .files import FolderImages, content_of, load_arrays, load_folder, read_arrays, read_folder, split_folders
@@ -40,7 +41,8 @@ def parse_version(name: str) -> tuple[str, str | None, int]:
     if base and Path(tail).expanduser().exists():  # a path may hold colons
         return name, None, 0
     if len(parts) >= 3 and parts[-1].isdecimal():
-        return base + ":".join(parts[:-2]), parts[-2], int(parts[-1])
+        severity = Setting(f"severity of {name}", Severity).check(int(parts[-1]))
+        return base + ":".join(parts[:-2]), parts[-2], severity
     if len(parts) == 1 or base:
         return name, None, 0
     raise ArchrepairError(f"{name!r} is not a version of a dataset; expected NAME or NAME:CORRUPTION:SEVERITY, e.g. cifar10:fog:3")

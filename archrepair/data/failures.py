@@ -26,7 +26,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     "Line numbers and cells of a CSV file that has the columns; cells are stripped and empty lines left out."
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:  # without a spreadsheet's byte-order mark
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
             head = [name.strip().lower() for name in next(reader, [])]
             if missing := [name for name in LIST_COLUMNS[:2] if name not in head]:
                 columns = ", ".join(head)[:80] or "it is empty"
@@ -55,9 +55,13 @@ def _class_of(text: str, classes: tuple[str, ...], where: str) -> int:
 def _listed(table: Path, like: ImageSet) -> dict[Path, int]:
     "Path and class of every row that is a failure."
     rows: dict[Path, tuple[int, int]] = {}  # path -> its class and the line that gave it
+    absent: list[str] = []
+    total = 0
     for number, row in _rows(table):
-        at = f"{table} row {number}, column"
+        at, total = f"{table} row {number}, column", total + 1
         path = _path_in(row["path"], table.parent, f"{at} path")
+        if not path.is_file():
+            absent.append(f"{at} path: there is no {path}")
         label = _class_of(row["label"], like.classes, f"{at} label")
         if row.get("predicted") and _class_of(row["predicted"], like.classes, f"{at} predicted") == label:
             continue
@@ -65,18 +69,19 @@ def _listed(table: Path, like: ImageSet) -> dict[Path, int]:
         if before != label:
             raise ArchrepairError(f"{at} label: {row['path']} is {like.classes[label]} here and {like.classes[before]} in row {line}; "
                                   "expected one class per image")
+    if absent:
+        count = f" ({len(absent)} of {total} files are missing)" if len(absent) > 1 else ""
+        raise ArchrepairError(f"{absent[0]}{count}; expected an image file, with its path absolute or from {table.parent}")
     return {path: label for path, (label, _) in rows.items()}
 
 
 def _path_in(text: str, folder: Path, where: str) -> Path:
-    "The image file that a cell names, absolute or from `folder`."
+    "The path that a cell names, absolute or from `folder`. Raises `ArchrepairError` for what is not a path."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
     path = folder / Path(text).expanduser()
     if not path.is_file() and "\\" in text:  # written on Windows
-        path = folder / text.replace("\\", "/")
-    if not path.is_file():
-        raise ArchrepairError(f"{where}: there is no {path}; expected an image file, with its path absolute or from {folder}")
+        path = folder / Path(text.replace("\\", "/")).expanduser()
     return path
 
 # %% ../../nbs/data/08_failures.ipynb #dad403de
