@@ -122,8 +122,9 @@ def _fits_sequence(value: object, origin: Any, inner: tuple[Any, ...]) -> bool:
         return len(value) == len(inner) and all(map(fits, value, inner))
     return not inner or all(fits(item, inner[0]) for item in value)
 
-# %% ../../nbs/core/09_settings.ipynb #ee9848c5
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a mapping", type(None): "None", None: "None"}
+# %% ../../nbs/core/09_settings.ipynb #a711a4ac
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a mapping", Mapping: "a mapping",
+                          type(None): "None", None: "None", Any: "anything", object: "anything"}
 
 
 def in_words(kind: Any) -> str:
@@ -137,8 +138,9 @@ def in_words(kind: Any) -> str:
     if origin is Literal:
         return f"{', '.join(map(repr, inner[:-1]))} or {inner[-1]!r}"
     if origin in (list, tuple, Sequence):
-        count = f"{len(inner)} values" if origin is tuple and inner[-1] is not ... else "values"
-        return f"a list of {count}, each {in_words(inner[0])}" if inner else "a list"
+        fixed = origin is tuple and inner[-1] is not ...
+        alike = f", each {in_words(inner[0])}" if not fixed or len(set(inner)) == 1 else ""
+        return f"a list of {f'{len(inner)} ' if fixed else ''}values{alike}"
     if Callable in (origin, kind):
         return "a function"
     plain = origin or kind
