@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['find_root', 'home', 'file_name']
+__all__ = ['find_root', 'home', 'file_name', 'expand']
 
 # %% ../../nbs/core/04_paths.ipynb #c5664694
 def find_root(path: str | os.PathLike) -> Path | None:
@@ -33,3 +33,11 @@ def home() -> Path:
 def file_name(text: str) -> str:
     "The same text with `~` in place of whatever some file system forbids in a name."
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "~", text)
+
+# %% ../../nbs/core/04_paths.ipynb #e14f4d5a
+def expand(path: str | os.PathLike) -> Path:
+    "The path with the home folder in place of `~`; as it is where there is no such user."
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

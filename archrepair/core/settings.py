@@ -122,9 +122,11 @@ def _fits_sequence(value: object, origin: Any, inner: tuple[Any, ...]) -> bool:
         return len(value) == len(inner) and all(map(fits, value, inner))
     return not inner or all(fits(item, inner[0]) for item in value)
 
-# %% ../../nbs/core/09_settings.ipynb #a711a4ac
-_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a mapping", Mapping: "a mapping",
-                          type(None): "None", None: "None", Any: "anything", object: "anything"}
+# %% ../../nbs/core/09_settings.ipynb #feab3699
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a mapping", Mapping: "a mapping",
+    type(None): "None", None: "None", Any: "anything", object: "anything",
+}
 
 
 def in_words(kind: Any) -> str:

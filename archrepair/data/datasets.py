@@ -18,7 +18,7 @@ __all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 
 # %% ../../nbs/data/07_datasets.ipynb #f6b7beac
 from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
-from ..core.paths import home
+from ..core.paths import expand, home
 from ..core.settings import Setting, Severity
 from ..corruptions.catalogue import corrupt
 from .archives import find_archive
@@ -38,7 +38,7 @@ def parse_version(name: str) -> tuple[str, str | None, int]:
     kind, _, rest = name.partition(":")
     base, tail = (f"{kind}:", rest) if kind in ("folder", "npz") else ("", name)
     parts = tail.split(":")
-    if base and Path(tail).expanduser().exists():  # a path may hold colons
+    if base and expand(tail).exists():  # a path may hold colons
         return name, None, 0
     if len(parts) >= 3 and parts[-1].isdecimal():
         severity = Setting(f"severity of {name}", Severity).check(int(parts[-1]))
@@ -115,7 +115,7 @@ def _pack_tiny(source: Path, folder: Path) -> None:
 def _user_path(base: str) -> Path | None:
     "The path in a name such as `folder:~/photos` or `npz:a.npz`; None for the name of another dataset."
     kind, _, path = base.partition(":")
-    return Path(path).expanduser() if kind in ("folder", "npz") and path else None
+    return expand(path) if kind in ("folder", "npz") and path else None
 
 
 def _load_imagenet(root: Path, split: str, image_size: int | None) -> ImageSet:

@@ -14,6 +14,7 @@ __all__ = ['LIST_COLUMNS', 'load_failures']
 
 # %% ../../nbs/data/08_failures.ipynb #737b0119
 from ..core.errors import ArchrepairError, NoFailures, first_line, unknown
+from ..core.paths import expand
 from .files import FolderImages, read_files
 from .images import ImageSet
 from .pictures import class_folders, image_files, survey
@@ -79,9 +80,9 @@ def _path_in(text: str, folder: Path, where: str) -> Path:
     "The path that a cell names, absolute or from `folder`. Raises `ArchrepairError` for what is not a path."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
-    path = folder / Path(text).expanduser()
+    path = folder / expand(text)
     if not path.is_file() and "\\" in text:  # written on Windows
-        path = folder / Path(text.replace("\\", "/")).expanduser()
+        path = folder / expand(text.replace("\\", "/"))
     return path
 
 # %% ../../nbs/data/08_failures.ipynb #dad403de
@@ -106,7 +107,7 @@ def load_failures(source: str | Path, like: ImageSet) -> ImageSet:
     `like` are usually the training images. Raises `ArchrepairError`, naming row and column, for whatever cannot be right, and
     `NoFailures` where nothing is left.
     """
-    source = Path(source).expanduser()
+    source = expand(source)
     if not source.exists():
         raise ArchrepairError(f"{source} does not exist; give a CSV file with columns path and label, or a folder with one folder "
                               "per class")

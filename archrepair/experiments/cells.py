@@ -267,6 +267,7 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
         log(f"{path} is complete already; --force repairs again")
         return record
     method_of(cell, resolve_tier(cell.tier))  # better to know what is wrong now than after the repair
+    parse_version(cell.dataset)
     fresh = not folder.exists()
     write_text(folder / ".writable", "").unlink()
 

@@ -22,7 +22,7 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
-from ..core.paths import file_name, home
+from ..core.paths import expand, file_name, home
 from ..core.settings import Count, checked
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
@@ -79,7 +79,7 @@ def slug(name: str, split: str | None = None) -> str:
         kind, _, path = base.partition(":")
         content = fingerprint(base, split) or hashlib.sha256(path.encode()).hexdigest()
         version = f"~{corruption}~{severity}" if corruption else ""
-        folder = re.sub(r"[^\w.-]", "_", Path(path).expanduser().name)
+        folder = re.sub(r"[^\w.-]", "_", expand(path).name)
         return f"{kind}~{folder}~{content[:8]}{version}"
     if "/" in name or "\\" in name:
         kind, _, path = name.partition(":")
