@@ -156,7 +156,7 @@ def _limited_words(kind: Any, limits: Sequence[Within | OneOf]) -> str:
     words = names or ", or ".join(map(in_words, members)) + "".join(map(str, limits))
     return f"{words}, or None" if len(members) < len(_members(kind)) else words
 
-# %% ../../nbs/core/09_settings.ipynb #55cb5849
+# %% ../../nbs/core/09_settings.ipynb #f812d416
 _CORE_SCHEMA: dict[str, tuple[str, Callable[[str], object]]] = {
     "null": ("null|Null|NULL|~|", lambda text: None),
     "bool": ("true|True|TRUE|false|False|FALSE", lambda text: text[0] in "tT"),
@@ -171,7 +171,7 @@ def _loader() -> Any:
     "A safe loader of PyYAML that reads plain words by the core schema of YAML 1.2."
     import yaml
 
-    loader = type("CoreLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": {}})
+    loader: Any = type("CoreLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": {}})
     for kind, (pattern, convert) in _CORE_SCHEMA.items():
         tag = f"tag:yaml.org,2002:{kind}"
         loader.add_implicit_resolver(tag, re.compile(f"(?:{pattern})\\Z"), None)
@@ -253,9 +253,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
 
 # %% ../../nbs/core/09_settings.ipynb #e0d9ab2e
-@functools.cache
 def settings_of(owner: Callable[..., Any]) -> dict[str, Setting]:
     "The settings that a function or a class takes by name, from its signature."
+    return _read_signature(owner)
+
+
+@functools.cache
+def _read_signature(owner: Any) -> dict[str, Setting]:
     functions = [vars(kind)["__init__"] for kind in owner.__mro__ if "__init__" in vars(kind)] if isinstance(owner, type) else [owner]
     settings: dict[str, Setting] = {}
     for function in functions:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -227,7 +227,7 @@ def reweight(s: np.ndarray, g: np.ndarray, member: np.ndarray, deviation: str = 
 # %% ../../nbs/00_localization.ipynb #765656a1
 @torch.inference_mode(False)
 @checked
-def localize(model: nn.Module, data: RepairData, blocks: Sequence[str] | None = None, *, measure: str = "tarantula",
+def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None, *, measure: str = "tarantula",
              activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: Count = 50, ties: str = "exact",
              smooth: NotNegative = 0.0, n_train: Count | None = 10_000, precision: str | torch.dtype = "fp32", batch_size: Count = 256,
              device: str | torch.device | None = None, meter: CostMeter | None = None) -> Localization:
