@@ -88,6 +88,36 @@ def test_public_names_are_grouped_from_the_ground_up():
     assert packages == sorted(packages, key=LAYERS.index)
 
 
+def test_nothing_needs_what_windows_lacks():
+    "Modules and functions of POSIX are blocked once the libraries are loaded; a repair's cost is then counted without its memory."
+    program = f"""
+import os, sys
+import matplotlib.pyplot, nbclient, pandas, papermill, rich.console, rich.progress, scipy.stats
+import seaborn, sklearn.datasets, torch, torchvision, typer
+for name in ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "curses", "readline", "syslog"):
+    sys.modules[name] = None
+for name in ("fork", "getuid", "geteuid", "sysconf", "uname", "killpg", "sched_getaffinity", "mkfifo"):
+    delattr(os, name)
+import importlib
+for module in {MODULES!r}:
+    importlib.import_module("archrepair." + module)
+from archrepair.training.cost import CostMeter
+meter = CostMeter()
+with meter.running():
+    meter.add(1)
+print(meter.forwards, meter.peak_bytes)
+"""
+    assert python(program).split() == ["1.0", "0"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_of_text_are_read_and_written_in_a_named_encoding(module):
+    "Elsewhere the default is that of the machine."
+    for node in ast.walk(tree_of(file_of(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+            assert "encoding" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'repiar'"):
         archrepair.repiar  # noqa: B018

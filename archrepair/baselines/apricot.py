@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ __all__ = ['DIRECTIONS', 'STARTS', 'PRESETS', 'signs_of', 'combination', 'flat',
            'train_reduced', 'adjust', 'run_sweeps', 'Apricot']
 
 # %% ../../nbs/baselines/apricot.ipynb #dc39dbac
-from .parts.common import Baseline, Problem, require
+from .parts.common import Baseline, Problem
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown
+from ..core.settings import Count, NotNegative, OneOf, WholeNumber, Within, checked
 from ..data.images import holdout
 from ..nas.supernet import recalibrate
 from ..networks.admission import device_of
@@ -224,6 +226,7 @@ PRESETS: dict[str, dict] = {
 }
 
 
+@checked
 @dataclass
 class Apricot(Baseline):
     """Apricot (Zhang and Chan, 2019): move all weights towards networks trained on parts of the data that are right where this one fails.
@@ -238,39 +241,30 @@ class Apricot(Baseline):
       adjustments in a row without a gain end the repair.
     """
 
-    preset: str = "default"
-    epochs: int = 10
-    start: str | None = None
-    reduced: int | None = None
-    subset: float | None = None
-    reduced_epochs: int | None = None
-    reduced_lr: float | None = None
-    eta: float = 1e-3
-    direction: str = "both"
-    batch: int | None = None
-    sweeps: int | None = None
-    retrain_epochs: int | None = None
-    lr: float | None = None
-    patience: int | None = None
+    preset: Annotated[str, OneOf(PRESETS, "preset of Apricot")] = "default"
+    epochs: WholeNumber = 10
+    start: Annotated[str, OneOf(STARTS, "start of Apricot's reduced networks")] | None = None
+    reduced: Count | None = None
+    subset: Annotated[float, Within(0, 1, above=True)] | None = None
+    reduced_epochs: WholeNumber | None = None
+    reduced_lr: NotNegative | None = None
+    eta: NotNegative = 1e-3
+    direction: Annotated[str, OneOf(DIRECTIONS, "direction of Apricot")] = "both"
+    batch: WholeNumber | None = None
+    sweeps: WholeNumber | None = None
+    retrain_epochs: WholeNumber | None = None
+    lr: NotNegative | None = None
+    patience: Count | None = None
     name: str = "apricot"
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise unknown("preset of Apricot", self.preset, PRESETS)
         for key, value in PRESETS[self.preset].items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
-        if self.start not in STARTS:
-            raise unknown("start of Apricot's reduced networks", self.start, STARTS)
-        signs_of(torch.zeros(0, 1, dtype=torch.bool), self.direction)
-        require(self, epochs=0, reduced=1, eta=0.0, batch=0, sweeps=0, patience=1, subset=0.0, lr=0.0, reduced_lr=0.0)
-        if not 0 < self.subset <= 1:
-            raise ArchrepairError(f"subset is {self.subset}; expected a share of the training images above 0, up to 1")
         if self.reduced_epochs is None:
             self.reduced_epochs = max(1, round(self.epochs / 2 / (self.reduced * self.subset)))
         if self.retrain_epochs is None:
             self.retrain_epochs = round(self.epochs / 2 / max(1, self.sweeps))
-        require(self, reduced_epochs=0, retrain_epochs=0)
 
     def run_method(self, problem: Problem) -> nn.Module:
         "Train the reduced networks, then adjust and retrain."

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ __all__ = ['SEARCHES', 'LOCALIZATIONS', 'forward_impact', 'impacts', 'pareto_fro
            'spread_by_label', 'well_handled', 'Fitness', 'Arachne']
 
 # %% ../../nbs/baselines/arachne.ipynb #09af4826
-from .parts.common import Baseline, Problem, require
+from .parts.common import Baseline, Problem
 from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
 from .parts.swarm import OptimizationResult, constriction, differential_evolution, pso
-from ..core.errors import ArchrepairError, unknown
+from ..core.errors import ArchrepairError
+from ..core.settings import Count, NotNegative, OneOf, WholeNumber, Within, checked
 from ..data.images import ImageSet
 from ..nas.layout import lay_out, layout_of
 from ..training.evaluation import is_correct, predict
@@ -239,6 +241,7 @@ SEARCHES = ("pso", "de")
 LOCALIZATIONS = ("auto", "v1", "v2")
 
 
+@checked
 @dataclass
 class Arachne(Baseline):
     """Arachne (Sohn, Kang and Yoo, v1 2019, v2 2023): new values for the few weights most to blame, found by a population.
@@ -254,26 +257,22 @@ class Arachne(Baseline):
       step as a share of the layer's range of weights (0: no bound).
     """
 
-    search: str = "pso"
-    localization: str = "auto"
+    search: Annotated[str, OneOf(SEARCHES, "search of Arachne")] = "pso"
+    localization: Annotated[str, OneOf(LOCALIZATIONS, "localization of Arachne")] = "auto"
     layers: str | Sequence[str] | None = None
-    population: int = 100
-    iterations: int = 100
-    patience: int | None = None
-    positives: int | None = None
-    alpha: float = 10.0
-    phi: float = 4.1
-    pull: float | None = None
-    min_step: float = 0.0
+    population: Count = 100
+    iterations: WholeNumber = 100
+    patience: Count | None = None
+    positives: Count | None = None
+    alpha: NotNegative = 10.0
+    phi: Annotated[float, Within(4, above=True)] = 4.1
+    pull: NotNegative | None = None
+    min_step: NotNegative = 0.0
     name: str = "arachne"
 
     def __post_init__(self):
-        for what, known in (("search", SEARCHES), ("localization", LOCALIZATIONS)):
-            if getattr(self, what) not in known:
-                raise unknown(f"{what} of Arachne", getattr(self, what), known)
-        require(self, population=4 if self.search == "de" else 1, iterations=0, alpha=0.0, min_step=0.0)
-        require(self, **{what: 1 for what in ("patience", "positives") if getattr(self, what) is not None})
-        constriction(self.phi)
+        if self.search == "de" and self.population < 4:
+            raise ArchrepairError(f"population is {self.population}; expected a whole number from 4: search de combines three others")
 
     def run_method(self, problem: Problem) -> nn.Module:
         "Localize on the failures, search, and write the best member's values into a copy of the network."

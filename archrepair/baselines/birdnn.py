@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ __all__ = ['STYLES', 'TARGETS', 'nearest', 'Imitation', 'Penultimate', 'imitate'
 
 # %% ../../nbs/baselines/birdnn.ipynb #a3765992
 from .parts.channels import last_layer
-from .parts.common import Baseline, Problem, require
+from .parts.common import Baseline, Problem
 from archrepair.baselines.parts.multipliers import (
     Behavior,
     fold,
@@ -29,10 +30,11 @@ from archrepair.baselines.parts.multipliers import (
     scalable,
     search_multipliers,
 )
-from ..core.errors import ArchrepairError, unknown
+from ..core.errors import ArchrepairError
+from ..core.settings import Count, NotNegative, OneOf, WholeNumber, checked
 from ..networks.neurons import wire
 from ..networks.weights import put_tensors, tensors_of
-from ..repair.finetuning import PRESETS
+from ..repair.finetuning import PRESETS, Preset
 from ..training.evaluation import predict
 from ..training.fit import Recipe
 from ..training.rows import Features, Rows
@@ -55,6 +57,7 @@ def nearest(outputs: Tensor, pool: Tensor, labels: Tensor | None = None, pool_la
     return positions
 
 # %% ../../nbs/baselines/birdnn.ipynb #bbf91d2c
+@checked
 @dataclass(frozen=True)
 class Imitation(Recipe):
     """α·MSE of the negatives to their targets + β·MSE of the positives to what the original answers on them.
@@ -62,8 +65,8 @@ class Imitation(Recipe):
     Targets are the rows' `teacher`, negatives those marked in `imitate`.
     """
 
-    alpha: float = 0.5
-    beta: float = 0.5
+    alpha: NotNegative = 0.5
+    beta: NotNegative = 0.5
 
     def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None, imitate: Tensor | None = None) -> Tensor:
         "See above; both means are over their own rows, whatever the mix of the batch."
@@ -245,6 +248,7 @@ STYLES = ("retraining", "fine-tuning")
 TARGETS = ("logits", "features")
 
 
+@checked
 @dataclass
 class BIRDNN(Baseline):
     """BIRDNN (Liang et al., 2023): imitate the good behavior of the nearest positive sample, or scale responsible neurons.
@@ -258,32 +262,22 @@ class BIRDNN(Baseline):
       positives are scored.
     """
 
-    style: str = "retraining"
-    alpha: float = 0.5
-    beta: float = 0.5
-    target: str = "logits"
-    lr: float = 1e-3
-    round_epochs: int = 1
-    n_neurons: int = 20
+    style: Annotated[str, OneOf(STYLES, "style of BIRDNN")] = "retraining"
+    alpha: NotNegative = 0.5
+    beta: NotNegative = 0.5
+    target: Annotated[str, OneOf(TARGETS, "target of BIRDNN")] = "logits"
+    lr: NotNegative = 1e-3
+    round_epochs: Count = 1
+    n_neurons: Count = 20
     normalize: bool = False
-    particles: int = 20
-    iterations: int = 100
-    samples: int = 500
-    preset: str | Recipe = "default"
-    epochs: int = 10
-    views: int = 1
-    failure_views: int = 1
+    particles: Count = 20
+    iterations: WholeNumber = 100
+    samples: Count = 500
+    preset: Preset = "default"
+    epochs: WholeNumber = 10
+    views: Count = 1
+    failure_views: Count = 1
     name: str = "birdnn"
-
-    def __post_init__(self):
-        if self.style not in STYLES:
-            raise unknown("style of BIRDNN", self.style, STYLES)
-        if self.target not in TARGETS:
-            raise unknown("target of BIRDNN", self.target, TARGETS)
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
-        require(self, epochs=0, round_epochs=1, n_neurons=1, particles=1, iterations=0, samples=1, views=1, failure_views=1)
-        require(self, alpha=0.0, beta=0.0, lr=0.0)
 
     def run_method(self, problem: Problem) -> nn.Module:
         "One of the two styles. Raises `ArchrepairError` for a network that handles no training image."

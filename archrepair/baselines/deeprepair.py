@@ -18,9 +18,9 @@ __all__ = ['references', 'DeepRepair']
 # %% ../../nbs/baselines/deeprepair.ipynb #f22648ed
 from .parts.augmented import to_float
 from .parts.augmix import OPERATIONS, Mixer, Mixing, augmix
-from .parts.common import Problem, require
+from .parts.common import Problem
 from .parts.styles import find_stylizer, restyle
-from ..core.errors import ArchrepairError
+from ..core.settings import Count, Share, checked
 from ..corruptions.randomness import random_integers
 from ..data.images import ImageSet
 
@@ -49,6 +49,7 @@ def references(failures: ImageSet, clusters: int = 5, per_class: int = 100, seed
     return torch.cat(chosen)
 
 # %% ../../nbs/baselines/deeprepair.ipynb #c8bbd6fb
+@checked
 @dataclass
 class DeepRepair(Mixing):
     """DeepRepair (Yu et al., 2021): AugMix that may also repaint an image in the style of a failure, drawn from clusters of them.
@@ -58,17 +59,13 @@ class DeepRepair(Mixing):
     - `alpha` (0 to 1): how much of the style is used.
     """
 
-    clusters: int = 5
-    per_class: int = 100
+    clusters: Count = 5
+    per_class: Count = 100
     stylizer: str | Callable[[Tensor, Tensor], Tensor] = "haar-wct"
-    alpha: float = 1.0
+    alpha: Share = 1.0
     name: str = "deeprepair"
 
     def __post_init__(self):
-        super().__post_init__()
-        require(self, clusters=1, per_class=1, alpha=0.0)
-        if self.alpha > 1:
-            raise ArchrepairError(f"alpha is {self.alpha}; expected how much of the style is taken, 0 to 1")
         self._paint = self.stylizer
         if callable(self.stylizer):  # a record holds its name
             self.stylizer = f"{self.stylizer.__module__}:{getattr(self.stylizer, '__qualname__', type(self.stylizer).__qualname__)}"

@@ -17,8 +17,8 @@ __all__ = ['penultimate', 'Guide', 'with_failure', 'FewShot']
 # %% ../../nbs/baselines/fewshot.ipynb #20ed9af0
 from .parts.augmented import to_float, to_uint8
 from .parts.augmix import Mixer, Mixing, Plan
-from .parts.common import Problem, require
-from ..core.errors import ArchrepairError
+from .parts.common import Problem
+from ..core.settings import Count, Share, checked
 from ..corruptions.randomness import random_uniform
 from ..networks.blocks import split
 from ..training.fit import autocast
@@ -74,6 +74,7 @@ def with_failure(chains: Tensor, plan: Plan, failures: Tensor, share: Tensor) ->
     return torch.cat([chains, failures[:, None]], 1), torch.cat([(1 - share) * plan.weights, share], 1)
 
 # %% ../../nbs/baselines/fewshot.ipynb #011f25b4
+@checked
 @dataclass
 class FewShot(Mixing):
     """Few-Shot guided mixing (after Ren et al., 2020; a reconstruction): AugMix steered towards the failures in feature space.
@@ -85,15 +86,9 @@ class FewShot(Mixing):
     With 1 candidate and `lam_max` 0 this is AugMix.
     """
 
-    candidates: int = 4
-    lam_max: float = 0.3
+    candidates: Count = 4
+    lam_max: Share = 0.3
     name: str = "fewshot"
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, candidates=1, lam_max=0.0)
-        if self.lam_max > 1:
-            raise ArchrepairError(f"lam_max is {self.lam_max}; expected the largest weight of a failure, 0 to 1")
 
     def run_method(self, problem: Problem) -> nn.Module:
         "Fine-tune on images and guided mixes of them."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -15,10 +16,10 @@ from torch import nn
 __all__ = ['largest_gradients', 'Levels']
 
 # %% ../../nbs/baselines/levels.ipynb #40ffb048
-from .parts.common import Problem, require
+from .parts.common import Problem
 from .retrain import Retrain
 from ..core.copies import duplicate
-from ..core.errors import unknown
+from ..core.settings import Count, OneOf, checked
 from ..data.scenario import RepairData
 from ..networks.admission import device_of
 from ..networks.blocks import block_holding, block_names, freeze
@@ -52,6 +53,7 @@ def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 10
     return {"neuron": f"{neuron['layer']}:{neuron['channel']}", "layer": mean("layer"), "block": mean("block"), "network": None}
 
 # %% ../../nbs/baselines/levels.ipynb #3ff768a3
+@checked
 @dataclass
 class Levels(Retrain):
     """Fine-tuning at one level (§2.2): the neuron, layer or block with the largest failure gradient, or the whole network.
@@ -59,15 +61,9 @@ class Levels(Retrain):
     `level` is one of `finetuning.LEVELS`; `n_failures` (≥ 1) failures, drawn at random, choose the place. The rest is as in `Retrain`.
     """
 
-    level: str = "block"
-    n_failures: int = 100
+    level: Annotated[str, OneOf(LEVELS)] = "block"
+    n_failures: Count = 100
     name: str = "finetune"
-
-    def __post_init__(self):
-        if self.level not in LEVELS:
-            raise unknown("level", self.level, LEVELS)
-        super().__post_init__()
-        require(self, n_failures=1)
 
     def place(self, problem: Problem) -> tuple[str, str | None]:
         "The level, and the part with the largest gradient; see `largest_gradients`."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,12 @@ __all__ = ['LOWEST', 'SCOPES', 'label_accuracy', 'deployed_accuracy', 'diagnose'
 
 # %% ../../nbs/baselines/mode.ipynb #fb88e93d
 from .parts.channels import activations, only_rows, own_parameters
-from .parts.common import Baseline, Problem, require
-from ..core.errors import ArchrepairError, unknown
+from .parts.common import Baseline, Problem
+from ..core.settings import Count, NotNegative, OneOf, WholeNumber, Within, checked
 from ..data.images import holdout
 from ..networks.neurons import Wiring, wire
 from ..networks.weights import put_tensors, tensors_of
-from ..repair.finetuning import PRESETS
+from ..repair.finetuning import PRESETS, Preset
 from ..training.evaluation import predict
 from ..training.fit import Recipe
 from ..training.rows import Features, Rows
@@ -288,6 +289,7 @@ def _train_round(problem: Problem, method: MODE, network: nn.Module, rows: Rows,
 SCOPES = ("neurons", "model")
 
 
+@checked
 @dataclass
 class MODE(Baseline):
     """MODE (Ma et al., 2018): retrain the neurons behind the worst label on inputs chosen by their state.
@@ -301,33 +303,21 @@ class MODE(Baseline):
     - `preset` is the recipe (`finetuning.PRESETS`, or a `Recipe`); `views` and `failure_views` are the numbers of augmented views.
     """
 
-    scope: str = "neurons"
-    theta: float = 0.92
-    gamma: float = 0.10
-    alpha: float = 0.25
-    top_k: float = 0.10
-    distance: float = 0.01
-    rounds: int = 5
-    round_epochs: int = 3
-    batch: int | None = None
-    n_train: int | None = 10_000
-    preset: str | Recipe = "default"
-    epochs: int = 10
-    views: int = 1
-    failure_views: int = 1
+    scope: Annotated[str, OneOf(SCOPES, "scope of MODE")] = "neurons"
+    theta: NotNegative = 0.92
+    gamma: NotNegative = 0.10
+    alpha: Annotated[float, Within(0, 1, below=True)] = 0.25
+    top_k: Annotated[float, Within(0, 1, above=True)] = 0.10
+    distance: NotNegative = 0.01
+    rounds: Count = 5
+    round_epochs: Count = 3
+    batch: Count | None = None
+    n_train: Count | None = 10_000
+    preset: Preset = "default"
+    epochs: WholeNumber = 10
+    views: Count = 1
+    failure_views: Count = 1
     name: str = "mode"
-
-    def __post_init__(self):
-        if self.scope not in SCOPES:
-            raise unknown("scope of MODE", self.scope, SCOPES)
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
-        require(self, epochs=0, rounds=1, round_epochs=1, views=1, failure_views=1)
-        require(self, theta=0.0, gamma=0.0, alpha=0.0, top_k=0.0, distance=0.0)
-        require(self, **{name: 1 for name in ("batch", "n_train") if getattr(self, name) is not None})
-        if not (self.alpha < 1 and 0 < self.top_k <= 1):
-            raise ArchrepairError(f"alpha is {self.alpha} and top_k {self.top_k}; expected shares, alpha from 0 to below 1 and "
-                                  "top_k above 0 to 1")
 
     def run_method(self, problem: Problem) -> nn.Module:
         "Rounds of looking, choosing and training."

@@ -13,12 +13,12 @@ from torch import nn
 __all__ = ['Retrain']
 
 # %% ../../nbs/baselines/retrain.ipynb #1508a5f7
-from .parts.common import Baseline, Problem, require
-from ..core.errors import unknown
-from ..repair.finetuning import PRESETS, finetune
-from ..training.fit import Recipe
+from .parts.common import Baseline, Problem
+from ..core.settings import Count, WholeNumber, checked
+from ..repair.finetuning import Preset, finetune
 
 # %% ../../nbs/baselines/retrain.ipynb #df497e1b
+@checked
 @dataclass
 class Retrain(Baseline):
     """Fine-tune the whole network on the repair set: the control every method must beat.
@@ -27,16 +27,11 @@ class Retrain(Baseline):
     `failure_views` (≥ 1) are the numbers of augmented views of each training image and failure.
     """
 
-    preset: str | Recipe = "default"
-    epochs: int = 10
-    views: int = 1
-    failure_views: int = 1
+    preset: Preset = "default"
+    epochs: WholeNumber = 10
+    views: Count = 1
+    failure_views: Count = 1
     name: str = "retrain"
-
-    def __post_init__(self):
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
-        require(self, epochs=0, views=1, failure_views=1)
 
     def place(self, problem: Problem) -> tuple[str, str | None]:
         "The level and the name of what is trained: here the network, all of it."

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ __all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross',
 
 # %% ../../nbs/baselines/sensei.ipynb #9a64e6cd
 from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
-from .parts.common import Problem, require
+from .parts.common import Problem
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import evaluating
+from ..core.settings import Count, OneOf, Share, Within, checked
 from ..corruptions.randomness import image_keys, random_uniform
 from ..networks.outputs import logits_of
 from ..training.cost import CostMeter
@@ -230,6 +232,7 @@ class Search:
         self.visits, self.epochs = state["visits"], state["epochs"]
 
 # %% ../../nbs/baselines/sensei.ipynb #432d61c9
+@checked
 @dataclass
 class Sensei(Augmented):
     """SENSEI (Gao et al., 2020): retrain on the worst of every image's variants, which a genetic search makes worse epoch by epoch.
@@ -242,29 +245,22 @@ class Sensei(Augmented):
     - `max_confusions`: from that time on that an epoch mistakes one class for the same other, the second worst is taken (None: never).
     """
 
-    population: int = 10
-    elite: int = 4
-    mutation: float = 0.6
-    threshold: float = 1e-3
-    genes: Sequence[str] = tuple(GENES)
-    padding: str = "zeros"
-    max_confusions: int | None = None
+    population: Annotated[int, Within(3)] = 10
+    elite: Annotated[int, Within(2)] = 4
+    mutation: Share = 0.6
+    threshold: Annotated[float, Within(0, infinite=True)] = 1e-3
+    genes: str | Sequence[str] = tuple(GENES)
+    padding: Annotated[str, OneOf(PADDINGS)] = "zeros"
+    max_confusions: Count | None = None
     name: str = "sensei"
 
     def __post_init__(self):
-        super().__post_init__()
         self.genes = (self.genes,) if isinstance(self.genes, str) else tuple(self.genes)
-        if self.padding not in PADDINGS:
-            raise unknown("padding", self.padding, PADDINGS)
         for gene in self.genes or ("",):
             if gene not in GENES:
                 raise unknown("gene", gene, GENES)
-        require(self, elite=2, mutation=0.0, threshold=0.0)
-        require(self, population=self.elite + 1)
-        if self.mutation > 1:
-            raise ArchrepairError(f"mutation is {self.mutation}; expected a probability, 0 to 1")
-        if self.max_confusions is not None:
-            require(self, max_confusions=1)
+        if self.population <= self.elite:
+            raise ArchrepairError(f"population is {self.population}; expected a whole number from {self.elite + 1}, more than the elite")
 
     def run_method(self, problem: Problem) -> nn.Module:
         "Search and train in turn, batch by batch."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -16,11 +17,12 @@ from torch import nn
 __all__ = ['VARIANTS', 'failure_gradient', 'relative_norms', 'layers', 'layer_rates', 'Surgical']
 
 # %% ../../nbs/baselines/surgical.ipynb #4a37668a
-from .parts.common import Baseline, Problem, require
-from ..core.errors import ArchrepairError, unknown
+from .parts.common import Baseline, Problem
+from ..core.errors import ArchrepairError
+from ..core.settings import Count, OneOf, WholeNumber, checked
 from ..networks.blocks import block_names, get_block
 from ..networks.outputs import logits_of
-from ..repair.finetuning import PRESETS, finetune
+from ..repair.finetuning import PRESETS, Preset, finetune
 from ..training.fit import Recipe, autocast
 
 # %% ../../nbs/baselines/surgical.ipynb #7cc82ef3
@@ -82,6 +84,7 @@ def layer_rates(tail: nn.Module, rates: dict[str, float], recipe: Recipe) -> lis
 VARIANTS = ("block", "auto-rgn")
 
 
+@checked
 @dataclass
 class Surgical(Baseline):
     """Surgical fine-tuning (Lee et al., 2023): tune the block, or mostly the layers, with the largest relative gradient norm.
@@ -93,23 +96,18 @@ class Surgical(Baseline):
       `failure_views` are the numbers of augmented views of each training image and failure.
     """
 
-    variant: str = "block"
+    variant: Annotated[str, OneOf(VARIANTS, "variant of surgical fine-tuning")] = "block"
     block: str | None = None
-    preset: str | Recipe = "default"
-    epochs: int = 10
-    views: int = 1
-    failure_views: int = 1
+    preset: Preset = "default"
+    epochs: WholeNumber = 10
+    views: Count = 1
+    failure_views: Count = 1
     name: str = "surgical"
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise unknown("variant of surgical fine-tuning", self.variant, VARIANTS)
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
         if self.block is not None and self.variant != "block":
             raise ArchrepairError(f"variant {self.variant} tunes every layer and takes no block ({self.block}); leave it out, "
                                   "or use variant block")
-        require(self, epochs=0, views=1, failure_views=1)
 
     def run_method(self, problem: Problem) -> nn.Module:
         "Gradient norms on the failures, then `finetuning.finetune`."

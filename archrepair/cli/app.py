@@ -19,7 +19,7 @@ __all__ = ['app', 'main', 'train', 'localize_command', 'repair', 'evaluate', 'co
            'find_notebook', 'run', 'paper']
 
 # %% ../../nbs/cli/04_app.ipynb #183c72fa
-from .console import print_json, say, saying_notices, show
+from .console import print_json, replace_unencodable, say, saying_notices, show
 from .doctor import doctor_command
 from .listing import choices
 from archrepair.cli.options import (
@@ -71,9 +71,9 @@ from archrepair.cli.options import (
     split_names,
     trusted,
 )
-from ..core.errors import ArchrepairError, first_line, note, unknown, write_atomic
+from ..core.errors import ArchrepairError, note, unknown, write_atomic
 from ..core.labels import TEST_SETS
-from ..core.registry import STRATEGIES
+from ..core.settings import Severity, Within, checked
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -82,6 +82,7 @@ app = typer.Typer(help="Find the block of a network that is to blame, search a b
 
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
+    replace_unencodable()
     try:
         with saying_notices():
             app(args=arguments, prog_name="archrepair")
@@ -98,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #bc9cc748
 @app.command()
+@checked
 def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
           out: Annotated[Path | None, typer.Option(help="where to put the weights; default: the tier's cache of originals")] = None,
           force: Annotated[bool, typer.Option(help="train again where there are weights already")] = False, trust: Trust = False,
@@ -118,6 +120,7 @@ app.command("doctor")(doctor_command)
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")
+@checked
 def localize_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                      tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
                      blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", grad: Gradient = None, trust: Trust = False,
@@ -127,8 +130,9 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
 
+    cell = Cell("archrepair", model, dataset, seed, tier, protocol)
     unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, trust=trust, device=device)
-    scenario = scenario_of(Cell("archrepair", model, dataset, seed, tier, protocol), unrepaired)[1]
+    scenario = scenario_of(cell, unrepaired)[1]
     localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, grad=grad or "weight", k=k)
     if as_json:
         return print_json(localization.to_dict())
@@ -140,6 +144,7 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
 
 # %% ../../nbs/cli/04_app.ipynb #b7bbc1b3
 @app.command()
+@checked
 def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
            strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
@@ -151,15 +156,14 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     from archrepair.core.paths import home
     from archrepair.experiments.cells import Cell, repair_into
     from archrepair.experiments.runs import method_cell
+    from archrepair.repair.archrepair import search_settings
 
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
-    search_settings = read_settings(search, "setting", "-S select=perturb")
+    chosen = read_settings(search, "setting", "-S select=perturb", search_settings(strategy))
     name = method.partition(":")[0]
     options = _cell_options(name, {
         "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
         "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks),
-        "search_options": tuple(search_settings.items()) or None})
+        "search_options": tuple(chosen.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options))
     record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)
@@ -203,6 +207,7 @@ def _show_record(record: Any, folder: str) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()
+@checked
 def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
              tier: TierName = "auto", seed: Seed = 0, device: Device = "auto",
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
@@ -227,6 +232,7 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
 
 # %% ../../nbs/cli/04_app.ipynb #5da8f079
 @app.command()
+@checked
 def compare(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
             tier: TierName = "auto", seeds: Seeds = "0", protocol: Protocol = "clean", device: Device = "auto",
             methods: Methods = None, blocks: OracleBlocks = None, corruptions: Corruptions = None, epochs: Epochs = None,
@@ -268,6 +274,7 @@ def _show_comparison(title: str, frame: Any, remarks: str) -> None:
 
 # %% ../../nbs/cli/04_app.ipynb #b04800aa
 @app.command()
+@checked
 def report(folders: Annotated[list[Path], typer.Argument(help="folder of a repair; several are compared")],
            out: Annotated[Path | None, typer.Option("--out", "-o", help="page that compares several; default: compare.html")] = None,
            as_json: Json = False) -> None:
@@ -290,9 +297,10 @@ def report(folders: Annotated[list[Path], typer.Argument(help="folder of a repai
 
 # %% ../../nbs/cli/04_app.ipynb #30d98b4a
 @app.command()
+@checked
 def corrupt(dataset: Dataset = "cifar10", corruption: CorruptionName = "gaussian_noise",
-            severity: Annotated[int, typer.Option(help="1 to 5")] = 3,
-            limit: Annotated[int | None, typer.Option(help="only the first N images")] = None,
+            severity: Annotated[Severity, typer.Option(help="1 to 5")] = 3,
+            limit: Annotated[int | None, Within(1), typer.Option(help="only the first N images")] = None,
             out: Annotated[Path, typer.Option("--out", "-o", help="npz file to write")] = Path("corrupted.npz"),
             as_json: Json = False) -> None:
     "Write a corrupted test set as arrays `images`, `labels` and `classes`, in the test set's order."
@@ -306,6 +314,7 @@ def corrupt(dataset: Dataset = "cifar10", corruption: CorruptionName = "gaussian
 
 # %% ../../nbs/cli/04_app.ipynb #4e6f6f69
 @app.command("list")
+@checked
 def list_command(what: ListName,
                  pattern: Annotated[str, typer.Argument(help="only names that match, e.g. 'torchvision:mobile*'")] = "*",
                  model: Model = "resnet18", trust: Trust = False, as_json: Json = False) -> None:
@@ -336,24 +345,17 @@ def find_notebook(name: str, root: Path) -> Path:
 
 
 @app.command()
+@checked
 def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a notebook")], parameter: Parameters = None,
         out: NotebookPath = None, as_json: Json = False) -> None:
     "Execute a notebook of the paper with papermill."
-    from papermill import inspect_notebook
-
     from archrepair.core.paths import home
     from archrepair.paper.launcher import default_output
+    from archrepair.paper.parameters import check_parameters, parameters_of
     from archrepair.paper.reproduce import execute
 
-    parameters = read_settings(parameter, "parameter", "-p model=resnet50")
     source = find_notebook(notebook, home())
-    try:
-        known = inspect_notebook(str(source))
-    except Exception as error:  # not JSON, not a notebook, not readable
-        raise ArchrepairError(f"cannot read {source}: {first_line(error)[:120]}; expected a notebook") from None
-    for name in parameters:
-        if name not in known:
-            raise unknown(f"parameter of {source.name}", name, known)
+    parameters = check_parameters(source, read_settings(parameter, "parameter", "-p model=resnet50", parameters_of(source)))
     place = default_output(source, parameters)  # which looks at the parameters, wherever the notebook goes
     target = out or home() / place
     write_atomic(target.with_name(f".{target.stem}.part.ipynb"), lambda p: None).unlink()  # better to know now than after the run
@@ -364,18 +366,21 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
 
 # %% ../../nbs/cli/04_app.ipynb #ad5b8678
 @app.command()
+@checked
 def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = "", datasets: PaperDatasets = "",
           methods: PaperMethods = "", corruption: PaperCorruptions = "auto", seeds: RunsPerCell = 0, protocol: Protocol = "clean",
           device: Device = "auto", jobs: Jobs = 0, recorded: Recorded = False, force: Again = False, dry_run: DryRun = False,
           as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
+    from archrepair.data.datasets import split_versions
     from archrepair.experiments.runs import Runs
     from archrepair.paper.plan import plan, tasks
     from archrepair.paper.reproduce import reproduce
 
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
     missing = "skip" if recorded else "run"
-    pages = plan(tier=tier, only=only or (), models=split(models), datasets=split(datasets), methods=split(methods), corruption=corruption,
+    versions = split_versions(datasets) if datasets else []
+    pages = plan(tier=tier, only=only or (), models=split(models), datasets=versions, methods=split(methods), corruption=corruption,
                  seeds=seeds, protocol=protocol, missing=missing)
     if dry_run:
         return _show_plan(pages, [] if recorded else tasks(pages, Runs(device=device)), as_json)

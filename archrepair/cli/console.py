@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/01_console.ipynb #b832a838
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # %% auto #0
-__all__ = ['show', 'say', 'saying_notices', 'without_nan', 'print_json']
+__all__ = ['show', 'say', 'replace_unencodable', 'saying_notices', 'without_nan', 'print_json']
 
 # %% ../../nbs/cli/01_console.ipynb #9b5de9f8
 from ..core.errors import Notice
@@ -37,6 +38,14 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 def say(text: str) -> None:
     "A line on standard error, where it is in nobody's way."
     print(text, file=sys.stderr)
+
+# %% ../../nbs/cli/01_console.ipynb #7a6757ea
+def replace_unencodable() -> None:
+    "From now on standard output and standard error show a question mark for what their encoding lacks."
+    for stream in (sys.stdout, sys.stderr):
+        exact = stream is not None and (stream.encoding or "").lower().startswith("utf") and stream.errors == "surrogateescape"
+        if isinstance(stream, io.TextIOWrapper) and not exact:  # that one shows even the names of files that are not text
+            stream.reconfigure(errors="replace")
 
 # %% ../../nbs/cli/01_console.ipynb #22b339d4
 @contextmanager

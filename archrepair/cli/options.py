@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/03_options.ipynb #2f7d6638
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,10 @@ __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
-from ..core.errors import ArchrepairError, first_line
+from ..core import settings, tiers
+from ..core.errors import ArchrepairError
+from ..core.registry import CORRUPTIONS, STRATEGIES
+from ..core.settings import Count, OneOf, Setting, WholeNumber, Within
 
 # %% ../../nbs/cli/03_options.ipynb #370a5656
 Model = Annotated[str, typer.Option(
@@ -39,33 +43,33 @@ Trust = Annotated[bool, typer.Option("--trust", help="let the repository of a ne
 Dataset = Annotated[str, typer.Option(
     "--dataset", "-d", autocompletion=completion_of("datasets", ("auto",)),
     help="dataset or version, e.g. cifar10 or cifar10:fog:3; auto: the tier's")]
-TierName = Annotated[str, typer.Option(
+TierName = Annotated[tiers.TierName, typer.Option(
     "--tier", "-t", autocompletion=completion_of("tiers", ("auto",)), help=f"{', '.join(names('tiers'))} or auto")]
-Seed = Annotated[int, typer.Option("--seed", "-s", help="seed of everything random")]
-Protocol = Annotated[str, typer.Option(help="clean: judged on images no repair has seen; paper: as published")]
+Seed = Annotated[settings.Seed, typer.Option("--seed", "-s", help="seed of everything random")]
+Protocol = Annotated[str, OneOf(("clean", "paper")), typer.Option(help="clean: judged on images no repair has seen; paper: as published")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, alone, on standard output")]
 
 # %% ../../nbs/cli/03_options.ipynb #a9ce68f6
 Blocks = Annotated[str | None, typer.Option(help="candidate blocks, separated by commas; default: all of `archrepair list blocks`")]
-Voters = Annotated[int, typer.Option("-k", help="number of most suspicious neurons that vote for a block")]
-Measure = Annotated[str, typer.Option(help="tarantula, ochiai or dstar")]
+Voters = Annotated[Count, typer.Option("-k", help="number of most suspicious neurons that vote for a block")]
+Measure = Annotated[str, OneOf(("tarantula", "ochiai", "dstar")), typer.Option(help="tarantula, ochiai or dstar")]
 Gradient = Annotated[str | None, typer.Option(
     "--grad", help="what weighs neurons: the gradients of their weight (default), bias or activation, or taylor")]
 Method = Annotated[str, typer.Option(
     autocompletion=completion_of("methods"),
     help="repair method, with settings of its own, e.g. arachne:search=de; see `archrepair list methods`")]
-Strategy = Annotated[str, typer.Option(
+Strategy = Annotated[str, OneOf(STRATEGIES), typer.Option(
     autocompletion=completion_of("strategies"), help="search strategy; see `archrepair list strategies`")]
 SearchSettings = Annotated[list[str] | None, typer.Option(
     "--search", "-S",
     help="setting of the search or its strategy, NAME=VALUE, e.g. select=perturb, max_skip=2, order=2; as often as needed")]
 Block = Annotated[str | None, typer.Option(help="block to repair, any part of the network; default: the localized one")]
 Level = Annotated[str | None, typer.Option(help="block, or layer for the most suspicious convolution alone; default: block")]
-Preset = Annotated[str, typer.Option(help="fine-tuning recipe: default or paper")]
-SearchEpochs = Annotated[int | None, typer.Option(help="0 repairs weights alone; default: the tier's")]
-FinetuneEpochs = Annotated[int | None, typer.Option(help="default: the tier's")]
-Views = Annotated[int | None, typer.Option(help="augmented copies of each training image; default: the tier's")]
+Preset = Annotated[str, OneOf(("default", "paper")), typer.Option(help="fine-tuning recipe: default or paper")]
+SearchEpochs = Annotated[int | None, Within(0), typer.Option(help="0 repairs weights alone; default: the tier's")]
+FinetuneEpochs = Annotated[int | None, Within(0), typer.Option(help="default: the tier's")]
+Views = Annotated[int | None, Within(1), typer.Option(help="augmented copies of each training image; default: the tier's")]
 RepairFolder = Annotated[Path | None, typer.Option("--out", "-o", help="folder for everything written; default: outputs/repair")]
 
 # %% ../../nbs/cli/03_options.ipynb #9dda57c4
@@ -78,9 +82,9 @@ OracleBlocks = Annotated[str | None, typer.Option(
     help="the oracle check instead: repair each of these (or all) in turn with the first method; was the localized one the best?")]
 Corruptions = Annotated[str | None, typer.Option(
     help="robust accuracy over these, e.g. fog,snow:5,clean; own: the dataset's; all")]
-Epochs = Annotated[int | None, typer.Option(help="passes over the repair set, for every method; default: the tier's")]
+Epochs = Annotated[int | None, Within(1), typer.Option(help="passes over the repair set, for every method; default: the tier's")]
 RecordFolder = Annotated[Path | None, typer.Option("--out", "-o", help="folder for the records; default: outputs")]
-CorruptionName = Annotated[str, typer.Option(
+CorruptionName = Annotated[str, OneOf(CORRUPTIONS), typer.Option(
     "--corruption", autocompletion=completion_of("corruptions"), help="see `archrepair list corruptions`")]
 ListName = Annotated[str, typer.Argument(
     autocompletion=completion_of("lists"), help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}")]
@@ -94,8 +98,8 @@ PaperDatasets = Annotated[str, typer.Option(help="datasets, separated by commas;
 PaperMethods = Annotated[str, typer.Option(help="methods, separated by commas; default: those of the paper's own tables")]
 PaperCorruptions = Annotated[str, typer.Option(
     help="corruptions repaired on in RQ2, separated by commas, or all; auto: the tier's")]
-RunsPerCell = Annotated[int, typer.Option(help="runs of each cell; 0: the tier's number")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", help="processes; 0: one with a GPU, else one per core, four at most")]
+RunsPerCell = Annotated[WholeNumber, typer.Option(help="runs of each cell; 0: the tier's number")]
+Jobs = Annotated[WholeNumber, typer.Option("--jobs", "-j", help="processes; 0: one with a GPU, else one per core, four at most")]
 Recorded = Annotated[bool, typer.Option("--recorded", help="run nothing: show what is recorded, with its n")]
 Again = Annotated[bool, typer.Option("--force", help="execute the notebooks again though nothing has changed")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run, and how long it would take")]
@@ -115,21 +119,20 @@ def split_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def read_settings(words: list[str] | None, what: str, example: str) -> dict[str, object]:
-    """NAME=VALUE words as a dictionary, values read as YAML.
+def read_settings(words: list[str] | None, what: str, example: str, known: Mapping[str, Setting] | None = None) -> dict[str, object]:
+    """NAME=VALUE words as a dictionary; values are read by YAML 1.2, those of `known` settings as what they expect (`Setting.read`).
 
-    Raises `ArchrepairError`, which says what such a word is (`what`) and gives an `example`, for other words.
+    Raises `ArchrepairError`, which says what such a word is (`what`) and gives an `example`, for other words. Unknown names are left to
+    whoever takes the settings.
     """
-    import yaml
-
-    settings: dict[str, object] = {}
+    values: dict[str, object] = {}
     for word in words or []:
-        name, equals, value = word.partition("=")
+        name, equals, text = (part.strip() for part in word.partition("="))
         if not name or not equals:
             raise ArchrepairError(f"{word!r} is not a {what}; expected NAME=VALUE, e.g. {example}")
         try:
-            settings[name] = yaml.safe_load(value) if value else ""
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            values[name] = (known or {}).get(name, Setting(name)).read(text)
+        except ArchrepairError as error:
             quoted = f"{example.partition('=')[0]}='\"[x\"'"
-            raise ArchrepairError(f"the value of {what} {name} is not valid YAML: {first_line(error)}; quote it, e.g. {quoted}") from None
-    return settings
+            raise ArchrepairError(f"the value of {what} {name}: {error}, e.g. {quoted}") from None
+    return values

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['find_root', 'home', 'user_path']
+__all__ = ['find_root', 'home', 'user_path', 'file_name']
 
 # %% ../../nbs/core/04_paths.ipynb #1a84c6ad
 from .errors import ArchrepairError, first_line
@@ -44,3 +44,8 @@ def user_path(text: str | os.PathLike) -> Path:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise ArchrepairError(f"{str(text)!r:.200} cannot be a path: {reason}; expected that of a file or a folder") from None
     return path
+
+# %% ../../nbs/core/04_paths.ipynb #8815e165
+def file_name(text: str) -> str:
+    "The same text with `~` in place of whatever some file system forbids in a name."
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "~", text)

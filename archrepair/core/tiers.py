@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Annotated
 
 # %% auto #0
-__all__ = ['TIERS', 'Tier', 'resolve_tier']
+__all__ = ['TIERS', 'TierName', 'Tier', 'resolve_tier']
 
 # %% ../../nbs/core/03_tiers.ipynb #30bd2192
 from .errors import unknown
+from .settings import OneOf
 
 # %% ../../nbs/core/03_tiers.ipynb #8ae90fad
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ TIERS: dict[str, Tier] = {
              search_epochs=50, finetune_epochs=100, views=2, failure_views=8, seeds=5),
     )
 }
+TierName = Annotated[str, OneOf(("auto", *TIERS), "tier")]
 
 # %% ../../nbs/core/03_tiers.ipynb #78fd0e28
 def resolve_tier(tier: str | Tier = "auto") -> Tier:

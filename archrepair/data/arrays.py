@@ -12,42 +12,91 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 # %% auto #0
 __all__ = ['as_pixels', 'as_labels', 'names_of', 'as_images', 'as_sets']
 
 # %% ../../nbs/data/05_arrays.ipynb #d9b10621
-from ..core.errors import ArchrepairError, first_line
+from ..core.errors import ArchrepairError, first_line, note_once
 from .images import ImageSet, number_names
 from .pictures import OPEN_MODES, eight_bit
 
 # %% ../../nbs/data/05_arrays.ipynb #f787500e
-def as_pixels(images: Any, name: str = "images") -> Tensor:
-    """Images as uint8 N×H×W×3, from a tensor or numpy array: uint8 N×H×W×3, or N×3×H×W as uint8 or as float in [0, 1].
+_HALF_LEVEL = 0.5 / 255  # resizing may overshoot by less than one of 256 levels
 
-    Gray images (one channel in place of three) get three equal ones. Floats are rounded to multiples of 1/255. Raises `ArchrepairError`
-    for other shapes and types, and for floats outside [0, 1], which have probably been normalized already.
+
+def as_pixels(images: Any, name: str = "images") -> Tensor:
+    """Images as uint8 N×H×W×3, from a tensor, a numpy array, or a list or array of single images (PIL, tensors or arrays).
+
+    Arrays are uint8 N×H×W×3 or N×3×H×W, or floats in [0, 1] in either order; gray ones have one channel or none, and get three equal ones.
+    Floats are rounded to multiples of 1/255; those from 0 to 255 are taken for gray levels, which a `Notice` says. Of bools, True is white.
+    Raises `ArchrepairError` for other shapes, types and ranges: negative floats have probably been normalized already.
     """
-    pixels = _tensor(images, f"{name}: images").detach()
+    if (items := _items(images)) is not None:
+        return _together([_pixels_of(image, f"{name}, image {i}") for i, image in enumerate(items)], name)
+    return _together([_levels(_batch(_tensor(images, f"{name}: images"), name), name)], name)
+
+
+def _items(images: Any) -> list[Any] | None:
+    "The single images in a list, an array or a column of objects; None where it is one array of numbers."
+    if isinstance(images, (list, tuple)):
+        return list(images) if len(images) and (hasattr(images[0], "convert") or hasattr(images[0], "shape")) else None
+    return list(images) if getattr(getattr(images, "dtype", None), "kind", "") == "O" and images.ndim == 1 else None
+
+
+def _batch(pixels: Tensor, name: str) -> Tensor:
+    "N×H×W×C or N×C×H×W as N×H×W×C with C 1 or 3, bools as levels; N×H×W gets its channel."
     shape, kind = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
-    known_type = pixels.dtype == torch.uint8 or pixels.is_floating_point()
-    if not known_type or len(shape) != 4 or not {shape[1], shape[3]} & {1, 3}:
-        raise ArchrepairError(f"{name}: images are {kind} {shape}; expected uint8 N×H×W×3, or N×3×H×W as uint8 or float in [0, 1]")
+    expected = "expected uint8 N×H×W×3, or N×3×H×W as uint8 or float in [0, 1]"
+    if len(shape) == 3 and shape[2] in (1, 3):
+        raise ArchrepairError(f"{name}: images are {kind} {shape}, which looks like a single one; {expected}: images[None]")
+    if len(shape) == 3:
+        pixels, shape = pixels[..., None], (*shape, 1)
+    if len(shape) != 4 or not {shape[1], shape[3]} & {1, 3}:
+        raise ArchrepairError(f"{name}: images are {kind} {shape}; {expected}")
+    if pixels.dtype == torch.bool:
+        pixels = pixels.to(torch.uint8) * 255
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise ArchrepairError(f"{name}: images are {kind} {shape}; {expected}: levels of 0 to 255 by images.astype('uint8'), others scaled")
     channels_last = shape[3] in (1, 3) and not (pixels.is_floating_point() and shape[1] in (1, 3))
-    pixels = pixels if channels_last else pixels.permute(0, 2, 3, 1)
-    if pixels.is_floating_point():
-        low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
-        if not (low >= 0 and high <= 1):
-            raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before "
-                                  "normalization, and the normalization as transform=Normalize(mean, std)")
-        pixels = (pixels * 255).round().to(torch.uint8)
-    return pixels.expand(-1, -1, -1, 3).contiguous()
+    return pixels if channels_last else pixels.permute(0, 2, 3, 1)
+
+
+def _levels(pixels: Tensor, name: str) -> tuple[Tensor, int]:
+    "uint8 N×H×W×3 of N×H×W×C, and what is white in floats: 1 or 255; 0 where all is black, which fits both, and in 8 bits."
+    if not pixels.is_floating_point():
+        return pixels.expand(-1, -1, -1, 3).contiguous(), 0
+    pixels = pixels.detach().float()
+    low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
+    white = 0 if low == high == 0 else 1 if -_HALF_LEVEL <= low and high <= 1 + _HALF_LEVEL else 255
+    if white == 255 and not (low >= 0 and 2 < high <= 255):
+        raise ArchrepairError(f"{name}: float images run from {low:.3g} to {high:.3g}; expected 0 to 1: give them before "
+                              "normalization, and the normalization as transform=Normalize(mean, std)")
+    return (pixels * (255 / max(white, 1))).round().clamp(0, 255).to(torch.uint8).expand(-1, -1, -1, 3).contiguous(), white
+
+
+def _together(parts: list[tuple[Tensor, int]], name: str) -> Tensor:
+    "Parts of a set as one. Raises `ArchrepairError` where they differ in size or in what is white."
+    images = [pixels for pixels, _ in parts]
+    for i, pixels in enumerate(images):
+        if pixels.shape[1:] != images[0].shape[1:]:
+            (height, width), (first_height, first_width) = pixels.shape[1:3], images[0].shape[1:3]
+            raise ArchrepairError(f"{name}: item {i} is {height}×{width} px and item 0 is {first_height}×{first_width}; expected one size: "
+                                  "resize them in the dataset")
+    whites = {white for _, white in parts} - {0}
+    if len(whites) > 1:
+        raise ArchrepairError(f"{name}: some float images run to 1 and others beyond; expected one range for all of them, 0 to 1: divide "
+                              "by 255 what is in gray levels")
+    if 255 in whites:
+        note_once(f"{name}: float images beyond 1 are taken for gray levels from 0 to 255")
+    return torch.cat(images)
 
 
 def _tensor(values: Any, what: str) -> Tensor:
     "A tensor of any array: torch takes neither negative strides, as of an image turned from BGR to RGB, nor the other byte order."
     if isinstance(values, Tensor):
-        return values
+        return values.detach().as_subclass(Tensor)  # torchvision's images are tensors of their own
     try:
         if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
             return torch.stack([torch.as_tensor(value) for value in values])
@@ -64,6 +113,8 @@ def as_labels(labels: Any, classes: Sequence[str] | None = None, name: str = "im
     Raises `ArchrepairError`, which names the first that is none of these.
     """
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(_plain(labels))
+    if values.dtype == object and values.ndim == 1:  # of numbers, or of arrays of one number, as often as of names
+        values = np.asarray(_plain(values.tolist()))
     if values.dtype.kind in "USO":
         return _from_names([value.decode() if isinstance(value, bytes) else value for value in values.ravel().tolist()], classes, name)
     if values.ndim == 2 and values.shape[1] == 1:
@@ -102,12 +153,19 @@ def _from_names(labels: list[Any], classes: Sequence[str] | None, name: str) -> 
 def _is_dataset(source: object) -> bool:
     "Can its items be counted and read one by one, without being a container of another kind?"
     other = (tuple, list, dict, Tensor, np.ndarray, str)
-    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, other)
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (*other, IterableDataset))
+
+
+def _advice(source: object) -> str:
+    "What to give in place of something that is nearly a dataset."
+    if isinstance(source, DataLoader):
+        return ": give its dataset, loader.dataset"
+    return ": give one with a length, e.g. list(dataset) in a class of your own" if isinstance(source, IterableDataset) else ""
 
 
 def _read(dataset: Any, name: str, classes: Sequence[str] | None) -> tuple[Tensor, Tensor]:
     "Pixels and labels of all items of a dataset."
-    images: list[Tensor] = []
+    images: list[tuple[Tensor, int]] = []
     labels: list[Any] = []
     for i in range(len(dataset)):
         item = dataset[i]
@@ -115,31 +173,23 @@ def _read(dataset: Any, name: str, classes: Sequence[str] | None) -> tuple[Tenso
             kind = type(dataset).__name__
             raise ArchrepairError(f"{name}: item {i} of the {kind} is a {type(item).__name__}; expected a pair (image, label)")
         image, label = item
-        pixels = _pixels_of(image, f"{name}, item {i}")
-        if images and pixels.shape != images[0].shape:
-            (height, width), (first_height, first_width) = pixels.shape[:2], images[0].shape[:2]
-            raise ArchrepairError(f"{name}: item {i} is {height}×{width} px and item 0 is {first_height}×{first_width}; expected one size: "
-                                  "resize them in the dataset")
-        images.append(pixels)
+        images.append(_pixels_of(image, f"{name}, item {i}"))
         if label is None or isinstance(label, (dict, list, tuple)) and not label:
             raise ArchrepairError(f"{name}: the label of item {i} is {label!r}; expected an integer or the name of a class")
         labels.append(label)
     if not images:
         raise ArchrepairError(f"{name}: the {type(dataset).__name__} is empty; give images")
-    return torch.stack(images), as_labels(labels, classes, name)
+    return _together(images, name), as_labels(labels, classes, name)
 
 
-def _pixels_of(image: Any, name: str) -> Tensor:
-    "One image as uint8 H×W×3, from a PIL image, or a tensor or array with or without channels."
+def _pixels_of(image: Any, name: str) -> tuple[Tensor, int]:
+    "One image as `_levels` gives it, from a PIL image, or a tensor or array with or without channels."
     if hasattr(image, "convert"):  # PIL's
         if image.mode in OPEN_MODES:
             raise ArchrepairError(f"{name}: the image has 32 bits per pixel (mode {image.mode}), and what is white is not known; expected "
                                   "8 or 16 bits: scale it in the dataset")
         image = np.array(eight_bit(image, None, name).convert("RGB"))
-    image = _tensor(image, f"{name}: pixels")
-    if image.ndim == 2:
-        image = image[..., None] if image.dtype == torch.uint8 else image[None]
-    return as_pixels(image[None], name)[0]
+    return _levels(_batch(_tensor(image, f"{name}: pixels")[None], name), name)
 
 
 def names_of(source: object) -> tuple[str, ...] | None:
@@ -175,7 +225,7 @@ def as_images(source: Any, classes: Sequence[str] | None = None, name: str = "im
         images, labels = _read(source, name, class_names)
     else:
         raise ArchrepairError(f"{name} are a {type(source).__name__}; expected an ImageSet, a pair (images, labels) or a torch Dataset of "
-                              "pairs")
+                              f"pairs{_advice(source)}")
     if class_names is None:
         class_names = number_names(int(labels.max())) if labels.numel() else ()
     return ImageSet(images, labels, class_names, name)

@@ -20,6 +20,7 @@ from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 from ..core.modes import settled
 from ..core.paths import home, user_path
+from ..core.settings import Setting, Severity
 from ..corruptions.catalogue import corrupt
 from .archives import find_archive
 from .files import FolderImages, content_of, load_arrays, load_folder, read_arrays, read_folder, split_folders
@@ -41,7 +42,8 @@ def parse_version(name: str) -> tuple[str, str | None, int]:
     if base and user_path(tail).exists():  # a path may hold colons
         return name, None, 0
     if len(parts) >= 3 and parts[-1].isdecimal() and len(parts[-1]) < 10:
-        return base + ":".join(parts[:-2]), parts[-2], int(parts[-1])
+        severity = Setting(f"severity of {name}", Severity).check(int(parts[-1]))
+        return base + ":".join(parts[:-2]), parts[-2], severity
     if len(parts) == 1 or base:
         return name, None, 0
     raise ArchrepairError(f"{name!r} is not a version of a dataset; expected NAME or NAME:CORRUPTION:SEVERITY, e.g. cifar10:fog:3")
@@ -101,10 +103,10 @@ def _write_cache(path: Path, images: np.ndarray, labels: np.ndarray, classes: Se
 
 def _pack_tiny(source: Path, folder: Path) -> None:
     "Pack the official Tiny-ImageNet tree; its validation images, whose labels are in a text file, are our test split."
-    classes = sorted((source / "wnids.txt").read_text().split())
+    classes = sorted((source / "wnids.txt").read_text(encoding="utf-8").split())
     rank = {wnid: i for i, wnid in enumerate(classes)}
     train = [(p, rank[p.parts[-3]]) for p in sorted((source / "train").glob("*/images/*.JPEG"))]
-    rows = [line.split("\t")[:2] for line in (source / "val" / "val_annotations.txt").read_text().splitlines()]
+    rows = [line.split("\t")[:2] for line in (source / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()]
     test = [(source / "val" / "images" / name, rank[wnid]) for name, wnid in rows]
     for split, files in (("train", train), ("test", test)):
         lazy = FolderImages([p for p, _ in files], 64)

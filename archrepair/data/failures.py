@@ -62,9 +62,13 @@ def _class_of(text: str, classes: tuple[str, ...], where: str) -> int:
 def _listed(table: Path, like: ImageSet) -> dict[Path, int]:
     "Path and class of every row that is a failure."
     rows: dict[Path, tuple[int, int]] = {}  # path -> its class and the line that gave it
+    absent: list[str] = []
+    total = 0
     for number, row in _rows(table):
-        at = f"{table} row {number}, column"
+        at, total = f"{table} row {number}, column", total + 1
         path = _path_in(row["path"], table.parent, f"{at} path")
+        if not path.is_file():
+            absent.append(f"{at} path: there is no {path}")
         label = _class_of(row["label"], like.classes, f"{at} label")
         if row.get("predicted") and _class_of(row["predicted"], like.classes, f"{at} predicted") == label:
             continue
@@ -72,11 +76,14 @@ def _listed(table: Path, like: ImageSet) -> dict[Path, int]:
         if before != label:
             raise ArchrepairError(f"{at} label: {row['path']} is {like.classes[label]} here and {like.classes[before]} in row {line}; "
                                   "expected one class per image")
+    if absent:
+        count = f" ({len(absent)} of {total} files are missing)" if len(absent) > 1 else ""
+        raise ArchrepairError(f"{absent[0]}{count}; expected an image file, with its path absolute or from {table.parent}")
     return {path: label for path, (label, _) in rows.items()}
 
 
 def _path_in(text: str, folder: Path, where: str) -> Path:
-    "The image file that a cell names, absolute or from `folder`."
+    "The path that a cell names, absolute or from `folder`. Raises `ArchrepairError` for what is not a path."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
     try:
@@ -84,9 +91,7 @@ def _path_in(text: str, folder: Path, where: str) -> Path:
     except ArchrepairError as error:
         raise ArchrepairError(f"{where}: {error}") from None
     if not path.is_file() and "\\" in text:  # written on Windows
-        path = folder / text.replace("\\", "/")
-    if not path.is_file():
-        raise ArchrepairError(f"{where}: there is no {path}; expected an image file, with its path absolute or from {folder}")
+        path = folder / user_path(text.replace("\\", "/"))
     return path
 
 # %% ../../nbs/data/08_failures.ipynb #dad403de

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ __all__ = ['PROTOCOLS', 'RepairData', 'Scenario', 'build_scenario']
 # %% ../../nbs/data/09_scenario.ipynb #50dadc53
 from ..core.errors import ArchrepairError, NoFailures, unknown
 from ..core.modes import settled
+from ..core.settings import Seed, Setting, Share, Within, checked
 from .arrays import as_sets
 from .images import ImageSet, holdout, normalization, pixels_of
 from .transforms import as_transform
@@ -56,14 +57,14 @@ class RepairData:
         if len(self.train.classes) < 2:
             raise ArchrepairError(f"{self.train.name} has one class ({', '.join(self.train.classes)}); expected two or more to tell apart")
         object.__setattr__(self, "transform", as_transform(self.transform, self.train))
-        if not 0 <= self.failure_rate <= 1:
-            raise ArchrepairError(f"failure_rate is {self.failure_rate}; expected the share of failing inputs, 0 to 1")
+        Setting("failure_rate", Share).check(self.failure_rate)
 
     @classmethod
     @settled()
+    @checked
     def of(cls, failures: ImageSet | Any, train: ImageSet | Any, val: ImageSet | Any | None = None, *,
-           transform: Callable[[Tensor], Tensor] | str | None = None, classes: Sequence[str] | None = None, failure_rate: float = 0.5,
-           val_fraction: float = 0.1, seed: int = 0) -> RepairData:
+           transform: Callable[[Tensor], Tensor] | str | None = None, classes: Sequence[str] | None = None, failure_rate: Share = 0.5,
+           val_fraction: Annotated[float, Within(0, 1, below=True)] = 0.1, seed: Seed = 0) -> RepairData:
         """Build one from failing and training images: a tenth of each is set aside for validation where `val` is not given.
 
         Each part is an `ImageSet`, a pair (images, labels) of tensors or numpy arrays, or a torch `Dataset` of such pairs. Images are

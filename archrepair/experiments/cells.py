@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import nn
@@ -26,9 +26,10 @@ __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', '
 
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_json, write_text
-from ..core.paths import home
-from ..core.tiers import Tier, resolve_tier
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, write_json, write_text
+from ..core.paths import file_name, home
+from ..core.settings import OneOf, Seed, check_settings, checked
+from ..core.tiers import Tier, TierName, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.scenario import PROTOCOLS, Scenario, build_scenario
 from ..deploy.footprint import footprints
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/experiments/03_cells.ipynb #2c62fd56
+@checked
 @dataclass(frozen=True)
 class Cell:
     """One run of the grid: which method repairs which network on which failures.
@@ -57,9 +59,9 @@ class Cell:
     method: str = "archrepair"
     model: str = "resnet18"
     dataset: str = "auto"
-    seed: int = 0
-    tier: str = "auto"
-    protocol: str = "clean"
+    seed: Seed = 0
+    tier: TierName = "auto"
+    protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean"
     block: str | None = None
     options: tuple[tuple[str, object], ...] = ()
 
@@ -76,7 +78,7 @@ class Cell:
     def path(self, outputs: Path | None = None) -> Path:
         "The file of its record."
         cell = self.resolved()
-        name = f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}-s{cell.seed}"
+        name = file_name(f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}-s{cell.seed}")
         if cell.options:
             name += "-" + hashlib.sha256(json.dumps(cell.options).encode()).hexdigest()[:8]
         return outputs_of(cell.tier, outputs) / "records" / slug(cell.dataset) / slug(cell.model) / f"{name}.json"
@@ -109,10 +111,7 @@ def method_of(cell: Cell, tier: Tier) -> Repairer:
                 "epochs": tier.search_epochs + tier.finetune_epochs, "views": tier.views, "failure_views": tier.failure_views,
                 "seed": cell.seed, "block": cell.block}
     settings: dict[str, Any] = {name: value for name, value in defaults.items() if name in fields} | dict(cell.options)
-    for name in settings:
-        if name not in fields:
-            raise unknown(f"option of {cell.method}", name, fields)
-    return kind(**settings)
+    return kind(**check_settings(kind, settings))
 
 # %% ../../nbs/experiments/03_cells.ipynb #f98a2308
 @dataclass
@@ -133,7 +132,7 @@ class Record:
     def read(cls, path: Path) -> Record:
         "A record from its file. Raises `ArchrepairError` for a file that is not a record."
         try:
-            record = cls(**json.loads(path.read_text()), path=str(path))
+            record = cls(**json.loads(path.read_text(encoding="utf-8")), path=str(path))
             if not all(isinstance(part, dict) and part for part in (record.cell, record.metrics, record.repair, record.versions)):
                 raise ValueError("a part is empty")
             return record
@@ -257,7 +256,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
 def _claim(folder: Path, identity: dict) -> Path:
     "The checkpoints of a run; those that another run, with another `identity`, has left behind are removed."
     text, label = json.dumps(identity, indent=1), folder / "run.json"
-    if folder.exists() and not (label.is_file() and label.read_text() == text):
+    if folder.exists() and not (label.is_file() and label.read_text(encoding="utf-8") == text):
         shutil.rmtree(folder, ignore_errors=True)
     return write_text(label, text).parent
 
@@ -279,8 +278,7 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
         log(f"{path} is complete already; --force repairs again")
         return record
     method_of(cell, resolve_tier(cell.tier))  # better to know what is wrong now than after the repair
-    if cell.protocol not in PROTOCOLS:
-        raise unknown("protocol", cell.protocol, PROTOCOLS)
+    parse_version(cell.dataset)
     fresh = not folder.exists()
     write_text(folder / ".writable", "").unlink()
 

@@ -23,7 +23,8 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
 from ..core.modes import settled
-from ..core.paths import home, user_path
+from ..core.paths import file_name, home, user_path
+from ..core.settings import Count, checked
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
 from ..data.images import ImageSet, Normalize, holdout, normalization, pixels_of
@@ -94,7 +95,7 @@ def slug(name: str, split: str | None = None) -> str:
     if "/" in name or "\\" in name:
         kind, _, path = name.partition(":")
         name = f"{kind}~{Path(path.split(':')[0]).name}~{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    return name.replace(":", "~")
+    return file_name(name)
 
 
 def _weights_slug(weights: str) -> str:
@@ -151,7 +152,7 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     """
     source = Source.of(model)
     weights, normalize, trust = weights or source.weights, normalize or source.normalize, trust or source.trust
-    tier = resolve_tier(tier)
+    tier, device = resolve_tier(tier), pick_device(device)
     base = parse_version(tier.dataset if dataset == "auto" else dataset)[0]
     train = load_dataset(base, "train")
     if len(train.labels.unique()) < 2:
@@ -159,7 +160,6 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     if base.startswith(("folder:", "npz:")):
         note_once(f"{base}: {len(train):,} training images, {pixels_of(train)}, {len(train.classes)} classes")
     normalization(normalize or None, train)  # better to know now than after the training
-    device = pick_device(device)
     path = Path(out) if out and not weights else weights_path(model, base, tier, seed, weights, outputs)
     if (out or not weights) and path.suffix != ".safetensors":
         raise ArchrepairError(f"cannot write weights to {path}; expected a name that ends in .safetensors")
@@ -244,10 +244,9 @@ def accuracy_of(unrepaired: Original, dataset: str) -> Score:
     return Score.of(is_correct(predict(unrepaired.network, test, unrepaired.transform), test.labels))
 
 # %% ../../nbs/experiments/01_originals.ipynb #48d413d4
-def write_version(name: str, out: str | Path, limit: int | None = None) -> ImageSet:
+@checked
+def write_version(name: str, out: str | Path, limit: Count | None = None) -> ImageSet:
     "Write the (first `limit`) test images of a dataset's version as an npz file in test order; returns them."
-    if limit is not None and limit < 1:
-        raise ArchrepairError(f"limit is {limit}; expected a number of images from 1")
     images = load_dataset(name, "test")
     images = images.select(torch.arange(len(images) if limit is None else min(limit, len(images))))
     pixels = images.batch(torch.arange(len(images))).numpy()

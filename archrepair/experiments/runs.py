@@ -22,6 +22,7 @@ __all__ = ['method_cell', 'versions_of', 'Runs', 'own']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
 from ..core.errors import ArchrepairError, first_line, unknown, write_json
+from ..core.settings import Setting, settings_of, unknown_setting
 from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import COMMON_CORRUPTIONS, list_corruptions
 from ..data.datasets import load_dataset, parse_version
@@ -43,14 +44,14 @@ def method_cell(text: str, cell: Cell, epochs: int | None = None) -> Cell:
     """
     name, _, rest = text.strip().partition(":")
     options: dict[str, Any] = _budget_options(name, cell, epochs)
+    known = settings_of(method_class(name))
     for part in filter(None, rest.split(";")):
-        field, equals, value = part.partition("=")
+        field, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise ArchrepairError(f"{text!r} is not a method; expected NAME or NAME:FIELD=VALUE, such as surgical:variant=auto-rgn")
-        try:
-            options[field.strip()] = json.loads(value)
-        except ValueError:
-            options[field.strip()] = value.strip()
+        if field not in known and field != "block":
+            raise unknown_setting(name, field, known)
+        options[field] = known.get(field, Setting(field, str | None)).read(value)
     block = options.pop("block", cell.block)
     options = {**dict(cell.options), **options}
     variant = replace(cell, method=name, block=block, options=tuple(sorted(options.items()))).resolved()
@@ -175,7 +176,7 @@ class Runs:
         """
         path, before = self.file(cell, "robust"), cell.method == "original"
         try:
-            content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             # what tells this network from another of the same name: its weights, or the cost of the run that made it
             mark = {"weights": weights} if before else self.record(cell, network=not content.get("right")).repair["cost"]
             packed = content["right"] if content.get("of") == mark else {}
@@ -195,7 +196,7 @@ class Runs:
     def evaluated(self, cell: Cell) -> set[str]:
         "The versions for which `right` has an answer."
         try:
-            return set(json.loads(self.file(cell, "robust").read_text())["right"])
+            return set(json.loads(self.file(cell, "robust").read_text(encoding="utf-8"))["right"])
         except (OSError, ValueError, KeyError, TypeError):
             return set()
 
@@ -215,7 +216,7 @@ class Runs:
             write_json(path, content)
             self.done.add(path)
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArchrepairError(f"cannot read {path} ({first_line(error)}); remove it") from None
 
@@ -228,7 +229,7 @@ def own(result: RepairResult) -> RepairResult:
 def _cost(folder: Path) -> dict | None:
     "The cost of the repair that was saved in a folder, which tells runs apart; None for a folder without a repair."
     try:
-        return json.loads((folder / "repair.json").read_text())["cost"]
+        return json.loads((folder / "repair.json").read_text(encoding="utf-8"))["cost"]
     except (OSError, ValueError, KeyError):
         return None
 

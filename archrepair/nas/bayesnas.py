@@ -15,8 +15,8 @@ from torch import Tensor, nn
 __all__ = ['THRESHOLD', 'evidence', 'combine', 'switch_gradients', 'loudness', 'BayesNAS']
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #f7c71050
-from ..core.errors import ArchrepairError
 from ..core.modes import evaluating
+from ..core.settings import Count, NotNegative, Positive, checked
 from .graph import BlockGraph
 from .operations import CANDIDATES
 from .strategy import ArchContext, SearchStrategy
@@ -68,6 +68,7 @@ def loudness(supernet: SuperNet, like: Tensor) -> Tensor:
     return s
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #28ae6f4a
+@checked
 class BayesNAS(SearchStrategy):
     """Bayesian architecture search (Zhou et al., 2019): switches with sparse priors instead of eq. 8; one level.
 
@@ -81,9 +82,8 @@ class BayesNAS(SearchStrategy):
     name = "bayesnas"
     bilevel = False
 
-    def __init__(self, *, arch_lr: float | None = None, sparsity: float | None = None, threshold: float = THRESHOLD, updates: int = 20):
-        if threshold < 0 or updates < 1 or (sparsity is not None and sparsity <= 0):
-            raise ArchrepairError(f"sparsity {sparsity}, threshold {threshold}, updates {updates}: expected positive numbers")
+    def __init__(self, *, arch_lr: Positive | None = None, sparsity: Positive | None = None, threshold: NotNegative = THRESHOLD,
+                 updates: Count = 20):
         self.arch_lr, self.requested_sparsity, self.threshold, self.updates = arch_lr, sparsity, threshold, updates
         self.probe: Tensor | None = None
 

@@ -5,7 +5,8 @@
 # %% ../../nbs/nas/07_darts.ipynb #6de969fb
 from __future__ import annotations
 
-from typing import Any
+from types import EllipsisType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 __all__ = ['MAX_RATE', 'reach', 'ahead', 'alpha_gradient', 'DARTS', 'PCDARTS']
 
 # %% ../../nbs/nas/07_darts.ipynb #22c5a041
-from ..core.errors import ArchrepairError
+from ..core.settings import Count, NotNegative, Positive, checked
 from .graph import BlockGraph
 from .operations import CANDIDATES
 from .strategy import ArchContext, SearchStrategy
@@ -76,6 +77,7 @@ def alpha_gradient(context: ArchContext, arch: list[Tensor], order: int | str, r
     return [g - (plus - minus) / (2 * step) for g, plus, minus in zip(gradients, *sides)]
 
 # %% ../../nbs/nas/07_darts.ipynb #4d6d4c3e
+@checked
 class DARTS(SearchStrategy):
     """Differentiable architecture search (Liu et al., 2019): the softmax of eq. 8, and α by gradient on the validation loss (eq. 10).
 
@@ -89,15 +91,11 @@ class DARTS(SearchStrategy):
     published_lr = 3e-4
     edge_norm = False
 
-    def __init__(self, *, order: int | str = 1, arch_lr: float | None = None, margin: float = 1.0, weight_decay: float = 1e-3,
-                 channel_k: Any = ...):
-        if order not in (1, 2, "fd"):
-            raise ArchrepairError(f"order is {order!r}; expected 1, 2 or 'fd'")
+    def __init__(self, *, order: Literal[1, 2, "fd"] = 1, arch_lr: Positive | None = None, margin: NotNegative = 1.0,
+                 weight_decay: NotNegative = 1e-3, channel_k: Count | EllipsisType | None = ...):
         self.order, self.arch_lr, self.margin, self.weight_decay = order, arch_lr, margin, weight_decay
         if channel_k is not ...:
             self.channel_k = channel_k
-        if self.channel_k is not None and self.channel_k < 1:
-            raise ArchrepairError(f"channel_k is {channel_k}; expected a number of parts, at least 1")
 
     def init_arch(self, graph: BlockGraph, generator: torch.Generator | None) -> nn.ParameterDict:
         alpha = torch.zeros(len(graph.edges), len(CANDIDATES))
@@ -141,6 +139,7 @@ class DARTS(SearchStrategy):
         return self._probabilities(self.arch["alpha"]).cpu()
 
 # %% ../../nbs/nas/07_darts.ipynb #bf11f345
+@checked
 class PCDARTS(DARTS):
     """Partially connected DARTS (Xu et al., 2020), the default strategy: DARTS on partial channels, with edge normalization.
 

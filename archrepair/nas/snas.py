@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 __all__ = ['draw_softly', 'SNAS']
 
 # %% ../../nbs/nas/08_snas.ipynb #561664fb
-from ..core.errors import ArchrepairError
+from ..core.settings import Positive, Within, checked
 from .darts import reach
 from .graph import BlockGraph
 from .operations import CANDIDATES
@@ -31,6 +32,7 @@ def draw_softly(log_alpha: Tensor, temperature: float, generator: torch.Generato
     return (logits / temperature).softmax(1)
 
 # %% ../../nbs/nas/08_snas.ipynb #1800a88e
+@checked
 class SNAS(SearchStrategy):
     """Stochastic neural architecture search (Xie et al., 2019): the coefficients of eq. 8 are Gumbel-softmax draws; one level.
 
@@ -43,11 +45,9 @@ class SNAS(SearchStrategy):
     name = "snas"
     bilevel = False
 
-    def __init__(self, *, arch_lr: float | None = None, confidence: float = 0.9, temperatures: tuple[float, float] = (1.0, 0.03),
-                 hard: bool = False, per_sample: bool = False, clip: float = 10.0):
-        if not 0 < confidence < 1 or min(temperatures) <= 0:
-            raise ArchrepairError(f"confidence {confidence}, temperatures {temperatures}: expected a probability between 0 and 1, "
-                                  "and temperatures above 0")
+    def __init__(self, *, arch_lr: Positive | None = None, confidence: Annotated[float, Within(0, 1, above=True, below=True)] = 0.9,
+                 temperatures: tuple[Positive, Positive] = (1.0, 0.03), hard: bool = False, per_sample: bool = False,
+                 clip: Positive = 10.0):
         self.arch_lr, self.confidence, self.temperatures = arch_lr, confidence, temperatures
         self.hard, self.per_sample, self.clip = hard, per_sample, clip
 

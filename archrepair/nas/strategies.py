@@ -5,12 +5,16 @@
 # %% ../../nbs/nas/10_strategies.ipynb #5fab1986
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 # %% auto #0
-__all__ = ['STRATEGIES', 'make_strategy', 'ArchContext', 'SearchStrategy', 'DARTS', 'PCDARTS', 'SNAS', 'BayesNAS']
+__all__ = ['STRATEGIES', 'StrategyName', 'strategy_class', 'make_strategy', 'ArchContext', 'SearchStrategy', 'DARTS', 'PCDARTS',
+           'SNAS', 'BayesNAS']
 
 # %% ../../nbs/nas/10_strategies.ipynb #c22f548d
 from ..core import registry
-from ..core.errors import ArchrepairError, unknown
+from ..core.errors import unknown
+from ..core.settings import OneOf, check_settings
 from .bayesnas import BayesNAS
 from .darts import DARTS, PCDARTS
 from .snas import SNAS
@@ -20,13 +24,17 @@ from .strategy import ArchContext, SearchStrategy
 _all_ = ["ArchContext", "SearchStrategy", "DARTS", "PCDARTS", "SNAS", "BayesNAS"]
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {name: entry.load() for name, entry in registry.STRATEGIES.items()}
+StrategyName = Annotated[str, OneOf(STRATEGIES, "strategy")]
 
 
-def make_strategy(name: str, **options) -> SearchStrategy:
-    "The strategy `name` of `STRATEGIES`, with `options` for its class. Raises `ArchrepairError` for an unknown name or option."
+def strategy_class(name: str) -> type[SearchStrategy]:
+    "The class of a strategy. Raises `ArchrepairError` for an unknown name."
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
-    try:
-        return STRATEGIES[name](**options)
-    except TypeError as error:
-        raise ArchrepairError(f"strategy {name}: {error}; see archrepair.nas.strategies.{STRATEGIES[name].__name__}") from None
+    return STRATEGIES[name]
+
+
+def make_strategy(name: str, **options: Any) -> SearchStrategy:
+    "The strategy `name` of `STRATEGIES`, with `options` for its class. Raises `ArchrepairError` for an unknown name, option or value."
+    kind = strategy_class(name)
+    return kind(**check_settings(kind, options))

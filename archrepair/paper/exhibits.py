@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 # %% auto #0
 __all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'SMOKE_DATASETS', 'EXHIBITS', 'Settings', 'Requirement', 'everywhere', 'blocks_of',
@@ -14,8 +15,10 @@ __all__ = ['PAPER_METHODS', 'FEW_CORRUPTIONS', 'SMOKE_DATASETS', 'EXHIBITS', 'Se
 
 # %% ../../nbs/paper/02_exhibits.ipynb #94f1203b
 from ..core.errors import ArchrepairError, unknown
+from ..core.paths import file_name
 from ..core.registry import METHODS
-from ..core.tiers import resolve_tier
+from ..core.settings import OneOf, Seed, Severity, WholeNumber, checked
+from ..core.tiers import TierName, resolve_tier
 from ..corruptions.catalogue import PAPER_CORRUPTIONS
 from ..data.datasets import parse_version
 from ..data.scenario import PROTOCOLS
@@ -55,8 +58,10 @@ class Settings:
     protocol: str = "clean"
 
     @classmethod
-    def of(cls, *, model: str = "resnet18", models: str = "auto", dataset: str = "auto", corruption: str = "auto", severity: int = 3,
-           methods: str = "auto", tier: str = "auto", seed: int = 0, seeds: int = 0, protocol: str = "clean") -> Settings:
+    @checked
+    def of(cls, *, model: str = "resnet18", models: str = "auto", dataset: str = "auto", corruption: str = "auto", severity: Severity = 3,
+           methods: str = "auto", tier: TierName = "auto", seed: Seed = 0, seeds: WholeNumber = 0,
+           protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean") -> Settings:
         """Settings from a notebook's parameters: lists are separated by commas, `auto` is what the tier allows.
 
         `seeds` counts from `seed`; 0 is the tier's own number. Raises `ArchrepairError` for what makes no sense.
@@ -66,13 +71,8 @@ class Settings:
             if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)):
                 raise ArchrepairError(f"{name} is {value!r}; expected text")
         size = resolve_tier(tier)
-        if protocol not in PROTOCOLS:
-            raise unknown("protocol", protocol, PROTOCOLS)
-        if type(seeds) is not int or not 0 <= seeds <= 1000 or type(severity) is not int or severity not in range(1, 6):
-            raise ArchrepairError(f"seeds is {seeds!r} and severity {severity!r}; expected a number of runs from 0 (the tier's) to 1000, "
-                                  "and a severity from 1 to 5")
-        if type(seed) is not int or not 0 <= seed < 2**32:
-            raise ArchrepairError(f"seed is {seed!r}; expected a whole number from 0 to 4294967295")
+        if seeds > 1000:
+            raise ArchrepairError(f"seeds is {seeds}; expected a number of runs from 0 (the tier's) to 1000")
         families = {"auto": FEW_CORRUPTIONS.get(size.name, PAPER_CORRUPTIONS), "all": PAPER_CORRUPTIONS}
         corruptions = families.get(corruption) or _names(corruption)
         for name in corruptions:
@@ -92,7 +92,7 @@ class Settings:
     def stem(self) -> str:
         "Networks, dataset and protocol as part of a file name, which tells the files of these settings from those of others."
         networks = "+".join(self.models) if len(self.models) < 3 else f"{len(self.models)}-networks"
-        return f"{networks}-{self.dataset}-{self.protocol}".replace(":", "~").replace("/", "~")
+        return file_name(f"{networks}-{self.dataset}-{self.protocol}")
 
     @property
     def uses_second_dataset(self) -> bool:

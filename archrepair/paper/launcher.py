@@ -16,11 +16,12 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['OPT_OUT', 'VALUES', 'default_output', 'CommandLine', 'parse', 'parameters', 'missing_output', 'is_papermill',
-           'rewrite', 'complete_command_line']
+           'rewrite', 'spell_parameters', 'complete_command_line']
 
 # %% ../../nbs/paper/07_launcher.ipynb #37c84a78
 from ..core.errors import ArchrepairError
 from ..core.paths import find_root
+from .parameters import check_parameters, parameters_of
 
 # %% ../../nbs/paper/07_launcher.ipynb #2cd201cd
 OPT_OUT = "ARCHREPAIR_NO_LAUNCHER"
@@ -82,10 +83,11 @@ _NO_RUN = {"-h", "--help", "--help-notebook", "--version"}
 
 @dataclass(frozen=True)
 class CommandLine:
-    "What a papermill command line says: positional arguments with their places in argv, and (option, values) pairs."
+    "What a papermill command line says: positional arguments with their places in argv, (option, values) pairs, and where these begin."
 
     positionals: tuple[tuple[int, str], ...]
     options: tuple[tuple[str, tuple[str, ...]], ...]
+    places: tuple[int, ...] = ()
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
@@ -95,6 +97,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     """
     positionals: list[tuple[int, str]] = []
     options: list[tuple[str, tuple[str, ...]]] = []
+    places: list[int] = []
     at = 1
     while at < len(argv):
         token, place = argv[at], at
@@ -112,8 +115,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
             name, attached = token[:2], [token[2:]] if token[2:] else []
         count = VALUES.get(name, 0) - len(attached)
         options.append((_LONG.get(name, name), (*attached, *argv[at:at + max(count, 0)])))
+        places.append(place)
         at += max(count, 0)
-    return CommandLine(tuple(positionals), tuple(options))
+    return CommandLine(tuple(positionals), tuple(options), tuple(places))
 
 # %% ../../nbs/paper/07_launcher.ipynb #d5020060
 def parameters(line: CommandLine, cwd: str | os.PathLike = ".") -> dict[str, object]:
@@ -173,11 +177,45 @@ def rewrite(argv: Sequence[str], **situation) -> list[str]:
     found = missing_output(argv, **situation)
     return [*argv[:found[0]], found[1], *argv[found[0]:]] if found else list(argv)
 
+# %% ../../nbs/paper/07_launcher.ipynb #01587ac9
+# What is not text to papermill.
+_PAPERMILLS_WORDS = re.compile(r"True|False|None|[-+]?(\d[\d_]*)?\.?[\d_]*(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
+
+
+def spell_parameters(argv: Sequence[str], *, cwd: str | os.PathLike, environ: Mapping[str, str]) -> list[str]:
+    """`argv` with the values of `-p` so that papermill reads what the notebook's parameters expect; only for notebooks of a project.
+
+    Raises `ArchrepairError` for unknown parameters and for values that do not fit.
+    """
+    line, words = parse(argv), list(argv)
+    path = Path(cwd, line.positionals[0][1]) if line.positionals else Path(cwd)
+    if path.suffix != ".ipynb" or not path.is_file() or find_root(path) is None or environ.get(OPT_OUT, "0") not in ("", "0"):
+        return words
+    known, values = parameters_of(path), {}
+    for (option, pair), place in zip(line.options, line.places):
+        if option not in ("--parameters", "--parameters_raw") or len(pair) != 2:
+            continue
+        name, text = pair
+        value = values[name] = known[name].read(text) if name in known and option == "--parameters" else text
+        last = place + (2 if argv[place] in ("-p", "--parameters") else 1)
+        if option == "--parameters" and isinstance(value, str) and _PAPERMILLS_WORDS.fullmatch(value):
+            words[place] = re.sub("^(-p|--parameters)", lambda m: {"-p": "-r"}.get(m[0], "--parameters_raw"), argv[place])
+        elif option == "--parameters" and not isinstance(value, (list, dict)):
+            words[last] = str(value)
+    if known:
+        check_parameters(path, values)
+    return words
+
 # %% ../../nbs/paper/07_launcher.ipynb #c098dc82
 def complete_command_line() -> None:
-    "Give papermill's command line its default output, if it needs one; announced on stderr."
+    "Give papermill's command line its parameters as it reads them and a default output, if it needs one; both are told on stderr."
     if not is_papermill(getattr(sys, "argv", ())):
         return
+    try:
+        sys.argv[:] = spell_parameters(sys.argv, cwd=os.getcwd(), environ=os.environ)
+    except ArchrepairError as error:
+        print(f"archrepair: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     try:
         found = missing_output(sys.argv, isatty=sys.stdout.isatty(), cwd=os.getcwd(), environ=os.environ,
                                piped_in=stat.S_ISFIFO(os.fstat(0).st_mode))

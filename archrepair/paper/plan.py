@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,7 @@ from statistics import median
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Page', 'source_of', 'parameter_names', 'plan', 'DatasetSize', 'dataset_size', 'seconds_per_pass', 'estimate', 'Task',
-           'tasks']
+__all__ = ['Page', 'source_of', 'plan', 'DatasetSize', 'dataset_size', 'seconds_per_pass', 'estimate', 'Task', 'tasks']
 
 # %% ../../nbs/paper/06_plan.ipynb #89b3535a
 from ..core.errors import ArchrepairError, unknown
@@ -29,6 +27,7 @@ from ..experiments.originals import pick_device, weights_of
 from ..experiments.runs import Runs
 from ..networks.models import create_model
 from .exhibits import EXHIBITS, SMOKE_DATASETS, Requirement, Settings, requirements
+from .parameters import parameters_of
 
 # %% ../../nbs/paper/06_plan.ipynb #7b91370a
 @dataclass(frozen=True)
@@ -48,13 +47,6 @@ def source_of(notebook: str) -> Path:
     if not path.is_file():
         raise ArchrepairError(f"there is no {path}; run this in a checkout of archrepair, or set ARCHREPAIR_HOME to one")
     return path
-
-
-def parameter_names(source: Path) -> list[str]:
-    "The names in a notebook's cell tagged `parameters`."
-    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
-    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    return re.findall(r"^(\w+)\s*[:=]", tagged[0], flags=re.M) if tagged else []
 
 
 def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] = (), datasets: Sequence[str] = (),
@@ -111,7 +103,7 @@ def _page(notebook: str, exhibits: tuple[str, ...], settings: Settings, explicit
     networks = settings.models
     parameters = {"tier": settings.tier, "protocol": settings.protocol, "seeds": len(settings.seeds), "model": networks[0],
                   "models": ",".join(networks) if len(networks) > 1 else None, **explicit}
-    names = parameter_names(source_of(notebook))
+    names = parameters_of(source_of(notebook))
     chosen: dict[str, object] = {name: value for name, value in parameters.items() if name in names and value is not None}
     return Page(notebook, exhibits, settings, chosen, tuple(requirements(exhibits, settings)))
 
@@ -138,7 +130,7 @@ def _passes(cost: dict) -> float:
 def seconds_per_pass(model: str, dataset: str, tier: str, outputs: Path | None = None, device: str = "auto") -> float:
     "Seconds of one image's forward pass through a network in training, from records of the tier, else measured now."
     records = (outputs or home() / "outputs").glob(f"{tier}/records/*/{model}/*.json")
-    costs = [json.loads(path.read_text())["repair"]["cost"] for path in sorted(records)[:20]]
+    costs = [json.loads(path.read_text(encoding="utf-8"))["repair"]["cost"] for path in sorted(records)[:20]]
     rates = [cost["seconds"] / _passes(cost) for cost in costs if _passes(cost)]
     if rates:
         return median(rates)

@@ -144,7 +144,7 @@ def page_path(page: Page) -> tuple[Path, Path]:
 def is_current(page: Page, runs: Runs) -> bool:
     "Is the page there, made from what there is now?"
     target, label = page_path(page)
-    return target.exists() and label.exists() and label.read_text() == stamp(page, runs)
+    return target.exists() and label.exists() and label.read_text(encoding="utf-8") == stamp(page, runs)
 
 
 def execute_pages(pages: Sequence[Page], runs: Runs, jobs: int, log: Callable[[str], None] = print) -> None:

@@ -6,81 +6,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OWN_SETTINGS', 'SEARCH_SETTINGS', 'REPAIRABLE', 'ArchRepair']
+__all__ = ['SEARCH_SETTINGS', 'REPAIRABLE', 'search_settings', 'ArchRepair']
 
 # %% ../../nbs/repair/05_archrepair.ipynb #397eb6fa
 from ..core.copies import duplicate
-from ..core.errors import ArchrepairError, unknown
+from ..core.errors import ArchrepairError
 from ..core.modes import settled
+from ..core.settings import Count, OneOf, Seed, Setting, WholeNumber, checked, settings_of, unknown_setting
 from ..data.scenario import RepairData
 from ..nas.genotype import Genotype
 from ..nas.reading import CannotRelax
+from ..nas.strategies import StrategyName, strategy_class
 from ..networks.admission import admit_to_repair, device_of
 from ..networks.blocks import get_block
 from ..networks.weights import tensors_of
 from .blockdata import BlockData, enter, example_of, layer_names, prepare, prepare_layer
-from .finetuning import PRESETS, finetune
+from .finetuning import PRESETS, Preset, finetune
 from .localization import GRADIENTS, localize
 from .result import RepairResult, changes
 from .search import SearchRecipe, search
 from .verdict import judge
 from .votes import Localization
 from ..training.cost import CostMeter
-from ..training.fit import Recipe, precision_of
+from ..training.fit import PrecisionName, Recipe, precision_of
 from ..training.inputs import fit_inputs
 
 # %% ../../nbs/repair/05_archrepair.ipynb #bae303f0
-OWN_SETTINGS = ("strategy", "strategy_options", "epochs", "level", "seed")  # fields of `SearchRecipe` that `ArchRepair` gives on its own
-SEARCH_SETTINGS = tuple(f.name for f in fields(SearchRecipe) if f.name not in OWN_SETTINGS)
+_OWN_SETTINGS = ("strategy", "strategy_options", "epochs", "level", "seed")  # fields of `SearchRecipe` that `ArchRepair` gives on its own
+SEARCH_SETTINGS = tuple(name for name in settings_of(SearchRecipe) if name not in _OWN_SETTINGS)
 REPAIRABLE = ("block", "layer")
 
 
+def search_settings(strategy: str) -> dict[str, Setting]:
+    """What `search_options` may set: fields of `SearchRecipe`, and the settings of the strategy.
+
+    Raises `ArchrepairError` for an unknown strategy.
+    """
+    own = settings_of(SearchRecipe)
+    return {name: own[name] for name in SEARCH_SETTINGS} | settings_of(strategy_class(strategy))
+
+
+@checked
 @dataclass
 class ArchRepair:
     """Block-level architecture-oriented repair (§3)."""
 
-    strategy: str = "pc-darts"  # of the search: see `archrepair list strategies`
+    strategy: StrategyName = "pc-darts"  # of the search: see `archrepair list strategies`
     block: str | None = None  # None: localize one
     blocks: Sequence[str] | None = None  # the candidates for localization; None: all
-    level: str = "block"  # or `layer`: a single convolution, the most suspicious one inside the blocks or inside `block`
-    preset: str | Recipe = "default"  # of fine-tuning: see `finetuning.PRESETS`
-    search_epochs: int = 4  # 0 repairs weights alone
-    finetune_epochs: int = 6
-    k: int = 50  # neurons that vote for a block or layer
-    grad: str = "weight"  # how failures weigh neurons in localization: see `localization.GRADIENTS`
-    views: int = 1  # augmented views of each training image
-    failure_views: int = 1  # augmented views of each failure
-    precision: str | torch.dtype = "auto"  # or `fp32`, `bf16`, a torch dtype
+    level: Annotated[str, OneOf(REPAIRABLE)] = "block"  # or `layer`: one convolution, the most suspicious inside `block` or all blocks
+    preset: Preset = "default"  # of fine-tuning: see `finetuning.PRESETS`
+    search_epochs: WholeNumber = 4  # 0 repairs weights alone
+    finetune_epochs: WholeNumber = 6
+    k: Count = 50  # neurons that vote for a block or layer
+    grad: Annotated[str, OneOf(GRADIENTS)] = "weight"  # how failures weigh neurons: see `localization.GRADIENTS`
+    views: Count = 1  # augmented views of each training image
+    failure_views: Count = 1  # augmented views of each failure
+    precision: PrecisionName | torch.dtype = "auto"  # or `fp32`, `bf16`, a torch dtype
     search_options: Mapping[str, object] | Sequence[tuple[str, object]] = ()  # further fields of `SearchRecipe` or settings of the strategy
-    seed: int = 0
+    seed: Seed = 0
     name: str = "archrepair"
 
     def __post_init__(self):
         self._search_recipe()  # better to know what is wrong now
-        if not isinstance(self.preset, Recipe) and self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
-        if self.level not in REPAIRABLE:
-            raise unknown("level", self.level, REPAIRABLE)
-        if self.grad not in GRADIENTS:
-            raise unknown("gradient", self.grad, GRADIENTS)
         if self.block is not None and self.blocks is not None:
             raise ArchrepairError(f"block {self.block} and the candidates {', '.join(self.blocks)} are given; expected one of the two")
-        for names, least in ((("search_epochs", "finetune_epochs"), 0), (("k", "views", "failure_views"), 1)):
-            for name in names:
-                if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                    raise ArchrepairError(f"{name} is {getattr(self, name)!r}; expected a whole number from {least}")
 
     def _search_recipe(self) -> SearchRecipe:
         "How to search: `search_options` are settings of the search itself or, all others, of the strategy."
-        options = {str(name): value for name, value in dict(self.search_options).items()}
+        options, known = dict(self.search_options), search_settings(self.strategy)
+        for name in options:
+            if name not in known:
+                raise unknown_setting("the search", name, known)
         own: dict[str, Any] = {name: options.pop(name) for name in SEARCH_SETTINGS if name in options}
         return SearchRecipe(strategy=self.strategy, strategy_options=options, epochs=self.search_epochs, seed=self.seed, **own)
 

@@ -9,17 +9,19 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['PRESETS', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
+__all__ = ['PRESETS', 'Preset', 'LINE', 'LEVELS', 'Finetuned', 'finetune']
 
 # %% ../../nbs/02_finetuning.ipynb #49ac6da5
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import settled
+from ..core.settings import Count, OneOf, checked
 from ..data.scenario import RepairData
 from ..networks.admission import admit
 from ..networks.blocks import block_holding, block_names, get_block, replace_block, thaw
@@ -33,6 +35,7 @@ PRESETS: dict[str, Recipe] = {
     "default": Recipe(epochs=6, lr=0.005, failure_ratio=0.25, imitation=1.0),
     "paper": Recipe(epochs=500, lr=0.1, patience=10),
 }
+Preset = Annotated[str, OneOf(PRESETS, "preset")] | Recipe
 
 # %% ../../nbs/02_finetuning.ipynb #3ea8b666
 def _enclosing(model: nn.Module, layer: str) -> str | None:
@@ -149,10 +152,11 @@ LEVELS = ("neuron", "layer", "block", "network")
 
 
 @settled()
+@checked
 def finetune(model: nn.Module | BlockData, data: RepairData | None = None, *, level: str = "block", where: str | None = None,
              preset: str | Recipe = "default", line: Sequence[float] | None = None, start: nn.Module | None = None,
              origin: nn.Module | None = None, prepared: BlockData | None = None, meter: CostMeter | None = None,
-             checkpoint: str | Path | None = None, views: int = 1, failure_views: int = 1, precision: str | torch.dtype = "fp32",
+             checkpoint: str | Path | None = None, views: Count = 1, failure_views: Count = 1, precision: str | torch.dtype = "fp32",
              groups: Callable[[nn.Module], list[dict]] | None = None, **changes) -> Finetuned:
     """Fine-tune one neuron (`layer:channel`), layer, block, or the whole network on D_repair (§2.2).
 

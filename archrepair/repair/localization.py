@@ -26,6 +26,7 @@ from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, NoFailures, note_once, unknown
 from ..core.modes import settled
 from ..core.progress import track
+from ..core.settings import Count, NotNegative, checked
 from ..data.scenario import RepairData
 from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.admission import device_of
@@ -241,9 +242,10 @@ def reweight(s: np.ndarray, g: np.ndarray, member: np.ndarray, deviation: str = 
 
 # %% ../../nbs/00_localization.ipynb #765656a1
 @settled()
+@checked
 def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None, *, measure: str = "tarantula",
-             activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: int = 50, ties: str = "exact",
-             smooth: float = 0.0, n_train: int | None = 10_000, precision: str | torch.dtype = "fp32", batch_size: int = 256,
+             activation: str = "pre", grad: str = "weight", deviation: str = "abs", k: Count = 50, ties: str = "exact",
+             smooth: NotNegative = 0.0, n_train: Count | None = 10_000, precision: str | torch.dtype = "fp32", batch_size: Count = 256,
              device: str | torch.device | None = None, meter: CostMeter | None = None) -> Localization:
     """Find the block of `model` that is most suspicious on the repair set (§3.2, Algorithm 1).
 
@@ -262,9 +264,6 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     for what, value, known in options:
         if value not in known:
             raise unknown(what, value, known)
-    if k < 1 or batch_size < 1 or smooth < 0 or (n_train is not None and n_train < 1):
-        raise ArchrepairError(f"k={k}, batch_size={batch_size}, smooth={smooth}, n_train={n_train}: expected k, batch_size "
-                              "and n_train from 1, smooth from 0")
     model, data = enter(model, data)
     blocks, precision = _candidates(model, blocks), precision_of(model, precision)
     network = freeze(duplicate(model))

@@ -161,8 +161,8 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     directory, model = Path(directory), admit(model)
     try:
-        info = json.loads((directory / "repair.json").read_text())
-        genotype = Genotype.from_json((directory / "genotype.json").read_text()) if info["searched"] else None
+        info = json.loads((directory / "repair.json").read_text(encoding="utf-8"))
+        genotype = Genotype.from_json((directory / "genotype.json").read_text(encoding="utf-8")) if info["searched"] else None
         branches = info.get("conditional", {}).get("branches", []) if info["chosen"] == "repaired" else []
         if not isinstance(info.get("block"), (str, type(None))) or genotype is not None and not info["block"]:
             raise ValueError(f"its block is {info['block']!r}")

@@ -9,24 +9,25 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Batch', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'search']
+__all__ = ['Batch', 'Selection', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'search']
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
-from ..core.errors import ArchrepairError, unknown
+from ..core.errors import ArchrepairError
 from ..core.modes import evaluating, settled
+from ..core.settings import Count, NotNegative, OneOf, Seed, Share, WholeNumber, Within, checked, unknown_setting
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
 from ..nas.discretization import Removal, discretize, guard
-from ..nas.genotype import Genotype, RepairedBlock
+from ..nas.genotype import WIDEN, Genotype, RepairedBlock
 from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
-from ..nas.strategies import make_strategy
+from ..nas.strategies import StrategyName, make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
 from ..nas.supernet import SuperNet
 from .blockdata import BlockData, parcel
@@ -94,6 +95,10 @@ def weight_groups(supernet: SuperNet, recipe: SearchRecipe) -> list[dict]:
     return groups
 
 # %% ../../nbs/01_search.ipynb #4f787d83
+Selection = Annotated[str, OneOf(SELECTIONS, "selection")]
+
+
+@checked
 @dataclass(frozen=True)
 class SearchRecipe:
     """How a block is searched.
@@ -102,30 +107,26 @@ class SearchRecipe:
     weights learn alone; strategies of one level use the weights' half for both. Raises `ArchrepairError` for settings that do not exist.
     """
 
-    strategy: str | SearchStrategy = "pc-darts"  # one of `STRATEGIES`, or a strategy of your own
+    strategy: StrategyName | SearchStrategy = "pc-darts"  # one of `STRATEGIES`, or a strategy of your own
     strategy_options: Mapping[str, object] = field(default_factory=dict)  # settings of a strategy given by name, as in {"order": 2}
-    epochs: int | None = None  # passes over the weights' half; None: the tier's
-    batch_size: int = 128
-    warmup: float = 0.3  # share of the steps before the architecture moves, in [0, 1)
-    inherited_lr: float = 0.01  # learning rate of the layers that the block came with
-    added_lr: float = 0.05  # learning rate of the added operations
-    weight_decay: float = 5e-4  # spares BatchNorm and biases
-    failure_ratio: float | None = 0.25  # share of failures in a batch; None: as they come
-    imitation: float = 1.0  # weight of the divergence from the original's answers (`training.fit.Recipe`)
-    level: str = "auto"  # this and the next two: see `nas.graph.extract`
-    max_edges: int = 64
-    max_span: int | None = None
-    select: str = "argmax"  # `argmax` or `top2` of the strategy's scores, or `perturb`: the candidate whose removal hurts most
-    perturb_epochs: int = 1  # how long the weights learn on while edges are decided one by one
-    max_skip: int | None = None  # edges that may become skips; None: any number
-    widen: str = "keep"  # what the channels outside a slice do: see `nas.genotype.Genotype`
-    seed: int = 0
+    epochs: WholeNumber | None = None  # passes over the weights' half; None: the tier's
+    batch_size: Count = 128
+    warmup: Annotated[float, Within(0, 1, below=True)] = 0.3  # share of the steps before the architecture moves
+    inherited_lr: NotNegative = 0.01  # learning rate of the layers that the block came with
+    added_lr: NotNegative = 0.05  # learning rate of the added operations
+    weight_decay: NotNegative = 5e-4  # spares BatchNorm and biases
+    failure_ratio: Share | None = 0.25  # share of failures in a batch; None: as they come
+    imitation: NotNegative = 1.0  # weight of the divergence from the original's answers (`training.fit.Recipe`)
+    level: Annotated[str, OneOf(("auto", "conv", "unit"))] = "auto"  # this and the next two: see `nas.graph.extract`
+    max_edges: Count = 64
+    max_span: Count | None = None
+    select: Selection = "argmax"  # `argmax` or `top2` of the strategy's scores, or `perturb`: the candidate whose removal hurts most
+    perturb_epochs: WholeNumber = 1  # how long the weights learn on while edges are decided one by one
+    max_skip: WholeNumber | None = None  # edges that may become skips; None: any number
+    widen: Annotated[str, OneOf(WIDEN)] = "keep"  # what the channels outside a slice do: see `nas.genotype.Genotype`
+    seed: Seed = 0
 
     def __post_init__(self):
-        if not 0 <= self.warmup < 1:
-            raise ArchrepairError(f"warmup is {self.warmup}; expected a share of the steps, at least 0 and below 1")
-        if self.select not in SELECTIONS:
-            raise unknown("selection", self.select, SELECTIONS)
         if isinstance(self.strategy, str):
             self.make_strategy()  # better to know what is wrong now
 
@@ -135,7 +136,7 @@ class SearchRecipe:
         known = [f.name for f in fields(cls)]
         for name in changes:
             if name not in known:
-                raise unknown("setting of the search", name, known)
+                raise unknown_setting("the search", name, known)
         recipe = replace(recipe or cls(), **changes)
         return recipe if recipe.epochs is not None else replace(recipe, epochs=resolve_tier("auto").search_epochs)
 
@@ -350,6 +351,7 @@ class _Searcher:
 
 # %% ../../nbs/01_search.ipynb #252e1b04
 @settled()
+@checked
 def search(model: nn.Module | BlockData, block: str | None = None, data: RepairData | None = None, *, recipe: SearchRecipe | None = None,
            prepared: BlockData | None = None, checkpoint: str | Path | None = None, meter: CostMeter | None = None,
            precision: str | torch.dtype = "fp32", **changes) -> SearchResult:

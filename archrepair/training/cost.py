@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -68,14 +67,18 @@ def _reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_bytes(b"5")
 
 
 def _peak_bytes() -> int:
-    "The largest memory used since: of the GPU where there is one, else of the process (ru_maxrss is in bytes on macOS alone)."
+    "The largest memory used since: of the GPU where there is one, else of the process, 0 where the system does not tell (Windows)."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS alone
 
 # %% ../../nbs/training/02_cost.ipynb #068c24d9
 def work(module: nn.Module, x: Tensor) -> int:

@@ -13,18 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd', 'fit', 'train_original']
+__all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd', 'fit',
+           'train_original']
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
 from ..core.modes import settled
 from ..core.progress import track
+from ..core.settings import Count, NotNegative, OneOf, Positive, Share, WholeNumber, Within, checked
 from ..core.tiers import Tier
 from ..data.images import ImageSet, Normalize
 from ..nas.layout import lay_out, layout_of, make_safe
@@ -35,6 +37,7 @@ from .cost import CostMeter
 from .rows import Rows, image_features
 
 # %% ../../nbs/training/03_fit.ipynb #02032e81
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """How weights are trained.
@@ -45,25 +48,19 @@ class Recipe:
     better validation loss (None: never). `precision` is `fp32` or `bf16` (autocast).
     """
 
-    epochs: int
-    lr: float = 0.01
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    clip: float | None = 5.0
-    failure_ratio: float | None = None
-    imitation: float = 0.0
-    temperature: float = 2.0
-    patience: int | None = None
-    precision: str = "fp32"
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.schedule not in ("cosine", "onecycle", "constant"):
-            raise unknown("schedule", self.schedule, ("cosine", "onecycle", "constant"))
-        if self.precision not in ("fp32", "bf16"):
-            raise unknown("precision", self.precision, ("fp32", "bf16"))
+    epochs: WholeNumber
+    lr: NotNegative = 0.01
+    batch_size: Count = 128
+    momentum: Annotated[float, Within(0, 1, below=True)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    schedule: Annotated[str, OneOf(("cosine", "onecycle", "constant"))] = "cosine"
+    clip: Positive | None = 5.0
+    failure_ratio: Share | None = None
+    imitation: NotNegative = 0.0
+    temperature: Positive = 2.0
+    patience: Count | None = None
+    precision: Annotated[str, OneOf(("fp32", "bf16"))] = "fp32"
+    seed: WholeNumber = 0
 
     def lr_at(self, progress: float) -> float:
         "Share of `lr` at `progress` in [0, 1) of the training."
@@ -90,6 +87,7 @@ def autocast(device: torch.device | str, precision: str) -> contextlib.AbstractC
 
 
 PRECISIONS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+PrecisionName = Annotated[str, OneOf(("auto", *PRECISIONS.values()), "precision")]
 
 
 def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> str:

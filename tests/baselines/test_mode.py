@@ -233,7 +233,7 @@ def test_no_epochs_no_change(problem):
 
 @pytest.mark.parametrize("settings, words", [
     ({"scope": "layer"}, "unknown scope of MODE 'layer'"), ({"preset": "papre"}, "unknown preset 'papre'"), ({"rounds": 0}, "rounds is 0"),
-    ({"batch": 0}, "batch is 0"), ({"n_train": 2.5}, "n_train is 2.5"), ({"alpha": 1.0}, "alpha is 1.0"), ({"top_k": 0.0}, "top_k 0.0"),
+    ({"batch": 0}, "batch is 0"), ({"n_train": 2.5}, "n_train is 2.5"), ({"alpha": 1.0}, "alpha is 1.0"), ({"top_k": 0.0}, "top_k is 0.0"),
     ({"theta": -0.1}, "theta is -0.1"), ({"round_epochs": True}, "round_epochs is True")])
 def test_settings(settings, words):
     with pytest.raises(ArchrepairError, match=words) as caught:

@@ -19,6 +19,7 @@ import archrepair.experiments.cells as experiments
 import archrepair.experiments.originals as originals
 from archrepair.cli.app import app, find_notebook
 from archrepair.core.errors import ArchrepairError
+from archrepair.core.registry import METHODS
 from archrepair.data.datasets import load_dataset
 from archrepair.experiments.originals import original
 from archrepair.networks.models import create_model
@@ -465,3 +466,49 @@ def test_a_network_is_judged_under_the_normalization_it_was_repaired_under(capsy
         with pytest.raises(pytest.fail.Exception):
             app(["evaluate", *SMOKE, "--dataset", DATASET, "--repaired", str(home / "outputs" / "repair")], standalone_mode=False)
         assert asked.pop() == expected
+
+
+@pytest.mark.parametrize("arguments", ["list corruptions", "list methods --json", "--help", "repair --help"])
+def test_a_reader_that_has_gone_ends_the_command_quietly(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run([sys.executable, "-m", "archrepair", *arguments.split()], stdout=pipe, stderr=subprocess.PIPE, timeout=100)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"},
+                                      {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}])
+def test_every_terminal_shows_what_it_can(settings):
+    done = subprocess.run([sys.executable, "-m", "archrepair", "list", "methods"], capture_output=True, env={**os.environ, **settings},
+                          timeout=100)
+    assert done.returncode == 0 and not done.stderr and done.stdout.count(b"\n") == len(METHODS)
+    assert b"(?3)" in done.stdout or "(§3)".encode("cp1252") in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["repair", "-S", "max_skips=2"], "unknown option of the search 'max_skips': did you mean 'max_skip'"),
+    (["repair", "-S", "inherited_lr=fast"], "inherited_lr is 'fast'; expected a number from 0"),
+    (["repair", "-S", "order=5"], "order is 5; expected 1, 2 or 'fd'"),
+    (["repair", "-S", "edge_norm=maybe"], "edge_norm is 'maybe'; expected True or False"), (["repair", "--views", "0"], "views is 0"),
+    (["repair", "--search-epochs", "-1"], "search_epochs is -1; expected a whole number from 0"),
+    (["repair", "--seed", "-1"], "seed is -1; expected a whole number from 0 to"),
+    (["repair", "--strategy", "drats"], "unknown strategy 'drats': did you mean 'darts'"), (["repair", "--preset", "papr"], "'paper'"),
+    (["repair", "--method", "retrain:epoch=3"], "did you mean 'epochs'"), (["repair", "--tier", "smok"], "unknown tier 'smok'"),
+    (["repair", "--protocol", "cleen"], "unknown protocol 'cleen'"),
+    (["repair", "--dataset", "digits:fog:9"], "severity of digits:fog:9 is 9; expected a whole number from 1 to 5"),
+    (["localize", "-k", "0"], "k is 0; expected a whole number from 1"), (["localize", "--measure", "ochai"], "did you mean 'ochiai'"),
+    (["train", "--device", "cdua"], "unknown device 'cdua': did you mean 'cuda'"), (["evaluate", "--seed", "-3"], "seed is -3"),
+    (["compare", "--epochs", "0"], "epochs is 0"), (["compare", "--seeds=-1"], "seed is -1"), (["paper", "--seeds", "-1"], "seeds is -1"),
+    (["paper", "--jobs", "-2"], "jobs is -2"), (["corrupt", "--severity", "6"], "severity is 6"),
+    (["corrupt", "--limit", "0"], "limit is 0"),
+    (["corrupt", "--corruption", "fogg"], "unknown corruption 'fogg': did you mean 'fog'"),
+])
+def test_options_are_checked_before_any_data_are_read(home, capsys, monkeypatch, arguments, message):
+    def read(*arguments, **options):
+        raise AssertionError("data are read")
+
+    for module in ("data.datasets", "experiments.originals", "experiments.cells", "experiments.runs"):
+        monkeypatch.setattr(f"archrepair.{module}.load_dataset", read)
+    before = tree(home)
+    assert re.search(message, fails(capsys, *arguments)) and tree(home) == before

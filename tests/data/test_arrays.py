@@ -1,13 +1,16 @@
 """Images as people have them: arrays, tensors and datasets become the same sets, and what cannot be taken is refused in one line."""
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.transforms import v2
 
 import archrepair
 from archrepair import ArchRepair, Normalize, RepairData, localize
-from archrepair.core.errors import ArchrepairError
+from archrepair.core.errors import ArchrepairError, Notice
 from archrepair.data.arrays import as_images, as_labels, as_pixels, as_sets
 from archrepair.data.images import ImageSet
 
@@ -39,12 +42,54 @@ FORMS = {
 }
 
 
+def objects(items) -> np.ndarray:
+    "A one-dimensional array of these objects, whatever they are."
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+class Items(Dataset):
+    "What `turn` makes of each image, with its label."
+    classes = ["cat", "dog", "owl"]
+
+    def __init__(self, turn):
+        self.turn = turn
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, i):
+        return self.turn(pixels()[i]), i % 3
+
+
+STAGES = {  # of torchvision, as they stand in people's datasets
+    "ToTensor": transforms.ToTensor(), "PILToTensor": transforms.PILToTensor(),
+    "PIL stages": transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8)]), "v2 image": v2.ToImage(),
+    "v2 floats": v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
+}
+FORMS |= {
+    "list of PIL images": ([Image.fromarray(image) for image in pixels()], LABELS),
+    "palettes": ([Image.fromarray(image).quantize(256) for image in pixels()], LABELS),
+    "list of arrays": (list(pixels()), LABELS), "array of arrays": (objects(list(pixels())), LABELS),
+    "array of PIL images": (objects([Image.fromarray(image) for image in pixels()]), objects(LABELS.tolist())),
+    "Series": (pd.Series(list(pixels())), pd.Series(LABELS)),
+    "read-only": (np.frombuffer(pixels().tobytes(), np.uint8).reshape(24, 8, 8, 3), LABELS),
+    "float16": ((pixels() / 255).astype(np.float16), LABELS),
+    "bfloat16": (torch.from_numpy(pixels()).permute(0, 3, 1, 2).bfloat16() / 255, LABELS),
+    "floats that overshoot": (pixels() / 255 * 1.0009 - 4e-4, LABELS), "data frame": (pixels(), pd.DataFrame({"label": LABELS})),
+    "joined": ConcatDataset([Subset(Photos(), range(10)), Subset(Photos(), range(10, 24))]),
+    **{name: Items(lambda image, stages=stages: stages(Image.fromarray(image))) for name, stages in STAGES.items()},
+}
+NAMED = ("PIL dataset", "subset", "joined", *STAGES)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_images(form):
     images = as_images(FORMS[form])
     assert torch.equal(images.images, torch.from_numpy(pixels()))
     assert images.labels.tolist() == LABELS.tolist() and images.labels.dtype == torch.int64
-    assert images.classes == (("cat", "dog", "owl") if form in ("PIL dataset", "subset") else ("0", "1", "2"))
+    assert images.classes == (("cat", "dog", "owl") if form in NAMED else ("0", "1", "2"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -56,7 +101,37 @@ def test_a_repair_set_from_every_form(form):
     assert len(RepairData.of(FORMS[form], FORMS["numpy"], FORMS["numpy"]).val) == 24
 
 
+@pytest.mark.parametrize("form", ["pair", "dataset", "unscaled v2"])
+def test_floats_that_are_gray_levels_are_taken_and_said(form):
+    levels = pixels().astype(np.float32)
+    source = {"pair": (levels, LABELS), "dataset": Items(lambda image: image.astype(np.float64)),
+              "unscaled v2": Items(v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32)]))}[form]
+    with pytest.warns(Notice, match=f"{form}: float images beyond 1 are taken for gray levels from 0 to 255"):
+        images = as_images(source, name=form)
+    assert torch.equal(images.images, torch.from_numpy(pixels()))
+
+
+def test_a_set_of_floats_has_one_range():
+    with pytest.raises(ArchrepairError, match="some float images run to 1 and others beyond; expected one range"):
+        as_images(Items(lambda image: image / 255.0 if image[0, 0, 0] > 100 else image.astype(float)))
+
+
+def test_black_fits_every_range():
+    with pytest.warns(Notice):
+        images = as_images(Items(lambda image: image * (0.0 if image[0, 0, 0] > 100 else 1.0)), name="some black")
+    kept = torch.from_numpy(pixels())[:, 0, 0, 0] <= 100
+    assert torch.equal(images.images[kept], torch.from_numpy(pixels())[kept]) and not images.images[~kept].any()
+
+
+def test_bools_are_black_and_white():
+    images = as_images((pixels() > 127, LABELS)).images
+    assert torch.equal(images, torch.from_numpy(pixels() > 127) * torch.tensor(255, dtype=torch.uint8))
+
+
 def test_gray_images_get_three_channels():
+    flat = as_pixels(pixels()[..., 0])
+    assert flat.shape == (24, 8, 8, 3) and all(torch.equal(flat[..., c], torch.from_numpy(pixels()[..., 0])) for c in range(3))
+    assert torch.equal(as_pixels(pixels()[..., 0] / 255), flat) and torch.equal(as_pixels(list(pixels()[..., 0])), flat)
     gray = torch.arange(32, dtype=torch.uint8).view(2, 4, 4, 1)
     three = as_pixels(gray)
     assert three.shape == (2, 4, 4, 3) and torch.equal(three[..., 0], gray[..., 0]) and torch.equal(three[..., 0], three[..., 2])
@@ -70,13 +145,29 @@ def test_sets_agree_on_their_classes():
     assert as_sets({"failures": (pixels(3), [1, 0, 1]), "train": Photos()})["failures"].classes == ("cat", "dog", "owl")
 
 
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+    def __len__(self):
+        return 3
+
+
 @pytest.mark.parametrize(("source", "message"), [
-    ((pixels()[..., 0], LABELS), r"failures: images are uint8 \(24, 8, 8\)"), ((pixels()[0], LABELS), "images are uint8"),
+    ((pixels()[0], LABELS), r"failures: images are uint8 \(8, 8, 3\), which looks like a single one"),
     ((pixels().astype(np.int64), LABELS), "images are int64"), ((pixels(), LABELS[:5]), "one integer per image"),
     ((pixels(), LABELS + 0.5), "one integer per image"), ((pixels(), LABELS - 1), "labels run from -1"),
     ((torch.randn(24, 3, 8, 8), LABELS), r"float images run from .* expected 0 to 1: give them before normalization"),
     ((torch.full((2, 3, 8, 8), torch.nan), [0, 1]), "float images run from nan"),
     (pixels(), "failures are a ndarray; expected"), ("images.npz", "failures are a str; expected"),
+    ((pixels() / 127.5 - 1, LABELS), "float images run from -1 to 1"), ((pixels() / 170, LABELS), "float images run from 0 to 1.5"),
+    ((pixels().astype(np.uint16), LABELS), r"images are uint16 .* by images.astype\('uint8'\)"),
+    ((np.zeros((24, 8, 8, 4), np.uint8), LABELS), r"images are uint8 \(24, 8, 8, 4\); expected"),
+    ([[pixels()[0], pixels()[0][:4]], [0, 1]], "item 1 is 4×8 px and item 0 is 8×8; expected one size"),
+    (DataLoader(Photos()), "failures are a DataLoader; expected .* give its dataset, loader.dataset"),
+    (Endless(), "failures are a Endless; expected .* give one with a length"),
+    (Items(transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)])),
+     r"failures, item 0: float images run from -2 to .*; expected 0 to 1: give them before normalization"),
     (None, "failures are a NoneType; expected"), (TensorDataset(torch.zeros(3, 3, 8, 8)), r"expected a pair \(image, label\)"),
     (TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0)), "is empty"),
     ([(pixels()[0], 0), (pixels()[1], 1), (pixels()[2], 1)], "failures are a list; expected"),
@@ -131,6 +222,9 @@ LABEL_FORMS = {
     "list": [0, 2, 1], "names": ["owl", "dog", "cat"], "array of names": np.array(["owl", "dog", "cat"]),
     "objects": np.array(["owl", "dog", "cat"], object), "bytes": np.array([b"owl", b"dog", b"cat"]), "N×1": np.array([[0], [2], [1]]),
     "arrays of one number": [np.array([0]), np.array([2]), np.array([1])], "tensors of one number": [torch.tensor(i) for i in (0, 2, 1)],
+    "Series of names": pd.Series(["owl", "dog", "cat"]), "categories": pd.Categorical(["owl", "dog", "cat"]),
+    "Series": pd.Series([0, 2, 1]), "array of numbers as objects": np.array([0, 2, 1], object),
+    "array of tensors": objects([torch.tensor(i) for i in (0, 2, 1)]),
     "uint16 tensor": torch.tensor([0, 2, 1], dtype=torch.uint16), "int8 tensor": torch.tensor([0, 2, 1], dtype=torch.int8),
 }
 

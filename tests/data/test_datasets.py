@@ -19,7 +19,8 @@ from support.pictures import pixels, save_tree, write_npz
 @pytest.mark.parametrize(("name", "parts"), [
     ("cifar10", ("cifar10", None, 0)), ("cifar10:fog:3", ("cifar10", "fog", 3)), ("folder:/a/b", ("folder:/a/b", None, 0)),
     ("folder:/a/b:fog:5", ("folder:/a/b", "fog", 5)), ("npz:a.npz", ("npz:a.npz", None, 0)), ("npz:a.npz:snow:1", ("npz:a.npz", "snow", 1)),
-    ("folder:C:\\a", ("folder:C:\\a", None, 0)),
+    ("folder:C:\\a", ("folder:C:\\a", None, 0)), ("folder:C:\\a:fog:3", ("folder:C:\\a", "fog", 3)),
+    ("npz:D:/b/a.npz", ("npz:D:/b/a.npz", None, 0)), ("folder:/a/b:c,d:snow:2", ("folder:/a/b:c,d", "snow", 2)),
 ])
 def test_parse_version(name, parts):
     assert parse_version(name) == parts
@@ -28,6 +29,12 @@ def test_parse_version(name, parts):
 @pytest.mark.parametrize("name", ["cifar10:fog", "cifar10:fog:x", "cifar10:3", "cifar10:", "cifar10:fog:-1", "cifar10:fog:³"])
 def test_half_a_version_is_refused(name):
     with pytest.raises(ArchrepairError, match="expected NAME or NAME:CORRUPTION:SEVERITY"):
+        parse_version(name)
+
+
+@pytest.mark.parametrize("name", ["cifar10:fog:9", "folder:/a/b:fog:0", "cifar10:snow:17"])
+def test_a_severity_is_checked_before_anything_is_looked_for(name):
+    with pytest.raises(ArchrepairError, match=rf"severity of {name} is \d+; expected a whole number from 1 to 5"):
         parse_version(name)
 
 

@@ -51,6 +51,32 @@ def test_spreadsheets_and_their_habits(photos, like):
     assert load_failures(path, like).labels.tolist() == [1, 0]
 
 
+CELLS = {  # how a path may stand in a list of 0.png, as cat, in the folder FOLDER
+    "blank after the comma": "0.png, cat", "blanks around": "  0.png  ,  cat  ", "quotes": '"0.png","cat"',
+    "quotes after a blank": '0.png, "cat"', "comma in the name": '"a, b/0.png",cat', "comma after a blank": ' "a, b/0.png", cat',
+    "here": "./0.png,cat", "absolute": "FOLDER/0.png,cat", "no such user": "~nobody-of-this-name/0.png,cat",
+    "home": "~/0.png,cat", "home, backslash": "~\\sub\\0.png,cat", "backslash": "sub\\0.png,cat", "up": "sub/../0.png,cat",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("form", CELLS)
+def test_a_path_in_every_form(photos, like, monkeypatch, form, encoding):
+    for folder in ("a, b", "sub", "~nobody-of-this-name"):
+        (photos / folder).mkdir()
+        (photos / folder / "0.png").write_bytes((photos / "0.png").read_bytes())
+    monkeypatch.setenv("HOME", str(photos))
+    found = load_failures(listed(photos, CELLS[form].replace("FOLDER", str(photos)), head="path, label", encoding=encoding), like)
+    assert torch.equal(found.images, like.images[[0]]) and found.labels.tolist() == [0]
+
+
+def test_missing_files_are_counted(photos, like):
+    rows = ["0.png,cat", "8.png,dog", "1.png,dog", "9.png,dog"]
+    with pytest.raises(ArchrepairError, match=r"row 3, column path: there is no .*8.png \(2 of 4 files are missing\); expected") as caught:
+        load_failures(listed(photos, *rows, head="path,label"), like)
+    assert "\n" not in str(caught.value)
+
+
 def test_paths_are_absolute_or_from_the_list(photos, like, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     (photos / "lists").mkdir()

@@ -52,7 +52,11 @@ def test_snas_draws_for_every_image():
     assert torch.isfinite(result.path).all()
 
 
-@pytest.mark.parametrize("options", [{"confidence": 1.0}, {"confidence": 0.0}, {"temperatures": (1.0, 0.0)}])
-def test_options_out_of_range(options):
-    with pytest.raises(ArchrepairError, match="expected a probability between 0 and 1, and temperatures above 0"):
+@pytest.mark.parametrize(("options", "message"), [
+    ({"confidence": 1.0}, r"confidence is 1.0; expected a number above 0 and below 1"),
+    ({"confidence": 0.0}, r"confidence is 0.0; expected a number above 0 and below 1"),
+    ({"temperatures": (1.0, 0.0)}, r"temperatures is \(1.0, 0.0\); expected a list of 2 values, each a number above 0"),
+])
+def test_options_out_of_range(options, message):
+    with pytest.raises(ArchrepairError, match=message):
         SNAS(**options)

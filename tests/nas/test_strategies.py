@@ -23,7 +23,9 @@ def test_every_strategy_says_in_one_line_what_it_is(name):
     assert STRATEGIES[name].name == name and summary.endswith(".") and len(summary) < 140
 
 
-@pytest.mark.parametrize("name, options, message", [("gradient", {}, "unknown strategy"), ("snas", {"tau": 1}, "strategy snas")])
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("gradient", {}, "unknown strategy"), ("snas", {"tau": 1}, "unknown option of snas .tau.: known: arch_lr, confidence"),
+])
 def test_unknown_names_and_options(name, options, message):
     with pytest.raises(ArchrepairError, match=message):
         make_strategy(name, **options)

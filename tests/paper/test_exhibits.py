@@ -39,7 +39,8 @@ def test_a_cell_is_required_once_with_all_its_versions():
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"corruption": "fgo"}, "unknown corruption 'fgo': did you mean 'fog'"), ({"protocol": "dirty"}, "unknown protocol"),
-    ({"tier": "big"}, "unknown tier"), ({"seeds": -1}, "seeds is -1"), ({"severity": 6}, "severity 6"), ({"models": ","}, "at least one")])
+    ({"tier": "big"}, "unknown tier"), ({"seeds": -1}, "seeds is -1"),
+    ({"severity": 6}, "severity is 6; expected a whole number from 1 to 5"), ({"models": ","}, "at least one")])
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ArchrepairError, match=message) as caught:
         Settings.of(**{"tier": "smoke", **changes})

@@ -10,7 +10,8 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
 from archrepair.experiments.runs import Runs
 from archrepair.paper.exhibits import EXHIBITS, requirements
-from archrepair.paper.plan import dataset_size, estimate, parameter_names, plan, seconds_per_pass, source_of, tasks
+from archrepair.paper.parameters import parameters_of
+from archrepair.paper.plan import dataset_size, estimate, plan, seconds_per_pass, source_of, tasks
 from support.exhibits import SMOKE, recorded
 
 
@@ -19,7 +20,7 @@ def test_the_plan_covers_everything_once():
     assert {name for p in pages for name in p.exhibits} == set(EXHIBITS)
     assert [p.notebook for p in pages] == sorted(p.notebook for p in pages[:7]) + ["03_rq1", "04_rq2", "05_rq3", "06_rq4"]
     for page in pages:
-        assert set(page.parameters) <= set(parameter_names(source_of(page.notebook))) and page.parameters["tier"] == "smoke"
+        assert set(page.parameters) <= set(parameters_of(source_of(page.notebook))) and page.parameters["tier"] == "smoke"
     full = plan(tier="paper")
     assert [p.settings.models for p in full if p.notebook == "05_rq3"][:2] == [("resnet18",), ("resnet50",)]
     assert len(next(p for p in full if p.notebook == "03_rq1").settings.models) == 6
@@ -36,7 +37,7 @@ def test_pages_are_given_what_differs_from_their_defaults():
 
 def test_every_notebook_of_the_paper_takes_a_model_and_a_tier():
     for notebook in {e.notebook for e in EXHIBITS.values()}:
-        assert {"model", "tier", "seed", "dataset"} <= set(parameter_names(source_of(notebook))), notebook
+        assert {"model", "tier", "seed", "dataset"} <= set(parameters_of(source_of(notebook))), notebook
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -433,7 +433,8 @@ def test_settings_of_the_search_reach_it(_problem, monkeypatch):
         method.repair(_problem.network, _problem.scenario.data)
     recipe = seen["recipe"]
     assert recipe.select == "perturb" and recipe.strategy_options == {"order": 2} and recipe.strategy == "darts"
-    for options, message in (({"select": "best"}, "unknown selection"), ({"ordr": 2}, "strategy pc-darts"), ({"order": 5}, "order is 5")):
+    for options, message in (({"select": "best"}, "unknown selection"), ({"order": 5}, "order is 5"),
+                             ({"ordr": 2}, "unknown option of the search 'ordr': did you mean 'order'")):
         with pytest.raises(ArchrepairError, match=message):
             ArchRepair(search_options=options)
 

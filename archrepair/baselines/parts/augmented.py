@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 __all__ = ['PADDINGS', 'AUGMENTATION_RECIPES', 'BUDGETS', 'Images', 'to_float', 'to_uint8', 'warp', 'Augmented']
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #c7ca0138
-from .common import Baseline, Problem, require
-from ...core.errors import unknown
+from .common import Baseline, Problem
+from ...core.settings import Count, OneOf, WholeNumber, checked
 from ...repair.finetuning import PRESETS as FINETUNING
 from ...training.fit import History, Recipe
 from ...training.rows import Features, Rows, draw_view, spread_views
@@ -89,6 +90,7 @@ AUGMENTATION_RECIPES: dict[str, Recipe] = {
 BUDGETS = ("epochs", "cost")
 
 
+@checked
 @dataclass
 class Augmented(Baseline):
     """The settings of repair by augmentation, whatever the augmentation.
@@ -100,19 +102,12 @@ class Augmented(Baseline):
     - `keep`: the weights of the `best` epoch on validation (those that came in included) or of the `last`.
     """
 
-    preset: str | Recipe = "default"
-    epochs: int = 10
-    failure_views: int = 1
-    keep: str = "best"
-    budget: str = "epochs"
+    preset: Annotated[str, OneOf(AUGMENTATION_RECIPES, "preset")] | Recipe = "default"
+    epochs: WholeNumber = 10
+    failure_views: Count = 1
+    keep: Annotated[str, OneOf(("best", "last"))] = "best"
+    budget: Annotated[str, OneOf(BUDGETS)] = "epochs"
 
-    def __post_init__(self):
-        if not isinstance(self.preset, Recipe) and self.preset not in AUGMENTATION_RECIPES:
-            raise unknown("preset", self.preset, AUGMENTATION_RECIPES)
-        for what, known in (("keep", ("best", "last")), ("budget", BUDGETS)):
-            if getattr(self, what) not in known:
-                raise unknown(what, getattr(self, what), known)
-        require(self, epochs=0, failure_views=1)
 
     def recipe(self, problem: Problem, cost: float) -> Recipe:
         "The recipe to train with, if a sample costs `cost` forward passes (a backward counts two): plain training costs 3."

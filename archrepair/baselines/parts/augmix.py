@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ __all__ = ['OPERATIONS', 'posterize', 'solarize', 'autocontrast', 'equalize', 'r
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #c91e0850
 from .augmented import Augmented, Images, to_float, to_uint8, warp
-from .common import Problem, require
-from ...core.errors import ArchrepairError
+from .common import Problem
+from ...core.settings import Count, NotNegative, Within, checked
 from ...corruptions.randomness import image_keys, random_uniform
 from ...training.fit import Recipe
 
@@ -156,12 +157,13 @@ class Mixer:
         return (1 - skip) * images + skip * together
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #58e7549f
+@checked
 @dataclass(frozen=True)
 class Consistency(Recipe):
     """A recipe for batches that hold every image three times, all clean ones first: cross-entropy of those plus `jsd` times the
     Jensen–Shannon divergence of the three answers."""
 
-    jsd: float = 12.0
+    jsd: NotNegative = 12.0
 
     def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None, imitate: Tensor | None = None) -> Tensor:
         "Of logits 3B×classes for labels B."
@@ -175,6 +177,7 @@ def jensen_shannon(logits: tuple[Tensor, ...]) -> Tensor:
     return (answers.exp() * (answers - middle)).sum(-1).mean()
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #a2340456
+@checked
 @dataclass
 class Mixing(Augmented):
     """The settings of repair by AugMix, beside those of `Augmented`.
@@ -183,17 +186,12 @@ class Mixing(Augmented):
     - `views`: the number of augmented views of a training image, one per pass, from which its mixes start.
     """
 
-    width: int = 3
-    depth: int = 3
-    severity: float = 3.0
-    jsd: float = 12.0
-    views: int = 1
+    width: Count = 3
+    depth: Count = 3
+    severity: Annotated[float, Within(0.1, 10)] = 3.0
+    jsd: NotNegative = 12.0
+    views: Count = 1
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self, width=1, depth=1, severity=0.1, jsd=0.0, views=1)
-        if self.severity > 10:
-            raise ArchrepairError(f"severity is {self.severity}; expected a number from 0.1 to 10")
 
     def keys(self, positions: Tensor, epoch: int, device: torch.device) -> Tensor:
         "The random keys of images (int32 B×2) in an epoch."

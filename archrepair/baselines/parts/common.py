@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Checkpoints', 'Problem', 'Baseline', 'require']
+__all__ = ['Checkpoints', 'Problem', 'Baseline']
 
 # %% ../../../nbs/baselines/parts/common.ipynb #c72a5bb4
 from ...core.copies import duplicate
 from ...core.errors import ArchrepairError, first_line, write_atomic
 from ...core.modes import settled
+from ...core.settings import Seed, checked
 from ...data.scenario import RepairData
 from ...nas.layout import layout_of, make_safe
 from ...networks.admission import admit_to_repair, device_of
@@ -32,7 +33,7 @@ from ...repair.result import RepairResult, changes
 from ...repair.verdict import judge
 from ...training.cost import CostMeter
 from ...training.evaluation import is_correct, predict, validation_loss
-from ...training.fit import History, Recipe, default_precision, fit
+from ...training.fit import History, PrecisionName, Recipe, default_precision, fit
 from ...training.inputs import fit_inputs
 from ...training.rows import Features, Rows, image_features, spread_views
 
@@ -180,6 +181,7 @@ class Problem:
         return self._files.resume(name)
 
 # %% ../../../nbs/baselines/parts/common.ipynb #92f7dc49
+@checked
 @dataclass
 class Baseline(ABC):
     """The settings all baselines have, and the frame around `run_method`.
@@ -187,8 +189,8 @@ class Baseline(ABC):
     `precision` is `fp32`, `bf16` or `auto` (`fit.default_precision`); `seed` seeds everything that is drawn; records hold `name`.
     """
 
-    precision: str = "auto"
-    seed: int = 0
+    precision: PrecisionName = "auto"
+    seed: Seed = 0
     name: str = ""
 
     @abstractmethod
@@ -227,11 +229,3 @@ class Baseline(ABC):
         changed = changes(tensors_of(model), tensors_of(winner))
         return RepairResult(winner, self.name, problem.block, None, verdict, changed, problem.history, problem.meter, CostMeter(), config,
                             None, {"original": model, "repaired": repaired}, warnings=warnings)
-
-
-def require(method: Baseline, **least: float) -> None:
-    "Check settings by name, as in `require(self, epochs=0, lr=0.0)`: whole numbers where the bound is one. Raises `ArchrepairError`."
-    for name, bound in least.items():
-        value, whole = getattr(method, name), isinstance(bound, int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= bound:
-            raise ArchrepairError(f"{name} is {value!r}; expected a {'whole number' if whole else 'number'} from {bound}")

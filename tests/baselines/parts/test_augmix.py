@@ -15,6 +15,7 @@ from archrepair.baselines.parts.augmented import AUGMENTATION_RECIPES, Images, t
 from archrepair.baselines.parts.augmix import OPERATIONS, Consistency, Mixer, Mixing, augmix, jensen_shannon
 from archrepair.baselines.parts.common import Problem
 from archrepair.core.errors import ArchrepairError
+from archrepair.core.settings import checked
 from archrepair.corruptions.randomness import image_keys
 from archrepair.data.scenario import RepairData
 from archrepair.training.fit import Recipe
@@ -29,6 +30,7 @@ def small_data(data: RepairData, n: int = 48) -> RepairData:
     return RepairData(*parts)
 
 
+@checked
 @dataclass
 class JustAugMix(Mixing):
     "AugMix, and nothing else."
