@@ -156,7 +156,7 @@ def read_arrays(path: Path, name: str) -> ImageSet:
     Raises `ArchrepairError` for a file that cannot be read and for other arrays.
     """
     with _opened(path) as arrays:
-        images: Any = _array(arrays, "images")
+        images: Any = np.asarray(_array(arrays, "images"))  # of a member without .npy numpy gives the bytes
         labels = _labels(arrays)
         classes = _class_names(arrays, labels)
     return ImageSet(images, _numbers(labels, classes, path), classes, name)

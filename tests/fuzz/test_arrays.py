@@ -199,6 +199,10 @@ LIE = zipped({"images.npy": lie(SHAPES[0]), "labels.npy": npy(np.arange(9))})
     ":fog:" + "9" * 5000,
     "own.npz",
 )
+@example(zipped({"images": b"x", "labels.npy": npy(np.arange(0))}), None, "train", "", "own.npz")
+@example(zipped({"images.npy": lie("(2, 8, 8, 3)"), "labels.npy": lie("(99999999999999999999,)", "<i8")}), None, "train", "", "own.npz")
+@example(zipped({"images.npy": npy(np.zeros((2, 8, 8, 3), "S1")), "labels.npy": npy(np.arange(2))}), None, "train", "", "own.npz")
+@example(zipped({"images.npy": npy(np.zeros((2, 8, 8, 3), ">i4")), "labels.npy": npy(np.arange(2))}), None, "train", "", "own.npz")
 @fuzz(KIND)
 def test_arrays(content, other, split, version, name):
     "One file, or two in a folder."

@@ -4,7 +4,7 @@ import functools
 import json
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -69,6 +69,16 @@ contents = st.one_of(
 
 
 @given(contents, st.sampled_from([True] + 9 * [False]))
+@example(change(), True)
+@example(change(ks=[1, 1, 10**9]), False)
+@example(change(coefficients=[1, None, "<xss-a>"]), False)
+@example(change(strategy="<xss-a>"), True)
+@example(change_graph(nodes=[]), True)
+@example(change_graph(nodes=[{"shape": [10**9, 10**9, 1], "post": None}, {"shape": [10**9, 1, 1], "post": None}] * 2), False)
+@example(change_graph(nodes=[{"shape": [3, 8], "post": 1}, {"shape": "xyz", "post": None}, {"shape": [None] * 3, "post": None}]), True)
+@example(change_graph(edges=[{"source": 2, "target": 0, "inherited": None, "stride": 1}] * 3), True)
+@example(change_graph(edges=[{"source": 0, "target": 2, "inherited": ["nowhere"], "stride": 2}] * 3), True)
+@example("[" * 100_000, False)
 @fuzz(KIND)
 def test_genotypes(content, draw):
     with ground() as folder:
