@@ -23,9 +23,9 @@ from .parts.common import Baseline, Problem
 from .parts.patches import Downstream, Population, Site, downstream, hooked, patch, patchable
 from .parts.swarm import OptimizationResult, constriction, differential_evolution, pso
 from ..core.errors import ArchrepairError
+from ..core.layout import lay_out, layout_of
 from ..core.settings import Count, NotNegative, OneOf, WholeNumber, Within, checked
 from ..data.images import ImageSet
-from ..nas.layout import lay_out, layout_of
 from ..training.evaluation import is_correct, predict
 from ..training.fit import autocast
 from ..training.rows import Features, cache_features

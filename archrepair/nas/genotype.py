@@ -23,8 +23,8 @@ __all__ = ['WIDEN', 'Slice', 'Genotype', 'Scale', 'holds_weights', 'fold', 'Repa
 # %% ../../nbs/nas/04_genotype.ipynb #c3516e6a
 from ..core.errors import ArchrepairError
 from ..core.html import Html
+from ..core.layout import layout_of
 from .graph import BlockGraph, Edge, build_chain, draw_graph, graph_figure
-from .layout import layout_of
 from .operations import make_operation
 
 # %% ../../nbs/nas/04_genotype.ipynb #16134919

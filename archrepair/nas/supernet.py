@@ -19,9 +19,9 @@ __all__ = ['Row', 'SliceSums', 'PlainSuperNet', 'scaled_norm', 'depthwise', 'Wid
            'recalibrate']
 
 # %% ../../nbs/nas/05_supernet.ipynb #bc0b8cd1
+from ..core.layout import lay_out, layout_of
 from .genotype import Slice, holds_weights
 from .graph import BlockGraph, build_chain
-from .layout import lay_out, layout_of
 from .operations import CANDIDATES, make_operation
 
 # %% ../../nbs/nas/05_supernet.ipynb #1dfc4dc0

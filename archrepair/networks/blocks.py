@@ -22,7 +22,7 @@ __all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole'
 # %% ../../nbs/networks/03_blocks.ipynb #2f8e7238
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
-from ..nas.layout import make_safe
+from ..core.layout import make_safe
 from .admission import unwrap
 from .models import DenseGroup, DenseUnit
 from .outputs import Logits, logits_of

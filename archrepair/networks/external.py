@@ -25,7 +25,7 @@ __all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_wei
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line, first_sentence, unknown
-from ..nas.layout import layout_of
+from ..core.layout import layout_of
 from .admission import admit, unwrap
 from .channels import channels_of
 from .outputs import logits_of

@@ -21,8 +21,8 @@ __all__ = ['MODELS', 'DenseUnit', 'DenseGroup', 'group_units', 'list_models', 'c
 # %% ../../nbs/networks/01_models.ipynb #9ecca5b0
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line
+from ..core.layout import layout_of
 from ..core.modes import settled
-from ..nas.layout import layout_of
 from .admission import unwrap
 from .cifar import CIFAR_RESNETS, CifarResNet
 from .external import build, list_networks, sketch, unknown_network

@@ -20,10 +20,10 @@ __all__ = ['Block', 'example_of', 'enter', 'same_state', 'same_images', 'BlockDa
 # %% ../../nbs/repair/02_blockdata.ipynb #b38af180
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
+from ..core.layout import layout_of, make_safe
 from ..core.modes import settled
 from ..data.images import holdout
 from ..data.scenario import RepairData
-from ..nas.layout import layout_of, make_safe
 from ..nas.supernet import recalibrate
 from ..networks.admission import admit, admit_to_repair, device_of, rehearse
 from ..networks.blocks import Split, Whole, block_names, freeze, get_block, replace_block, split, thaw

@@ -24,11 +24,11 @@ __all__ = ['MEASURES', 'ACTIVATIONS', 'GRADIENTS', 'DEVIATIONS', 'suspiciousness
 # %% ../../nbs/00_localization.ipynb #d112e6d9
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, NoFailures, note_once, unknown
+from ..core.layout import lay_out, layout_of, make_safe
 from ..core.modes import settled
 from ..core.progress import track
 from ..core.settings import Count, NotNegative, checked
 from ..data.scenario import RepairData
-from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.admission import device_of
 from ..networks.blocks import block_holding, block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire

@@ -18,11 +18,11 @@ __all__ = ['predict', 'check_outputs', 'is_correct', 'Score', 'Comparison', 'Eva
 
 # %% ../../nbs/training/05_evaluation.ipynb #767a53f5
 from ..core.errors import ArchrepairError, note_once
+from ..core.layout import layout_of
 from ..core.modes import evaluating, settled
 from ..data.images import ImageSet
 from ..data.scenario import Scenario
 from ..data.transforms import as_transform
-from ..nas.layout import layout_of
 from ..networks.admission import admit, device_of
 from ..networks.channels import fit_channels
 from ..networks.outputs import last_step, logits_of, remark_on

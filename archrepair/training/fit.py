@@ -24,12 +24,12 @@ __all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precisi
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
+from ..core.layout import lay_out, layout_of, make_safe
 from ..core.modes import settled
 from ..core.progress import track
 from ..core.settings import Count, NotNegative, OneOf, Positive, Share, WholeNumber, Within, checked
 from ..core.tiers import Tier
 from ..data.images import ImageSet, Normalize
-from ..nas.layout import lay_out, layout_of, make_safe
 from ..networks.admission import device_of
 from ..networks.outputs import logits_of
 from ..networks.weights import put_tensors, tensors_of
@@ -271,7 +271,7 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
         before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None, extra: dict[str, Any] | None = None,
         checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
-    """Train `model` in place on `rows`, in a memory layout that is safe (`nas.layout`), and return the history.
+    """Train `model` in place on `rows`, in a memory layout that is safe (`core.layout`), and return the history.
 
     What learns: `trainable` are the modules in train mode (default: all); parameters that do not require gradients never move. `groups`
     are the optimizer's parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at

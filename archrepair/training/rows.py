@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 __all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_features', 'Rows']
 
 # %% ../../nbs/training/01_rows.ipynb #1f46f5f5
+from ..core.layout import lay_out, layout_of
 from ..data.images import ImageSet
-from ..nas.layout import lay_out, layout_of
 from ..networks.blocks import Split
 from ..networks.weights import tensors_of
 

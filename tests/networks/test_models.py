@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import densenet, get_model, resnet, vgg
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.nas.layout import layout_of
+from archrepair.core.layout import layout_of
 from archrepair.networks.external import brings_weights, build
 from archrepair.networks.models import MODELS, create_model, list_models, outline
 

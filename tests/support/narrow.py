@@ -16,7 +16,7 @@ from archrepair.baselines.parts.common import Problem
 from archrepair.baselines.parts.patches import downstream
 from archrepair.baselines.surgical import failure_gradient
 from archrepair.data.scenario import RepairData
-from archrepair.nas.layout import layout_of
+from archrepair.core.layout import layout_of
 from archrepair.networks.blocks import freeze
 from archrepair.networks.neurons import wire
 from archrepair.repair.archrepair import ArchRepair

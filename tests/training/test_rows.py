@@ -10,7 +10,7 @@ from torch import nn
 from archrepair.data import files
 from archrepair.data.datasets import load_dataset
 from archrepair.data.images import ImageSet, Normalize
-from archrepair.nas.layout import lay_out, layout_of
+from archrepair.core.layout import lay_out, layout_of
 from archrepair.networks.blocks import split
 from archrepair.networks.models import create_model
 from archrepair.training.rows import Rows, _key, cache_features, draw_view, image_features, spread_views

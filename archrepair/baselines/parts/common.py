@@ -21,10 +21,10 @@ __all__ = ['Checkpoints', 'Problem', 'Baseline']
 # %% ../../../nbs/baselines/parts/common.ipynb #c72a5bb4
 from ...core.copies import duplicate
 from ...core.errors import ArchrepairError, first_line, write_atomic
+from ...core.layout import layout_of, make_safe
 from ...core.modes import settled
 from ...core.settings import Seed, checked
 from ...data.scenario import RepairData
-from ...nas.layout import layout_of, make_safe
 from ...networks.admission import admit_to_repair, device_of
 from ...networks.blocks import freeze, thaw
 from ...networks.weights import tensors_of

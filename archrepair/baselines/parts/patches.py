@@ -18,7 +18,7 @@ __all__ = ['patchable', 'Site', 'patch', 'Downstream', 'downstream', 'tap', 'hoo
 # %% ../../../nbs/baselines/parts/patches.ipynb #8e04f0ea
 from ...core.copies import duplicate
 from ...core.errors import ArchrepairError, unknown
-from ...nas.layout import lay_out, layout_of, make_safe
+from ...core.layout import lay_out, layout_of, make_safe
 from ...networks.blocks import Split, Whole, freeze, split
 from ...training.cost import work
 from ...training.fit import autocast

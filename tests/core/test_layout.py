@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from archrepair.nas.graph import extract
-from archrepair.nas.layout import LANES, is_narrow, lay_out, layout_of, make_safe
+from archrepair.core.layout import LANES, is_narrow, lay_out, layout_of, make_safe
 from archrepair.nas.operations import OPERATIONS, make_operation
 from archrepair.nas.supernet import SuperNet
 from archrepair.networks.blocks import split
