@@ -115,7 +115,6 @@ class Squeezed(Net):
         return logits[:, 0] if self.squeeze else logits
 
 
-@pytest.mark.xfail(strict=True, reason="a single logit is not understood yet")
 @OUTPUTS.works("one logit for two classes, N×1 or N", "its sign decides")
 @pytest.mark.parametrize("squeeze", [True, False])
 def test_one_logit(squeeze):
@@ -127,7 +126,6 @@ def test_one_logit(squeeze):
     assert repair(Squeezed(squeeze), data).block
 
 
-@pytest.mark.xfail(strict=True, reason="more outputs than classes are not said yet")
 @OUTPUTS.works("a thousand outputs, for ten classes", "output i is class i, answers beyond them are wrong; said")
 def test_more_outputs_than_classes():
     result = repair(Net(1000))
@@ -139,7 +137,6 @@ class Softmax(Net):
         return logits.softmax(1)
 
 
-@pytest.mark.xfail(strict=True, reason="probabilities are not said yet")
 @OUTPUTS.works("probabilities: a softmax at the end", "the answers are the same; losses say little, which is said")
 def test_probabilities():
     assert torch.equal(predict(Softmax(), foggy(), Normalize()).argmax(1), predict(Net(), foggy(), Normalize()).argmax(1))
@@ -177,7 +174,6 @@ PARAMETRIZED = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="a parametrized layer does not localize by itself yet")
 @MODULES.each("make", PARAMETRIZED)
 def test_parametrized_weights(untouched, make):
     with untouched(make().eval()) as network:
@@ -187,7 +183,6 @@ def test_parametrized_weights(untouched, make):
     assert result.localization.summary["count"].equals(expected.localization.summary["count"])
 
 
-@pytest.mark.xfail(strict=True, reason="wrappers are not unwrapped yet")
 @MODULES.works("`nn.DataParallel`, on a machine without a GPU", "the plain network inside is repaired")
 def test_data_parallel(plain, here):
     result = repair(nn.DataParallel(Net()))
@@ -196,7 +191,6 @@ def test_data_parallel(plain, here):
     assert type(archrepair.load("out", Net())) is Net
 
 
-@pytest.mark.xfail(strict=True, reason="wrappers are not unwrapped yet")
 @MODULES.works("a compiled network", "the plain network inside is repaired: files and exports know nothing of the compiler")
 def test_compiled(plain, here):
     result = repair(torch.compile(Net(), backend="eager"))
@@ -218,7 +212,6 @@ class Extra(Net):
         pass
 
 
-@pytest.mark.xfail(strict=True, reason="extra state is not left alone yet")
 @MODULES.works("a network with extra state (`get_extra_state`)", "repaired, saved and loaded; files hold tensors alone")
 def test_extra_state(plain, here):
     result = repair(Extra())
@@ -239,7 +232,6 @@ class Quantizable(nn.Module):
         return self.dequant(self.classifier(self.block1(self.quant(x)).mean((2, 3))))
 
 
-@pytest.mark.xfail(strict=True, reason="quantized networks are not told apart yet")
 @MODULES.one_line("a quantized network", "names a quantized module, and what to repair instead")
 def test_quantized(monkeypatch):
     monkeypatch.setattr(torch.backends.quantized, "engine", "fbgemm")
@@ -252,7 +244,6 @@ def test_quantized(monkeypatch):
         repair(network)
 
 
-@pytest.mark.xfail(strict=True, reason="channels are not fitted yet")
 @MODULES.works("a network for gray images, and images in color", "given their luminance, which is said")
 def test_gray_network():
     timm = pytest.importorskip("timm")
@@ -261,7 +252,6 @@ def test_gray_network():
         assert result.block and next(m for m in result.model.modules() if isinstance(m, nn.Conv2d)).in_channels == 1
 
 
-@pytest.mark.xfail(strict=True, reason="channels are not fitted yet")
 @MODULES.works("the same, from the command line", "trained and repaired")
 def test_gray_network_of_a_factory(here):
     Path("gray_net.py").write_text(
@@ -284,7 +274,6 @@ def test_trained_factory(here, evaluate):
     assert score.accuracy == pytest.approx(100 * correct.float().mean().item(), abs=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="images are not taken as an example yet")
 @MODULES.works("images as the example of an export, in place of the network's input", "taken for the shape of the input, which is said")
 def test_export_of_images(here):
     path = export_network(Net(), "net.pt2", ordinary().images[:2])
@@ -321,7 +310,6 @@ MODES = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="modes around the call are not settled yet")
 @AROUND.each("mode", MODES)
 def test_modes(plain, mode):
     network, data = Net(), RepairData.of(foggy(), ordinary())

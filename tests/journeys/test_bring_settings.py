@@ -40,7 +40,6 @@ def test_other_words(here, capsys, trained_weights):
     assert "normalize is 'imagnet'; expected cifar10, " in fails(capsys, "evaluate", *words)
 
 
-@pytest.mark.xfail(strict=True, reason="the nearest setting is not suggested yet")
 @SETTINGS.one_line("a setting that does not exist, `max_skips`", "suggests the nearest, max_skip")
 def test_a_misspelled_setting():
     with one_line("max_skips.*did you mean 'max_skip'"):
