@@ -31,6 +31,7 @@ from archrepair.cli.options import (
     Seed,
     Strategy,
     TierName,
+    Trust,
     Views,
     Weights,
     read_settings,
@@ -46,7 +47,8 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
                    tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
                    method: Method = "archrepair", strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None,
                    level: Level = None, blocks: Blocks = None, preset: Preset = "default", search_epochs: SearchEpochs = None,
-                   finetune_epochs: FinetuneEpochs = None, views: Views = None, out: RepairFolder = None, as_json: Json = False) -> None:
+                   finetune_epochs: FinetuneEpochs = None, views: Views = None, out: RepairFolder = None, trust: Trust = False,
+                   as_json: Json = False) -> None:
     "Check everything that such a repair would need, in seconds: found, taken as, or what is wrong. Status 1 if it could not start."
     from archrepair.experiments.checks import Check, Diagnosis
     from archrepair.experiments.doctor import doctor
@@ -61,8 +63,8 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
             options["search_options"] = tuple(search_settings.items())
     except ArchrepairError as error:
         unreadable = [Check("settings", "problem", str(error))]
-    diagnosis = doctor(model, dataset, tier, seed, weights=weights, normalize=normalize, device=device, protocol=protocol, method=method,
-                       block=block, options=options, out=out)
+    diagnosis = doctor(model, dataset, tier, seed, weights=weights, normalize=normalize, trust=trust, device=device, protocol=protocol,
+                       method=method, block=block, options=options, out=out)
     diagnosis = Diagnosis((*unreadable, *diagnosis.checks))
     if as_json:
         print_json(diagnosis.to_dict())

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -189,7 +189,7 @@ def check_answers(logits: Tensor, labels: Tensor, classes: Sequence[str], name: 
     return Check("answers", "note" if remarks else "ok", "; ".join([text, *remarks]))
 
 
-def check_normalization(network: nn.Module, sample: ImageSet, transform: Normalize, name: str,
+def check_normalization(network: nn.Module, sample: ImageSet, transform: Callable[[Tensor], Tensor], name: str,
                         others: Mapping[str, Normalize] | None = None) -> Check:
     """Is `network` right about `sample` far more often under another normalization than under `transform`, called `name`?
 
@@ -197,7 +197,9 @@ def check_normalization(network: nn.Module, sample: ImageSet, transform: Normali
     note where it is higher by more than chance (95 % intervals that do not overlap).
     """
     known = {key: Normalize(*values) for key, values in STATISTICS.items()} | {"none": Normalize((0.0,) * 3, (1.0,) * 3)}
-    candidates = {"": transform, **{key: other for key, other in (known if others is None else others).items() if other != transform}}
+    candidates = {"": transform}
+    if isinstance(transform, Normalize):  # one that also changes channels is not compared
+        candidates |= {key: other for key, other in (known if others is None else others).items() if other != transform}
     right = {key: _accuracy(predict(network, sample, other), sample.labels) for key, other in candidates.items()}
     best, own = max(right, key=right.__getitem__), right[""]
     text = f"{name}, under which {own:.1f} % of {len(sample)} images are right"
@@ -209,7 +211,8 @@ def check_normalization(network: nn.Module, sample: ImageSet, transform: Normali
         return Check("normalization", "problem", f"{text}, and {right[best]:.1f} % under {best}; give --normalize {choice}")
     if clear:
         return Check("normalization", "note", f"{text}, and {right[best]:.1f} % under {best}: is that the one it was trained with?")
-    return Check("normalization", "ok", f"{text} ({max(right[key] for key in right if key):.1f} % under the best of the others)")
+    others_right = [accuracy for key, accuracy in right.items() if key]
+    return Check("normalization", "ok", text + (f" ({max(others_right):.1f} % under the best of the others)" if others_right else ""))
 
 # %% ../../nbs/experiments/07_checks.ipynb #8f9557ef
 def check_failures(right: Tensor, test: ImageSet, protocol: str, seed: int, most: int) -> tuple[Check, int]:

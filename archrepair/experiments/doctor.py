@@ -5,7 +5,6 @@
 # %% ../../nbs/experiments/08_doctor.ipynb #00b897aa
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 __all__ = ['T', 'DOWNLOADS', 'doctor']
 
 # %% ../../nbs/experiments/08_doctor.ipynb #46f92458
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, Notice, first_line, note_once, unknown
 from ..core.paths import home
 from ..core.tiers import TIERS, Tier, resolve_tier
@@ -49,9 +49,12 @@ from archrepair.experiments.checks import (
 from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_pass
 from .originals import build_network, normalization, pick_device, weights_of
 from .runs import method_cell
-from ..networks.blocks import block_names
+from ..networks.blocks import block_names, thaw
+from ..networks.admission import admit_to_repair
+from ..networks.channels import fit_channels
 from ..networks.external import brings_weights
 from ..networks.models import outline
+from ..networks.sources import CHECKPOINTS, PUBLISHED, Source, published_place
 from ..networks.weights import load_weights, split_entry
 from ..repair.localization import localize
 from ..training.evaluation import is_correct, predict
@@ -76,8 +79,9 @@ class _Examination:
     method: str = "archrepair"
     block: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    weights: str | Path | None = None
-    normalize: str | None = None
+    weights: str = ""
+    normalize: str = ""
+    trust: bool = False
     device: str | torch.device = "auto"
     outputs: Path | None = None
     checks: list[Check] = field(default_factory=list)
@@ -87,7 +91,7 @@ class _Examination:
     network: nn.Module | None = None
     judged: nn.Module | None = None
     source: str = ""
-    transform: Normalize | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
     inputs: Tensor | None = None
     rate: float = 0.0
     wrong: ImageSet | None = None
@@ -212,15 +216,17 @@ def _network(patient: _Examination) -> None:
     "The network, how it takes two of the images, and what a pass through it costs."
     train, device = patient.train, pick_device(patient.device)
     if train is None:
-        if patient.attempt("network", lambda: outline(patient.model)) is not None:
+        if patient.attempt("network", lambda: outline(str(Source(patient.model, trust=patient.trust)))) is not None:
             patient.skip("network", {"training images": train})
         return
-    patient.transform = patient.attempt("normalization", lambda: normalization(patient.normalize, _spread(train, 500)))
+    transform = patient.attempt("normalization", lambda: normalization(patient.normalize or None, _spread(train, 500)))
     network = patient.attempt("network", lambda: _built(patient, train))
     if network is None:
         return
     network = network.to(device)
     few = _spread(train, 32 if train.size <= 64 else 4)
+    if transform is not None:
+        patient.transform = patient.attempt("network", lambda: fit_channels(network, transform, few))
     inputs = (patient.transform or Normalize())(few.batch(torch.arange(len(few))).to(device))
     rate = patient.attempt("network", lambda: _timed(network, inputs))
     if rate is None:
@@ -232,32 +238,39 @@ def _network(patient: _Examination) -> None:
 
 def _built(patient: _Examination, train: ImageSet) -> nn.Module:
     "The network in eval mode. Raises `ArchrepairError` also for one that does not hold float32 weights."
-    network = build_network(patient.model, train, patient.tier, patient.seed).eval()
-    precision_of(network, "auto")
-    return network
+    published = patient.weights == PUBLISHED and patient.model not in CHECKPOINTS
+    network = build_network(patient.model, train, patient.tier, patient.seed, trust=patient.trust, pretrained=published or None).eval()
+    return admit_to_repair(network)
 
 
 def _source(patient: _Examination, n_classes: int) -> tuple[str, Path]:
-    """Where the weights come from, and their file: a `file` of the user's, the `cache`, the network's `factory`, or a `training`.
+    """Where the weights come from, and their file: a `file`, the `cache`, the network's `factory`, or a `training`.
 
     Raises `ArchrepairError` for a normalization other than the dataset's of a network that is trained here.
     """
+    if patient.weights == PUBLISHED and patient.model not in CHECKPOINTS:
+        return "factory", Path(PUBLISHED)
     if patient.weights:
-        return "file", Path(patient.weights)
+        return "file", _file_of(patient)
     base = parse_version(patient.dataset)[0]
     path = weights_of(patient.model, base, patient.tier, patient.seed, patient.outputs)
-    source = "cache" if path.exists() else "factory" if brings_weights(patient.model, n_classes) else "training"
-    if patient.normalize and source != "factory":
+    source = "cache" if path.exists() else "factory" if brings_weights(patient.model, n_classes, trust=patient.trust) else "training"
+    if patient.normalize not in ("", "dataset") and source != "factory":
         raise ArchrepairError(f"normalize is {patient.normalize}, but the original of {base} is trained here with the dataset's own; "
                               "expected weights of yours beside it: --weights FILE")
     return source, path
+
+
+def _file_of(patient: _Examination) -> Path:
+    "The file of weights that was given, or the one that a published network has in the cache."
+    return published_place(patient.model) if patient.weights == PUBLISHED else Path(patient.weights).expanduser()
 
 
 def _timed(network: nn.Module, inputs: Tensor) -> float:
     "Seconds of one image's forward pass in training, in a copy. Raises `ArchrepairError` for a network that cannot be copied or trained."
     try:
         with autocast(inputs.device, precision_of(network, "auto")):
-            return time_pass(copy.deepcopy(network).requires_grad_(True), inputs)
+            return time_pass(thaw(duplicate(network)), inputs)
     except Exception as error:  # it is the user's code: anything can go wrong in it
         raise ArchrepairError(f"a step of training fails ({type(error).__name__}: {first_line(error)[:120]}); expected a network that can "
                               "be copied and gives gradients") from None
@@ -266,7 +279,9 @@ def _timed(network: nn.Module, inputs: Tensor) -> float:
 def _weights(patient: _Examination) -> None:
     "Where the weights come from, and whether they fit."
     network, train = patient.network, patient.train
-    if patient.weights and not split_entry(patient.weights)[0].is_file():
+    if patient.weights == PUBLISHED and patient.model in CHECKPOINTS and not _file_of(patient).is_file():
+        return patient.enter("weights", "note", f"the published ones are not in {short_path(_file_of(patient))} and would be downloaded")
+    if patient.weights not in ("", PUBLISHED) and not split_entry(_file_of(patient))[0].is_file():
         return patient.enter("weights", "problem", f"no weights at {patient.weights}; give a file of weights")
     if network is None or train is None:
         return patient.skip("weights", {"the network": None})
@@ -365,17 +380,23 @@ def _forecast(patient: _Examination, folder: Path) -> None:
 
 # %% ../../nbs/experiments/08_doctor.ipynb #34f7fbef
 def doctor(model: str = "resnet18", dataset: str = "auto", tier: str = "auto", seed: int = 0, *, weights: str | Path | None = None,
-           normalize: str | None = None, device: str | torch.device = "auto", protocol: str = "clean", method: str = "archrepair",
-           block: str | None = None, options: Mapping[str, object] | None = None, out: str | Path | None = None,
+           normalize: str | None = None, trust: bool = False, device: str | torch.device = "auto", protocol: str = "clean",
+           method: str = "archrepair", block: str | None = None, options: Mapping[str, object] | None = None, out: str | Path | None = None,
            outputs: Path | None = None) -> Diagnosis:
     """Look at everything that a repair with these settings would need: in seconds, without training, downloads or files written.
 
-    The arguments are those of `archrepair repair`: `model`, `weights`, `normalize` and `device` of `originals.original`, `method` a name as
-    for `runs.method_cell`, `options` further settings of the method by name, `out` the folder for the results. What is wrong is a finding
-    and not an error, so that all problems are named, not only the first.
+    The arguments are those of `archrepair repair`: `model`, `weights`, `normalize`, `trust` and `device` of `originals.original`, `method`
+    a name as for `runs.method_cell`, `options` further settings of the method by name, `out` the folder for the results. What is wrong is a
+    finding and not an error, so that all problems are named, not only the first.
     """
     folder = Path(out) if out else home() / "outputs" / "repair"
-    patient = _Examination(model, dataset, seed, protocol, method, block, dict(options or {}), weights, normalize, device, outputs)
+    checks: list[Check] = []
+    try:
+        source = Source.of(model)
+    except ArchrepairError as error:
+        source, checks = Source(model.partition(":")[0]), [Check("network", "problem", str(error))]
+    patient = _Examination(source.name, dataset, seed, protocol, method, block, dict(options or {}), str(weights or source.weights),
+                           normalize or source.normalize, trust or source.trust, device, outputs, checks)
     note_once.cache_clear()  # what was noted earlier in this process belongs to the findings as well
     _machine(patient, folder)
     _settings(patient, tier)

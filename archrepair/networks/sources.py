@@ -18,7 +18,8 @@ import torchvision
 from torch import nn
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'REPOSITORY', 'CHECKPOINTS', 'Source', 'published_file', 'hub_network', 'own_normalization']
+__all__ = ['PUBLISHED', 'REPOSITORY', 'CHECKPOINTS', 'Source', 'published_place', 'published_file', 'hub_network',
+           'own_normalization']
 
 # %% ../../nbs/networks/10_sources.ipynb #07faee80
 from ..core.errors import ArchrepairError, first_line, first_sentence, unknown, write_atomic
@@ -78,6 +79,11 @@ CHECKPOINTS = {
 }
 
 
+def published_place(name: str) -> Path:
+    "Where the published weights of a network in `CHECKPOINTS` are kept, whether they have been fetched or not."
+    return home() / "data" / "weights" / CHECKPOINTS[name][0]
+
+
 def published_file(name: str) -> Path:
     """The file of the published weights of a network in `CHECKPOINTS`, in `data/weights`; downloaded if need be, and checked.
 
@@ -87,7 +93,7 @@ def published_file(name: str) -> Path:
         raise ArchrepairError(f"no published weights of {name} are known; expected {', '.join(CHECKPOINTS)}, torchvision:NAME, timm:NAME "
                               "or hub:OWNER/REPO:ENTRY, or a file: --weights FILE")
     file, digest = CHECKPOINTS[name]
-    path, url = home() / "data" / "weights" / file, f"{REPOSITORY}/{file}"
+    path, url = published_place(name), f"{REPOSITORY}/{file}"
     if not path.exists():
         content = _fetch(url, path)
         _compare(content, digest, url, "try again, or give a file: --weights FILE")
