@@ -18,6 +18,7 @@ from archrepair.cli.options import (
     Dataset,
     Device,
     FinetuneEpochs,
+    Gradient,
     Json,
     Level,
     Method,
@@ -46,16 +47,16 @@ _DEFAULTS = {"strategy": "pc-darts", "preset": "default"}  # those of ArchRepair
 def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                    tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
                    method: Method = "archrepair", strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None,
-                   level: Level = None, blocks: Blocks = None, preset: Preset = "default", search_epochs: SearchEpochs = None,
-                   finetune_epochs: FinetuneEpochs = None, views: Views = None, out: RepairFolder = None, trust: Trust = False,
-                   as_json: Json = False) -> None:
+                   level: Level = None, blocks: Blocks = None, grad: Gradient = None, preset: Preset = "default",
+                   search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None,
+                   out: RepairFolder = None, trust: Trust = False, as_json: Json = False) -> None:
     "Check everything that such a repair would need, in seconds: found, taken as, or what is wrong. Status 1 if it could not start."
     from archrepair.experiments.checks import Check, Diagnosis
     from archrepair.experiments.doctor import doctor
 
     candidates = split_names(blocks)
-    settings = {"strategy": strategy, "level": level, "preset": preset, "search_epochs": search_epochs, "finetune_epochs": finetune_epochs,
-                "views": views, "blocks": tuple(candidates) if candidates else None}
+    settings = {"strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
+                "finetune_epochs": finetune_epochs, "views": views, "blocks": tuple(candidates) if candidates else None}
     options: dict[str, object] = {name: value for name, value in settings.items() if value not in (None, _DEFAULTS.get(name))}
     unreadable: list[Check] = []
     try:

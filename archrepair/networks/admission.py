@@ -206,10 +206,10 @@ def answer(network: nn.Module, example: Tensor) -> Tensor:
 
 
 def _hooks(network: nn.Module) -> Iterator[tuple[dict[int, Any], int]]:
-    "The hooks of a network that are not torch's own: where each is registered, and its key there."
+    "The hooks of a network that are neither torch's own nor ours: where each is registered, and its key there."
     for module in network.modules():
         for registered in (getattr(module, kind) for kind in _HOOKS):
-            yield from ((registered, key) for key, hook in registered.items() if not _home(hook).startswith("torch."))
+            yield from ((registered, key) for key, hook in registered.items() if not _home(hook).startswith(("torch.", "archrepair.")))
 
 
 def _home(hook: Callable[..., Any]) -> str:

@@ -25,7 +25,7 @@ from ..data.scenario import RepairData
 from ..nas.genotype import Genotype
 from ..nas.reading import CannotRelax
 from ..nas.strategies import StrategyName, strategy_class
-from ..networks.admission import admit_to_repair, device_of
+from ..networks.admission import device_of
 from ..networks.blocks import get_block
 from ..networks.weights import tensors_of
 from .blockdata import BlockData, enter, example_of, layer_names, prepare, prepare_layer
@@ -96,8 +96,9 @@ class ArchRepair:
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         Raises `NoFailures`, and `ArchrepairError` for what a user can mend.
         """
-        data, remarks = fit_inputs(admit_to_repair(model), data)
-        run = _Run(self, *enter(model, data), remarks, Path(checkpoints) if checkpoints else None)
+        model, data = enter(model, data)
+        data, remarks = fit_inputs(model, data)
+        run = _Run(self, model, data, remarks, Path(checkpoints) if checkpoints else None)
         run.locate()
         run.prepare()
         if self.search_epochs:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['MOST', 'SMALL', 'TELLS', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate', 'ConditionalRepair']
+__all__ = ['MOST', 'SMALL', 'LEAD', 'TELLS', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate', 'ConditionalRepair']
 
-# %% ../../nbs/repair/06_conditional.ipynb #7a87b593
+# %% ../../nbs/repair/06_conditional.ipynb #f61df9b5
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
 from ..core.modes import evaluating, settled
@@ -28,7 +28,7 @@ from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
 from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
-from ..networks.admission import admit_to_repair, device_of
+from ..networks.admission import device_of
 from ..networks.blocks import block_names, get_block
 from ..networks.conditional import FORMS, Conditional, make_expert, original_of, own_parameters, read_stages
 from ..networks.weights import tensors_of
@@ -117,8 +117,9 @@ def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Ten
             fired += int((network.decide(x, network.read(x)[1]) >= 0).sum())
     return fired / len(rows) if len(rows) else math.nan
 
-# %% ../../nbs/repair/06_conditional.ipynb #dfe31bd3
+# %% ../../nbs/repair/06_conditional.ipynb #0423af72
 SMALL = 10.0  # how much faster than a copy of the block, which starts from good weights, a small expert learns
+LEAD = 0.1  # by how much of its loss a later block must be ahead in a trial: early ones learn for longer, and damage to an image is early
 TELLS = 0.9  # AUROC on failures it was not fitted to, below which a gate is not used
 
 
@@ -162,8 +163,9 @@ class ConditionalRepair:
 
         With `checkpoints`, a folder, a repair that was killed resumes at the last finished epoch when it is called again.
         """
-        data, remarks = fit_inputs(admit_to_repair(model), data)
-        run = _Run(self, *enter(model, data), remarks, Path(checkpoints) if checkpoints else None)
+        model, data = enter(model, data)
+        data, remarks = fit_inputs(model, data)
+        run = _Run(self, model, data, remarks, Path(checkpoints) if checkpoints else None)
         run.look()
         if run.tells:
             run.place()
@@ -173,7 +175,7 @@ class ConditionalRepair:
                 run.compare()
         return run.finish()
 
-# %% ../../nbs/repair/06_conditional.ipynb #e0f1c7ea
+# %% ../../nbs/repair/06_conditional.ipynb #991db820
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -252,7 +254,8 @@ class _Run:
                     tuned = self._finetune(block, data, method.recipe(), epochs=1, failure_views=1)
                     self.trials.append({"block": block, "loss": round(tuned.val, 5), "before": round(tuned.val_before, 5)})
                     advance(1, loss=tuned.val)
-            self.block = min(self.trials, key=lambda trial: trial["loss"])["block"]
+            best = min(trial["loss"] for trial in self.trials)
+            self.block = next(trial["block"] for trial in self.trials if trial["loss"] <= (1 + LEAD) * best)
 
     def _finetune(self, block: str, data: RepairData, recipe: Recipe, *, views: int = 1, failure_views: int | None = None,
                   checkpoint: Path | None = None, **options: Any) -> Finetuned:

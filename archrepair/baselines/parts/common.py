@@ -25,7 +25,7 @@ from ...core.layout import layout_of, make_safe
 from ...core.modes import settled
 from ...core.settings import Seed, checked
 from ...data.scenario import RepairData
-from ...networks.admission import admit_to_repair, device_of
+from ...networks.admission import device_of
 from ...networks.blocks import freeze, thaw
 from ...networks.weights import tensors_of
 from ...repair.blockdata import enter
@@ -205,8 +205,8 @@ class Baseline(ABC):
         method's network or a copy of the original, whichever validates better; `candidates["repaired"]` is always the method's own.
         Raises `ArchrepairError` for mistakes that a user can correct.
         """
-        data, remarks = fit_inputs(admit_to_repair(model), data)
         model, data = enter(model, data)
+        data, remarks = fit_inputs(model, data)
         precision = default_precision(model, device_of(model)) if self.precision == "auto" else self.precision
         problem = Problem(freeze(duplicate(model)), data, precision, self.seed, CostMeter(), Path(checkpoints) if checkpoints else None,
                           json.dumps(asdict(self), sort_keys=True))
