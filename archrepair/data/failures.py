@@ -5,6 +5,7 @@
 # %% ../../nbs/data/08_failures.ipynb #67ec6e1b
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 import unicodedata
@@ -86,12 +87,17 @@ def _path_in(text: str, folder: Path, where: str) -> Path:
     "The path that a cell names, absolute or from `folder`. Raises `ArchrepairError` for what is not a path."
     if "://" in text or not text:
         raise ArchrepairError(f"{where}: {text or 'nothing'}; expected the path of an image file, absolute or from {folder}")
-    try:
-        path = user_path(folder / user_path(text))
-    except ArchrepairError as error:
-        raise ArchrepairError(f"{where}: {error}") from None
-    if not path.is_file() and "\\" in text:  # written on Windows
-        path = folder / user_path(text.replace("\\", "/"))
+    forms = dict.fromkeys((text, text.replace("\\", "/")))  # as it is, and as written on Windows
+    with contextlib.suppress(OSError, ValueError):  # `~name` may be a folder of that name
+        if literal := next((folder / form for form in forms if (folder / form).is_file()), None):
+            return literal
+    for form in reversed(forms):
+        try:
+            path = user_path(folder / user_path(form))
+        except ArchrepairError as error:
+            raise ArchrepairError(f"{where}: {error}") from None
+        if path.is_file():
+            break
     return path
 
 # %% ../../nbs/data/08_failures.ipynb #dad403de

@@ -184,7 +184,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/11_conditional.ipynb #27a0d6e0
+# %% ../../nbs/networks/11_conditional.ipynb #bb6a703c
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -259,7 +259,7 @@ class Conditional(nn.Module):
         elif form == "norm":
             _tie(expert, original)
         self.tap([block, *(stage.removesuffix(":input") for stage in gate.stages)])
-        self.branches[name] = Branch(block, expert, gate, form)
+        self.branches[name] = Branch(block, expert, gate, form).train(self.training)
 
     def without(self, name: str) -> nn.Module:
         "A copy without the repair `name`; a copy of the original where it was the last. Raises `ArchrepairError` for an unknown one."

@@ -117,7 +117,7 @@ def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Ten
             fired += int((network.decide(x, network.read(x)[1]) >= 0).sum())
     return fired / len(rows) if len(rows) else math.nan
 
-# %% ../../nbs/repair/06_conditional.ipynb #0423af72
+# %% ../../nbs/repair/06_conditional.ipynb #9f08c838
 SMALL = 10.0  # how much faster than a copy of the block, which starts from good weights, a small expert learns
 LEAD = 0.1  # by how much of its loss a later block must be ahead in a trial: early ones learn for longer, and damage to an image is early
 TELLS = 0.9  # AUROC on failures it was not fitted to, below which a gate is not used
@@ -173,9 +173,11 @@ class ConditionalRepair:
             run.limit()
             if self.control:
                 run.compare()
+        else:
+            run.leave()
         return run.finish()
 
-# %% ../../nbs/repair/06_conditional.ipynb #991db820
+# %% ../../nbs/repair/06_conditional.ipynb #0851ac53
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -286,6 +288,10 @@ class _Run:
             branch.gate.threshold.fill_(threshold)
         self.networks["repaired"] = self.network
 
+    def leave(self) -> None:
+        "Nothing is to be repaired here: the method's own network is the one that came in."
+        self.networks["repaired"] = duplicate(self.model).eval()
+
     def compare(self) -> None:
         "What would plain fine-tuning of the same block have given? Counted apart."
         assert self.block is not None
@@ -312,6 +318,9 @@ class _Run:
             verdict = Verdict("original", losses, f"the failures have no common pattern that a gate could see (AUROC {self.auroc:.2f}, "
                               f"{TELLS} is needed); returning the original unchanged: label more data, or retrain")
         winner = duplicate(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
+        for network in (winner, *(network for name, network in self.networks.items() if name != "original")):
+            for parameter in network.parameters():
+                parameter.grad = None
         added = winner.state_dict().keys() - self.model.state_dict().keys() if verdict.chosen != "original" else ()
         changed = {name: "added" for name in sorted(added) if not name.startswith("original.")}
         if verdict.chosen == "control":

@@ -445,5 +445,5 @@ def test_grad_is_an_option_and_is_what_localization_weighs_by(problem):
         result = ArchRepair(search_epochs=0, finetune_epochs=0, grad=grad, precision="fp32").repair(problem.network, data)
         assert result.config["grad"] == result.localization.settings["grad"] == grad
         assert result.localization.to_dict() == localize(problem.network, data, grad=grad).to_dict()
-    with pytest.raises(ArchrepairError, match="unknown gradient 'activations': did you mean 'activation'"):
+    with pytest.raises(ArchrepairError, match="unknown grad 'activations': did you mean 'activation'"):
         ArchRepair(grad="activations")

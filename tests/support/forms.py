@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "meta": (lambda: Plain().to("meta"), "block1.0.weight is on the meta device, a shape without numbers"),
     "function of itself": (Bound, "Bound holds a function that calls block2 of this very network"),
     "not to be copied": (Locked, r"Locked cannot be copied \(TypeError: there is one of me\)"),
-    "grey": (lambda: with_part(lambda block: nn.Conv2d(1, 8, 3)), "Plain does not run on inputs of 3×16×16"),
+    "five channels": (lambda: with_part(lambda block: nn.Conv2d(5, 8, 3)), "the network takes images of 5 channels and gets 3"),
     "a class": (lambda: Plain, "not the class Plain: call it"),
     "a state dict": (lambda: Plain().state_dict(), r"not a mapping \(OrderedDict\): load it into one"),
     "a name": (lambda: "resnet18", r"not the name 'resnet18': give create_model\('resnet18', n_classes\)"),
