@@ -36,7 +36,7 @@ def pool(stage: Tensor) -> Tensor:
     mean = rows.mean(2)
     return torch.cat([mean, (rows - mean[:, :, None]).square().mean(2).sqrt()], 1)
 
-# %% ../../nbs/nas/12_gate.ipynb #2a733ce4
+# %% ../../nbs/nas/12_gate.ipynb #6b475a86
 BOUND = 10.0  # standard deviations: how much a single feature counts at most
 FAR = 1e4  # what an image out of reach loses of its score
 REACH = 1.5  # the distance at which an image is out of reach, over that of the farthest failure
@@ -87,10 +87,13 @@ class Gate(nn.Module):
         parts = [] if self.statistics is None else [self.statistics(x.float())]
         return torch.cat([*parts, *(pool(readings[name]) for name in self.stages)], 1)
 
+    def odds(self, features: Tensor) -> Tensor:
+        "The log odds (N) of being one of the failures, up to a constant, for features N×F."
+        return ((features - self.mean) / self.scale).clamp(-BOUND, BOUND) @ self.weight + self.bias
+
     def score(self, features: Tensor) -> Tensor:
-        "The log odds (N) of being one of the failures, up to a constant; far below any threshold out of reach."
-        standard = ((features - self.mean) / self.scale).clamp(-BOUND, BOUND)
-        odds = standard @ self.weight + self.bias
+        "What is compared with the threshold (N): the log odds, and far below any threshold what is out of reach."
+        odds = self.odds(features)
         return torch.where(self.distance(features) > self.reach, odds - FAR, odds)
 
     def distance(self, features: Tensor) -> Tensor:
@@ -151,7 +154,7 @@ def touch_limit(fired: int, n: int, confidence: float = 0.95) -> float:
 
     return 1.0 if fired >= n else float(beta.ppf(confidence, fired + 1, n - fired))
 
-# %% ../../nbs/nas/12_gate.ipynb #34c45aa8
+# %% ../../nbs/nas/12_gate.ipynb #ef3dda18
 RATES = tuple(round(0.1 * i, 1) for i in range(21))  # the row of thresholds, as shares of the budget at which they would fire
 
 
@@ -183,8 +186,8 @@ class Touch:
 def choose_thresholds(held: Tensor, calibration: Tensor, budget: float = 0.01) -> Touch:
     """The loosest thresholds at which any gate fires on a share of at most `budget`, with 95 % confidence.
 
-    `held` (N×gates) and `calibration` (M×gates) are scores on two sets of ordinary images, neither of which the gates were fitted to: the
-    first fixes the row of thresholds, the second tests them. All gates of a network share the budget. Where even the strictest threshold
+    `held` (N×gates) are log odds and `calibration` (M×gates) scores of two sets of ordinary images, to neither of which the gates were
+    fitted: the first fixes the row of thresholds, the second tests them. All gates of a network share the budget. Where even the strictest threshold
     cannot be shown to hold, it is the one returned, with its own limit. Raises `ArchrepairError` for a budget outside (0, 1] and without
     images.
     """

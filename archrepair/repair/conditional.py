@@ -177,7 +177,7 @@ class ConditionalRepair:
             run.leave()
         return run.finish()
 
-# %% ../../nbs/repair/06_conditional.ipynb #0851ac53
+# %% ../../nbs/repair/06_conditional.ipynb #28997610
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -220,9 +220,10 @@ class _Run:
             fit_gate(self.gate, read(self.data.failures)[-1], read(self.ordinary.fit)[-1])
             unseen = read(self.data.val_failures if len(self.data.val_failures) >= 10 else self.data.failures)[-1]
             set_reach(self.gate, unseen)
-            scores = lambda images: torch.stack([gate.score(f) for gate, f in zip(gates, read(images))], 1)
-            self.held, self.calibration = scores(self.ordinary.held), scores(self.ordinary.calibration)
-            self.auroc = auroc(self.gate.score(unseen), self.held[:, -1])
+            held, calibration = read(self.ordinary.held), read(self.ordinary.calibration)
+            self.held = torch.stack([gate.odds(features) for gate, features in zip(gates, held)], 1)
+            self.calibration = torch.stack([gate.score(features) for gate, features in zip(gates, calibration)], 1)
+            self.auroc = auroc(self.gate.odds(unseen), self.held[:, -1])
         if len(self.data.val_failures) < 10:
             self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
 

@@ -54,7 +54,7 @@ def test_random_stages_leave_the_random_numbers_alone():
     (T.Normalize(MEAN, STD), r"transform Normalize makes no network input \(given a uint8 B×H×W×3 batch: .*ToTensor"),
     (T.Resize(4), "given PIL images: .*given a uint8 B×3×H×W batch it returns uint8"),
     (lambda batch: batch / "x", "makes no network input"), ("imagnet", "normalize is 'imagnet'; expected cifar10, "),
-    (7, "transform is a int; expected a callable"),
+    (7, "transform is 7; expected a function"),
 ])
 def test_what_makes_no_input_is_said_before_any_work(transform, message):
     train = ImageSet(pixels(24), [0, 1] * 12, ("cat", "dog"), "train")

@@ -80,6 +80,16 @@ def test_what_is_unlike_the_failures_is_out_of_reach():
     assert gate.score(beyond) < gate.threshold and gate.score(beside) < gate.threshold
 
 
+def test_a_threshold_lets_nothing_fire_that_is_out_of_reach():
+    "Also where every ordinary image is out of reach, so that their scores say nothing."
+    train, failures = normal(400, 4), 0.1 * normal(300, 4, seed=1) + 8
+    gate = set_reach(fit_gate(Gate(["a"], 4), failures[:200], train[:200]), failures[200:])
+    touch = choose_thresholds(gate.odds(train[200:300])[:, None], gate.score(train[300:])[:, None], budget=0.5)
+    beside = normal(100, 4, seed=2) + torch.tensor([8.0, 8.0, 0.0, 0.0])
+    assert (gate.odds(beside) > touch.thresholds[0]).any() and not (gate.score(beside) > touch.thresholds[0]).any()
+    assert (gate.score(failures[200:]) > touch.thresholds[0]).all() and touch.fired == 0
+
+
 def test_distance_is_the_root_mean_square_in_the_failures_own_spread():
     gate = fit_gate(Gate(["a"], 2), torch.tensor([[1.0, 0.0], [3.0, 8.0]]), normal(50, 2))
     assert gate.distance(torch.tensor([[2.0, 4.0], [4.0, 12.0]])).tolist() == pytest.approx([0.0, math.sqrt((4 + 4) / 2)])

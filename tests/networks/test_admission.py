@@ -136,7 +136,7 @@ def test_what_cannot_be_repaired_is_one_line(kind, name):
     transform = lambda x: worked.append(len(x)) or data().transform(x)
     with pytest.raises(ArchrepairError, match=pattern) as caught:
         METHODS[name].repair(network, replace(data(), transform=transform))
-    assert "\n" not in str(caught.value) and sum(worked) <= 6  # two of the rehearsal, two to count channels, and those on which a transform is tried
+    assert "\n" not in str(caught.value) and sum(worked) <= 6  # of the rehearsal, of counting channels, and of trying a transform
 
 
 @pytest.mark.parametrize("kind", ["lazy", "meta", "double", "a class", "a state dict"])
