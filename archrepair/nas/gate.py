@@ -154,7 +154,7 @@ def touch_limit(fired: int, n: int, confidence: float = 0.95) -> float:
 
     return 1.0 if fired >= n else float(beta.ppf(confidence, fired + 1, n - fired))
 
-# %% ../../nbs/nas/12_gate.ipynb #ef3dda18
+# %% ../../nbs/nas/12_gate.ipynb #18a9336f
 RATES = tuple(round(0.1 * i, 1) for i in range(21))  # the row of thresholds, as shares of the budget at which they would fire
 
 
@@ -187,9 +187,9 @@ def choose_thresholds(held: Tensor, calibration: Tensor, budget: float = 0.01) -
     """The loosest thresholds at which any gate fires on a share of at most `budget`, with 95 % confidence.
 
     `held` (N×gates) are log odds and `calibration` (M×gates) scores of two sets of ordinary images, to neither of which the gates were
-    fitted: the first fixes the row of thresholds, the second tests them. All gates of a network share the budget. Where even the strictest threshold
-    cannot be shown to hold, it is the one returned, with its own limit. Raises `ArchrepairError` for a budget outside (0, 1] and without
-    images.
+    fitted: the first fixes the row of thresholds, the second tests them. All gates of a network share the budget. Where even the strictest
+    threshold cannot be shown to hold, it is the one returned, with its own limit. Raises `ArchrepairError` for a budget outside (0, 1] and
+    without images.
     """
     if not 0 < budget <= 1:
         raise ArchrepairError(f"max_touched is {budget}; expected a share of the images above 0, at most 1")

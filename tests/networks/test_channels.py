@@ -48,7 +48,7 @@ def colors():
 
 @pytest.mark.parametrize(("model", "transform", "channels"), [
     (network(3), PLAIN, 3), (network(1), PLAIN, 1), (network(1), lambda images: PLAIN(images)[:, :1], 1), (network(3), GRAY_STAGES, 3),
-    (network(1), GRAY_STAGES, 1), (Converting(), PLAIN, 3), (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), PLAIN, 3),
+    (network(1), GRAY_STAGES, 1), (Converting(), PLAIN, 3), (nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), PLAIN, 3),
 ])
 def test_a_network_gets_the_channels_that_it_takes(colors, model, transform, channels):
     seen = []
