@@ -247,7 +247,7 @@ def test_stages_for_tensors():
 @TRANSFORMS.one_line("torchvision's `Normalize` alone, or anything that is not a transform", "says what was tried, and what is expected")
 @pytest.mark.parametrize(("transform", "pattern"), [
     (transforms.Normalize((0.5,) * 3, (0.25,) * 3), "transform Normalize makes no network input .*expected a callable"),
-    (3, "transform is a int; expected a callable"),
+    (3, "transform is 3; expected a function"),
 ])
 def test_what_is_not_a_transform(transform, pattern):
     with one_line(pattern):
