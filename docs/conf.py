@@ -21,7 +21,8 @@ nb_code_prompt_show = "Show the {type}"
 nb_code_prompt_hide = "Hide the {type}"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # lessons may skip a level of headings
+suppress_warnings = ["myst.header",  # lessons may skip a level of headings
+                     "ref.python"]  # the words in an annotation's range are not names, though some are called like them
 
 # Modules: signatures, types and docstrings.
 autodoc_member_order = "bysource"
