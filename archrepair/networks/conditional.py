@@ -184,7 +184,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/11_conditional.ipynb #bb6a703c
+# %% ../../nbs/networks/11_conditional.ipynb #b3db77cd
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -228,8 +228,8 @@ class Conditional(nn.Module):
         return {**self.__dict__, "_suffixes": {}, "fired": torch.zeros(0, dtype=torch.int64)}
 
     def tap(self, names: Sequence[str]) -> None:
-        "Let the inputs and outputs of these submodules of the original be read by `read`."
-        for name in names:
+        "Let the inputs and outputs of these submodules of the original be read by `read`; `name:input` is that of the submodule `name`."
+        for name in (name.removesuffix(":input") for name in names):
             if name not in self._taps:
                 tap, module = _Tap(name), get_block(self.original, name, whole=True)
                 module.register_forward_pre_hook(tap.enter)
@@ -258,7 +258,7 @@ class Conditional(nn.Module):
             expert.bind(original)
         elif form == "norm":
             _tie(expert, original)
-        self.tap([block, *(stage.removesuffix(":input") for stage in gate.stages)])
+        self.tap([block, *gate.stages])
         self.branches[name] = Branch(block, expert, gate, form).train(self.training)
 
     def without(self, name: str) -> nn.Module:

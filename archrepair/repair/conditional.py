@@ -177,7 +177,7 @@ class ConditionalRepair:
             run.leave()
         return run.finish()
 
-# %% ../../nbs/repair/06_conditional.ipynb #28997610
+# %% ../../nbs/repair/06_conditional.ipynb #4d91dbbb
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -210,7 +210,7 @@ class _Run:
         with self.meter.running():
             self.pattern = Pattern.of(self.data.failures, self.data.train, emulator=method.emulator, seed=method.seed)
             stages = read_stages(self.base)
-            network.tap([stage.removesuffix(":input") for stage in stages])
+            network.tap(stages)
             x = example_of(self.data, device_of(network))
             with torch.no_grad():
                 readings = network.read(x)[1]

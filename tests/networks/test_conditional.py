@@ -56,7 +56,7 @@ def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: 
     "A network with a changed expert in each block, called for by gates that fire on about half of `x`, well away from their thresholds."
     result = Conditional(network.eval())
     stages = read_stages(network)
-    result.tap([stage.removesuffix(":input") for stage in stages])
+    result.tap(stages)
     readings = result.read(x)[1]
     for i, name in enumerate(blocks):
         block = name or stages[len(stages) // 2]
