@@ -147,8 +147,8 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
 @checked
 def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
-           strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
-           grad: Gradient = None, preset: Preset = "default", search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
+           strategy: Strategy = None, search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
+           grad: Gradient = None, preset: Preset = None, search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
            views: Views = None, out: RepairFolder = None, trust: Trust = False,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
@@ -156,11 +156,12 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     from archrepair.core.paths import home
     from archrepair.experiments.cells import Cell, repair_into
     from archrepair.experiments.runs import method_cell
-    from archrepair.repair.archrepair import search_settings
+    from archrepair.repair.archrepair import choose_strategy, search_settings
 
-    chosen = read_settings(search, "setting", "-S select=perturb", search_settings(strategy))
+    means = choose_strategy(strategy or "auto", preset or "default", level or "block")
+    chosen = read_settings(search, "setting", "-S select=perturb", search_settings(means))
     name = method.partition(":")[0]
-    options = _cell_options(name, {
+    options = _cell_options({
         "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
         "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks),
         "search_options": tuple(chosen.items()) or None})
@@ -175,13 +176,9 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     say(f"report: {folder / 'report.html'}")
 
 # %% ../../nbs/cli/04_app.ipynb #18d36aeb
-def _cell_options(method: str, settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    "The settings that make a cell of this method, lists as tuples."
-    from archrepair.experiments.methods import method_class
-
-    fields, usual = method_class(method).__dataclass_fields__, {"strategy": "pc-darts", "preset": "default"}
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items()
-                 if value is not None and (name in fields or value != usual.get(name)))
+def _cell_options(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    "The settings that make a cell, lists as tuples; without those that are not given."
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items() if value is not None)
 
 # %% ../../nbs/cli/04_app.ipynb #11b1479c
 def _show_record(record: Any, folder: str) -> None:

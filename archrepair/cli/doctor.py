@@ -41,13 +41,10 @@ from archrepair.cli.options import (
 from ..core.errors import ArchrepairError
 
 # %% ../../nbs/cli/05_doctor.ipynb #19d51333
-_DEFAULTS = {"strategy": "pc-darts", "preset": "default"}  # those of ArchRepair; other methods need not have them
-
-
 def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                    tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
-                   method: Method = "archrepair", strategy: Strategy = "pc-darts", search: SearchSettings = None, block: Block = None,
-                   level: Level = None, blocks: Blocks = None, grad: Gradient = None, preset: Preset = "default",
+                   method: Method = "archrepair", strategy: Strategy = None, search: SearchSettings = None, block: Block = None,
+                   level: Level = None, blocks: Blocks = None, grad: Gradient = None, preset: Preset = None,
                    search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None,
                    out: RepairFolder = None, trust: Trust = False, as_json: Json = False) -> None:
     "Check everything that such a repair would need, in seconds: found, taken as, or what is wrong. Status 1 if it could not start."
@@ -57,7 +54,7 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
     candidates = split_names(blocks)
     settings = {"strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
                 "finetune_epochs": finetune_epochs, "views": views, "blocks": tuple(candidates) if candidates else None}
-    options: dict[str, object] = {name: value for name, value in settings.items() if value not in (None, _DEFAULTS.get(name))}
+    options: dict[str, object] = {name: value for name, value in settings.items() if value is not None}
     unreadable: list[Check] = []
     try:
         if search_settings := read_settings(search, "setting", "-S select=perturb"):

@@ -59,14 +59,15 @@ Gradient = Annotated[str | None, typer.Option(
 Method = Annotated[str, typer.Option(
     autocompletion=completion_of("methods"),
     help="repair method, with settings of its own, e.g. arachne:search=de; see `archrepair list methods`")]
-Strategy = Annotated[str, OneOf(STRATEGIES), typer.Option(
-    autocompletion=completion_of("strategies"), help="search strategy; see `archrepair list strategies`")]
+Strategy = Annotated[str | None, OneOf(STRATEGIES), typer.Option(
+    autocompletion=completion_of("strategies"), help="how a better architecture is found; see `archrepair list strategies`")]
 SearchSettings = Annotated[list[str] | None, typer.Option(
     "--search", "-S",
     help="setting of the search or its strategy, NAME=VALUE, e.g. select=perturb, max_skip=2, order=2; as often as needed")]
 Block = Annotated[str | None, typer.Option(help="block to repair, any part of the network; default: the localized one")]
 Level = Annotated[str | None, typer.Option(help="block, or layer for the most suspicious convolution alone; default: block")]
-Preset = Annotated[str, OneOf(("default", "paper")), typer.Option(help="fine-tuning recipe: default or paper")]
+Preset = Annotated[str | None, OneOf(("default", "paper")), typer.Option(
+    help="default, or paper for the paper's own search and fine-tuning to the letter")]
 SearchEpochs = Annotated[int | None, Within(0), typer.Option(help="0 repairs weights alone; default: the tier's")]
 FinetuneEpochs = Annotated[int | None, Within(0), typer.Option(help="default: the tier's")]
 Views = Annotated[int | None, Within(1), typer.Option(help="augmented copies of each training image; default: the tier's")]

@@ -56,7 +56,7 @@ class Registry(dict[str, E]):
 # %% ../../nbs/core/08_registry.ipynb #789487ba
 @dataclass(frozen=True, kw_only=True)
 class Method(Entry):
-    "A repair method: `role` is ours, paper, beyond, related or control; `passes` its work in forward passes per image and epoch."
+    "A repair method: `role` is ours, paper, related or control; `passes` its work in forward passes per image and epoch."
 
     role: str
     passes: float = 4.0
@@ -75,10 +75,8 @@ METHODS = Registry("method", {
                       target="archrepair.baselines.fewshot:FewShot", label="Few-Shot", role="paper", passes=16.5),
     "deeprepair": Method(description="DeepRepair (Yu et al., 2021): AugMix that may also repaint an image in the style of a failure",
                          target="archrepair.baselines.deeprepair:DeepRepair", label="DeepRepair", role="paper", passes=8.8),
-    "archrepair": Method(description="search a better architecture for the most suspicious block, then fine-tune it (§3)",
-                         target="archrepair.repair.archrepair:ArchRepair", label="ArchRepair", role="ours", passes=4.6),
-    "conditional": Method(description="an expert for the failures' pattern behind a gate, the original bit for bit for everything else",
-                          target="archrepair.repair.conditional:ConditionalRepair", label="Conditional", role="beyond", passes=6.0),
+    "archrepair": Method(description="a better architecture for the block to blame: an expert behind a gate, or the paper's search (§3)",
+                         target="archrepair.repair.archrepair:ArchRepair", label="ArchRepair", role="ours", passes=6.0),
     "birdnn": Method(description="BIRDNN (Liang et al., 2023): imitate the nearest correct sample, or scale the responsible neurons",
                      target="archrepair.baselines.birdnn:BIRDNN", label="BIRDNN", role="related", passes=3.0),
     "retrain": Method(description="fine-tune the whole network on the repair set: the control every method must beat",
@@ -91,7 +89,8 @@ METHODS = Registry("method", {
 
 # %% ../../nbs/core/08_registry.ipynb #f4c684ed
 STRATEGIES = Registry("strategy", {
-    "pc-darts": Entry("partially connected DARTS (Xu et al., 2020): partial channels, edge normalization; the default",
+    "measured": Entry("true short trials of an expert in each block, the best of them behind a gate; the default"),
+    "pc-darts": Entry("partially connected DARTS (Xu et al., 2020): partial channels, edge normalization; the paper's choice",
                       "archrepair.nas.darts:PCDARTS"),
     "darts": Entry("differentiable architecture search (Liu et al., 2019): eq. 8, with a head start for the original layer",
                    "archrepair.nas.darts:DARTS"),

@@ -23,7 +23,7 @@ from .strategy import ArchContext, SearchStrategy
 # %% ../../nbs/nas/10_strategies.ipynb #e10d8f6d
 _all_ = ["ArchContext", "SearchStrategy", "DARTS", "PCDARTS", "SNAS", "BayesNAS"]
 
-STRATEGIES: dict[str, type[SearchStrategy]] = {name: entry.load() for name, entry in registry.STRATEGIES.items()}
+STRATEGIES: dict[str, type[SearchStrategy]] = {name: entry.load() for name, entry in registry.STRATEGIES.items() if entry.target}
 StrategyName = Annotated[str, OneOf(STRATEGIES, "strategy")]
 
 

@@ -39,7 +39,7 @@ def _kind_of(annotation: str | None, default: object) -> Any:
 PARAMETERS: dict[str, Any] = {
     "tier": TierName, "seed": Seed, "seeds": WholeNumber, "severity": Severity, "k": Count, "epochs": Count | None,
     "protocol": Annotated[str, OneOf(("clean", "paper"))], "missing": Annotated[str, OneOf(("run", "skip"))],
-    "strategy": Annotated[str, OneOf(registry.STRATEGIES)],
+    "strategy": Annotated[str, OneOf([name for name, entry in registry.STRATEGIES.items() if entry.target])],
 }
 
 

@@ -27,8 +27,7 @@ from support.states import assert_same_state, same_state, state_of
 
 # Settings that make a method quick on the digits network, where its own take more than a few seconds.
 QUICK: dict[str, dict] = {
-    "archrepair": {"search_epochs": 1, "finetune_epochs": 1, "block": "layer3"},
-    "conditional": {"block": "layer2", "finetune_epochs": 1, "failure_views": 2, "control": False},
+    "archrepair": {"block": "layer2", "finetune_epochs": 1, "failure_views": 2, "control": False},
     "retrain": {"epochs": 1},
     "finetune": {"epochs": 1},
     "surgical": {"epochs": 1},

@@ -189,7 +189,7 @@ def test_images_of_many_sizes_are_refused():
 
 def test_other_data_is_refused_before_any_work(problem):
     for act in (lambda data: localize(problem.network, data),
-                lambda data: ArchRepair(search_epochs=0).repair(problem.network, data),
+                lambda data: ArchRepair(strategy="pc-darts", search_epochs=0).repair(problem.network, data),
                 lambda data: archrepair.search(problem.network, "layer4", data),
                 lambda data: archrepair.finetune(problem.network, data, where="layer4")):
         with pytest.raises(ArchrepairError, match=r"data is a Photos; expected RepairData: RepairData.of"):

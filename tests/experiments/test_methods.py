@@ -63,13 +63,13 @@ def test_every_setting_refuses_other_kinds_and_unknown_names_have_a_nearest(name
 ])
 def test_options_of_a_search_are_checked_when_they_are_given(options, message):
     with pytest.raises(ArchrepairError, match=message) as error:
-        ArchRepair(search_options=options)
+        ArchRepair(strategy="pc-darts", search_options=options)
     assert "\n" not in str(error.value)
 
 
 def test_options_of_a_search_may_be_a_mapping_or_pairs():
-    pairs = ArchRepair(search_options=[["max_skip", 2], ["order", 2]])._search_recipe()
-    assert pairs == ArchRepair(search_options={"max_skip": 2, "order": 2})._search_recipe() and pairs.max_skip == 2
+    pairs = ArchRepair(strategy="pc-darts", search_options=[["max_skip", 2], ["order", 2]])._search_recipe()
+    assert pairs == ArchRepair(strategy="pc-darts", search_options={"max_skip": 2, "order": 2})._search_recipe() and pairs.max_skip == 2
     assert pairs.strategy_options == {"order": 2}
 
 

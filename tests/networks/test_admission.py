@@ -27,7 +27,7 @@ from archrepair.training.rows import Rows, image_features
 from support.forms import OTHER, REFUSED, SAME, Plain, compiled, data, shrunk, watched, with_part
 from support.states import same_state
 
-METHODS = {"archrepair": ArchRepair(search_epochs=1, finetune_epochs=1, precision="fp32"),
+METHODS = {"archrepair": ArchRepair(strategy="pc-darts", search_epochs=1, finetune_epochs=1, precision="fp32"),
            "retrain": Retrain(epochs=1, precision="fp32")}
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -120,7 +120,7 @@ def test_norms_and_ties_hold_after_a_repair():
     for module in normed.modules():
         if isinstance(module, nn.Conv2d):
             assert float(torch.linalg.matrix_norm(module.weight.flatten(1), 2)) < 1.2  # an estimate of a few steps
-    for method in (Retrain(epochs=1), ArchRepair(search_epochs=0, finetune_epochs=1, block="block1")):
+    for method in (Retrain(epochs=1), ArchRepair(strategy="pc-darts", search_epochs=0, finetune_epochs=1, block="block1")):
         tied = method.repair(OTHER["tied"](), data()).candidates["repaired"]
         assert tied.block2[0].weight is tied.block1[3].weight
 
@@ -155,7 +155,7 @@ def test_every_entry_has_the_same_door(kind, act):
 
 def test_the_name_in_a_wrapper_leads_to_the_name_inside():
     with pytest.raises(ArchrepairError, match="unknown block '_orig_mod.block2': did you mean 'block2'?"):
-        ArchRepair(block="_orig_mod.block2").repair(compiled(Plain()), data())
+        ArchRepair(strategy="pc-darts", block="_orig_mod.block2").repair(compiled(Plain()), data())
 
 
 def test_integer_weights_can_still_answer():

@@ -88,7 +88,7 @@ def test_a_gray_network_is_localized_and_repaired_from_color_images(untouched):
     gray = replace(data, transform=ToChannels(data.transform, 1))
     with untouched(network(1)) as model:
         assert localize(model, data, k=10).summary.equals(localize(model, gray, k=10).summary)
-        for method in (ArchRepair(search_epochs=1, finetune_epochs=1, block="2"), Retrain(epochs=1)):
+        for method in (ArchRepair(strategy="pc-darts", search_epochs=1, finetune_epochs=1, block="2"), Retrain(epochs=1)):
             result = method.repair(model, data)
             assert result.changed or result.chosen == "original"
             assert predict(result.model, test, data.transform).shape == (len(test), 10)

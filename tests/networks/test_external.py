@@ -285,7 +285,8 @@ def test_mistakes_about_blocks(capsys, options, message):
 
 
 def test_block_and_candidates_are_fields_of_the_method(problem):
-    result = ArchRepair(blocks=("layer1", "layer2"), search_epochs=0, finetune_epochs=1).repair(problem.network, problem.scenario.data)
+    method = ArchRepair(strategy="pc-darts", blocks=("layer1", "layer2"), search_epochs=0, finetune_epochs=1)
+    result = method.repair(problem.network, problem.scenario.data)
     assert result.block in ("layer1", "layer2") and result.localization.blocks == ["layer1", "layer2"]
 
 

@@ -130,7 +130,8 @@ def plain(data):
 def observed(model: nn.Module, data: RepairData) -> dict:
     before = copy.deepcopy(model)
     found = {"logits": predict(model, data.failures, data.transform), "votes": localize(model, data, k=10).summary["count"].tolist()}
-    for method in (ArchRepair(search_epochs=1, finetune_epochs=1, block="block2"), Retrain(epochs=1), Surgical(epochs=1)):
+    searched = ArchRepair(strategy="pc-darts", search_epochs=1, finetune_epochs=1, block="block2")
+    for method in (searched, Retrain(epochs=1), Surgical(epochs=1)):
         result = method.repair(model, data)
         found[method.name] = (result.candidates["repaired"].state_dict(), type(result.model))
     assert same_state(before, model)
@@ -158,7 +159,7 @@ def test_cuts_end_in_logits(kind):
 
 @pytest.mark.parametrize("act", [
     lambda data: predict(Loss(), data.failures, data.transform), lambda data: localize(Loss(), data),
-    lambda data: ArchRepair(search_epochs=1, finetune_epochs=1).repair(Loss(), data), lambda data: Retrain(epochs=1).repair(Loss(), data),
+    lambda data: ArchRepair().repair(Loss(), data), lambda data: Retrain(epochs=1).repair(Loss(), data),
 ])
 def test_a_loss_before_the_logits_is_refused_at_every_door(data, act):
     with pytest.raises(ArchrepairError, match=r"the network returned a tuple whose first is a tensor of shape \(\); expected logits"):
@@ -200,7 +201,7 @@ class Pair(One):
 
 
 def test_a_network_with_one_logit_is_repaired_as_one_with_a_zero_beside_it(two_classes, untouched):
-    for method in (ArchRepair(search_epochs=1, finetune_epochs=1, block="block2"), Retrain(epochs=1)):
+    for method in (ArchRepair(strategy="pc-darts", search_epochs=1, finetune_epochs=1, block="block2"), Retrain(epochs=1)):
         with untouched(One()) as one, untouched(Pair()) as pair:
             results = [method.repair(model, two_classes) for model in (one, pair)]
         weights, expected = (result.candidates["repaired"].state_dict() for result in results)
@@ -250,7 +251,7 @@ def test_what_is_said_of_outputs(kind):
 @pytest.mark.parametrize(("model", "remark"), [(lambda: nn.Sequential(Plain(), nn.Softmax(1)), "returns probabilities"),
                                                (lambda: Wide(), "12 outputs for 10 classes")])
 def test_a_repair_keeps_what_was_said_of_outputs(data, model, remark):
-    for method in (ArchRepair(search_epochs=0, finetune_epochs=0), Retrain(epochs=0)):
+    for method in (ArchRepair(strategy="pc-darts", search_epochs=0, finetune_epochs=0), Retrain(epochs=0)):
         assert [text for text in method.repair(model(), data).warnings if remark in text]
 
 

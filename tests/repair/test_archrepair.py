@@ -25,7 +25,7 @@ from archrepair.training.fit import Recipe
 from support.finished import REPAIR, command, furnish
 from support.states import assert_same_state, state_of
 
-SETTINGS = dict(block="layer3", search_epochs=1, finetune_epochs=1)
+SETTINGS = dict(strategy="pc-darts", block="layer3", search_epochs=1, finetune_epochs=1)
 
 
 def returning(result: RepairResult, chosen: str, **changes) -> RepairResult:
@@ -436,13 +436,14 @@ def test_settings_of_the_search_reach_it(_problem, monkeypatch):
     for options, message in (({"select": "best"}, "unknown selection"), ({"order": 5}, "order is 5"),
                              ({"ordr": 2}, "unknown option of the search 'ordr': did you mean 'order'")):
         with pytest.raises(ArchrepairError, match=message):
-            ArchRepair(search_options=options)
+            ArchRepair(strategy="darts", search_options=options)
 
 
 def test_grad_is_an_option_and_is_what_localization_weighs_by(problem):
     data = problem.scenario.data
     for grad in ("weight", "activation"):
-        result = ArchRepair(search_epochs=0, finetune_epochs=0, grad=grad, precision="fp32").repair(problem.network, data)
+        method = ArchRepair(strategy="pc-darts", search_epochs=0, finetune_epochs=0, grad=grad, precision="fp32")
+        result = method.repair(problem.network, data)
         assert result.config["grad"] == result.localization.settings["grad"] == grad
         assert result.localization.to_dict() == localize(problem.network, data, grad=grad).to_dict()
     with pytest.raises(ArchrepairError, match="unknown grad 'activations': did you mean 'activation'"):

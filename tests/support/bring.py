@@ -138,7 +138,8 @@ class Net(nn.Module):
 
 def repair(model: nn.Module, data: RepairData | None = None, **settings: Any) -> RepairResult:
     "The shortest repair that searches and fine-tunes."
-    return ArchRepair(**{"search_epochs": 1, "finetune_epochs": 1, **settings}).repair(model, data or RepairData.of(foggy(), ordinary()))
+    method = ArchRepair(**{"strategy": "pc-darts", "search_epochs": 1, "finetune_epochs": 1, **settings})
+    return method.repair(model, data or RepairData.of(foggy(), ordinary()))
 
 
 def assert_same_outcome(result: RepairResult, expected: RepairResult) -> None:

@@ -102,7 +102,7 @@ def check(channels: int) -> dict[str, object]:
     lost, _ = impacts(below, Features(labels, lambda positions, view: entering[positions]), batch_size=IMAGES)["layer1.shortcut"]
     errors["arachne"] = error(lost.flatten(1), expected.abs())
 
-    result = ArchRepair(block="layer1", search_epochs=1, finetune_epochs=1).repair(model, data)
+    result = ArchRepair(strategy="pc-darts", block="layer1", search_epochs=1, finetune_epochs=1).repair(model, data)
     assert_same_state(before, model)  # memory format included
     finite = all(bool(p.isfinite().all()) for p in result.model.parameters())
     return {"errors": errors, "finite": finite, "layout": str(layout_of(model))}
