@@ -145,8 +145,11 @@ class Record:
         return self.versions.get("normalize") or self.versions.get("configured") or "dataset"
 
     def accuracy(self, which: str = "held_out", when: str = "after") -> float:
-        "Accuracy in per cent on one of the scenario's sets, before or after."
-        return self.metrics[when][which]["accuracy"]
+        "Accuracy in per cent on one of the scenario's sets, before or after. Raises `ArchrepairError` where the record has none."
+        try:
+            return float(self.metrics[when][which]["accuracy"])
+        except (KeyError, TypeError, ValueError):
+            raise ArchrepairError(f"{self.path or 'the record'} has no accuracy {when} on {which}; run the cell again with force") from None
 
 
 def digest(path: str | Path) -> str:

@@ -129,6 +129,7 @@ def write(folder, content: bytes, kind: str) -> None:
 @example(b'{"cell": {}, "metrics": {}, "repair": {}, "versions": {}}', "run", "record", True)
 @example(b"[" * 100_000, "run", "record", False)
 @example(json.dumps(record()).encode(), "run\udcff", "record", True)
+@example(json.dumps(record()).replace('"accuracy"', '"accurate"').encode(), "run", "record", True)
 @fuzz(KIND)
 def test_records(content, name, kind, several):
     "The page of one repair, or of two; and what else reads a record."
