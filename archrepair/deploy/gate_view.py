@@ -48,10 +48,9 @@ def _rejected(repair: Mapping[str, Any]) -> str:
     "The places and networks that lost, each with its loss."
     findings, losses = repair["conditional"], repair["validation"]
     parts = []
-    if trials := findings["trials"]:
-        best = next((trial for trial in trials if trial["block"] == repair["block"]), trials[0])
-        others = ", ".join(f"{trial['block']} {trial['loss']:.2f}" for trial in trials if trial is not best)
-        parts.append(f"an expert in {others} (loss after a short trial; {best['block']} {best['loss']:.2f})")
+    longest = {trial["block"]: trial["loss"] for trial in findings["trials"]}  # later trials of a block are the longer ones
+    if others := ", ".join(f"{block} {loss:.2f}" for block, loss in longest.items() if block != repair["block"]):
+        parts.append(f"an expert in {others} (loss in its longest trial; {repair['block']} {longest[repair['block']]:.2f})")
     localized = (repair.get("localization") or {}).get("block")
     if localized and localized != repair["block"]:
         parts.append(f"the localizer's block {localized}")

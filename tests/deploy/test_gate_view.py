@@ -30,7 +30,7 @@ def test_the_four_lines():
     gained, touches, not_chosen, undo = closing_lines(REPAIR, METRICS, "out")
     assert gained == "gained: +48.06 points held out (34.30 → 82.36 %), −0.08 points clean, held out (91.62 → 91.54 %)"
     assert touches.startswith("touches: on images like the training images at most 1.00 % of the answers can change (95 % confidence")
-    assert "an expert in layer3 0.93 (loss after a short trial; layer1 0.61)" in not_chosen
+    assert "an expert in layer3 0.93 (loss in its longest trial; layer1 0.61)" in not_chosen
     assert "the localizer's block layer3" in not_chosen and "plain fine-tuning of layer1 (validation loss 0.710" in not_chosen
     assert undo == "undo: archrepair.load('out', network).without('noise'), where network is the original"
 
