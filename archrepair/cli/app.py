@@ -37,8 +37,10 @@ from archrepair.cli.options import (
     Gradient,
     Jobs,
     Json,
+    Label,
     Level,
     ListName,
+    MaxTouched,
     Measure,
     Method,
     Methods,
@@ -149,7 +151,9 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
            strategy: Strategy = None, search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
            grad: Gradient = None, preset: Preset = None, search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
-           views: Views = None, out: RepairFolder = None, trust: Trust = False,
+           views: Views = None, label: Label = None, max_touched: MaxTouched = None,
+           repaired: Annotated[Path | None, typer.Option(help="folder of an earlier repair of this network, to be repaired again")] = None,
+           out: RepairFolder = None, trust: Trust = False,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
@@ -163,11 +167,12 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     name = method.partition(":")[0]
     options = _cell_options({
         "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
-        "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks),
+        "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks), "label": label,
+        "max_touched": max_touched,
         "search_options": tuple(chosen.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options))
-    record = repair_into(cell, folder, weights=weights, normalize=normalize, device=device, force=force, log=say)
+    record = repair_into(cell, folder, weights=weights, normalize=normalize, repaired=repaired, device=device, force=force, log=say)
     if as_json:
         shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
         return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},

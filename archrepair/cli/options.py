@@ -15,10 +15,10 @@ import typer
 # %% auto #0
 __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks',
            'Voters', 'Measure', 'Gradient', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset',
-           'SearchEpochs', 'FinetuneEpochs', 'Views', 'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions',
-           'Epochs', 'RecordFolder', 'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits',
-           'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded',
-           'Again', 'DryRun', 'trusted', 'split_names', 'read_settings']
+           'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'RepairFolder', 'Seeds', 'Methods',
+           'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder', 'CorruptionName', 'ListName', 'Parameters',
+           'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions',
+           'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'trusted', 'split_names', 'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -71,6 +71,9 @@ Preset = Annotated[str | None, OneOf(("default", "paper")), typer.Option(
 SearchEpochs = Annotated[int | None, Within(0), typer.Option(help="0 repairs weights alone; default: the tier's")]
 FinetuneEpochs = Annotated[int | None, Within(0), typer.Option(help="default: the tier's")]
 Views = Annotated[int | None, Within(1), typer.Option(help="augmented copies of each training image; default: the tier's")]
+Label = Annotated[str | None, typer.Option(help="name of a repair behind a gate; default: pattern1, pattern2, …")]
+MaxTouched = Annotated[float | None, Within(0, 1, above=True), typer.Option(
+    help="share of answers on ordinary images that a repair behind a gate may change at most; default: 0.01")]
 RepairFolder = Annotated[Path | None, typer.Option("--out", "-o", help="folder for everything written; default: outputs/repair")]
 
 # %% ../../nbs/cli/03_options.ipynb #9dda57c4

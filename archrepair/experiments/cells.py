@@ -39,7 +39,7 @@ from ..networks.blocks import get_block
 from ..networks.conditional import Conditional
 from ..networks.weights import split_entry
 from ..repair.conditional import firing_rate
-from ..repair.result import Repairer, RepairResult
+from ..repair.result import Repairer, RepairResult, load
 from ..training.evaluation import Evaluation, compare, evaluate, is_correct, predict
 
 # %% ../../nbs/experiments/03_cells.ipynb #0b085aa0
@@ -119,7 +119,8 @@ class Record:
     """A finished cell, as its file holds it.
 
     `cell`: its fields; `metrics`: see `measure`; `repair`: `RepairResult.to_dict` without metrics; `versions`: what it ran on, the digests
-    of the weights repaired and of the user's own data, and the normalization where it is not the dataset's; `path`: the file.
+    of the weights repaired, of an earlier repair and of the user's own data, and the normalization where it is not the dataset's;
+    `path`: the file.
     """
 
     cell: dict
@@ -233,7 +234,8 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
         get_block(unrepaired.network, name, whole=True)  # before anything is written
     weights = digest(unrepaired.path)
     contents = fingerprint(cell.dataset)
-    optional = {"normalize": unrepaired.normalize, "configured": unrepaired.configured, "data": (contents or "")[:16]}
+    optional = {"normalize": unrepaired.normalize, "configured": unrepaired.configured, "repaired": unrepaired.repaired,
+                "data": (contents or "")[:16]}
     identity = {"weights": weights, **{key: text for key, text in optional.items() if text}}  # a path does not say what is there
     checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), **identity})
     try:
@@ -265,17 +267,20 @@ def _claim(folder: Path, identity: dict) -> Path:
 
 # %% ../../nbs/experiments/03_cells.ipynb #bb01bf37
 def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, normalize: str | None = None,
-                device: str | torch.device = "auto", force: bool = False, log: Callable[[str], None] = print) -> Record:
+                repaired: str | Path | None = None, device: str | torch.device = "auto", force: bool = False,
+                log: Callable[[str], None] = print) -> Record:
     """Run a cell and write everything into `folder`: record, repaired weights, genotype and report.
 
-    `weights` and `normalize` are those of `original`. If the folder holds the record of the same cell, weights and normalization, nothing
-    is run unless `force`. Raises `ArchrepairError` if it holds that of another.
+    `weights` and `normalize` are those of `original`, and `repaired` is the folder of an earlier repair of that network, which is then
+    repaired once more. If the folder holds the record of the same cell, weights and normalization, nothing is run unless `force`. Raises
+    `ArchrepairError` if it holds that of another.
     """
     cell, folder = cell.resolved(), Path(folder)
     path = folder / "record.json"
     if path.exists() and not force:
         record = Record.read(path)
-        if not _same(record, cell, weights) or record.versions.get("normalize") != normalize:
+        others = {"normalize": normalize, "repaired": _digest_of_repair(repaired)}
+        if not _same(record, cell, weights) or any(record.versions.get(key) != value for key, value in others.items()):
             raise ArchrepairError(f"{folder} holds another repair ({record.cell['method']} of {record.cell['model']} on "
                                   f"{record.cell['dataset']}); choose another folder, or --force to replace it")
         log(f"{path} is complete already; --force repairs again")
@@ -293,11 +298,18 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
         unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, normalize=normalize, device=device)
         if unrepaired.path.stem.endswith(OWN):
             log(f"{cell.model} brings weights of its own, which are repaired; `archrepair train` would train them")
+        if repaired:
+            unrepaired = unrepaired.with_network(load(repaired, unrepaired.network), _digest_of_repair(repaired) or "")
         return run_full(cell, path, device=device, unrepaired=unrepaired, keep=keep)[0]
     except ArchrepairError:
         if fresh and not any(folder.iterdir()):
             folder.rmdir()
         raise
+
+
+def _digest_of_repair(folder: str | Path | None) -> str | None:
+    "The digest of the weights that an earlier repair left in its folder."
+    return digest(Path(folder) / "repaired.safetensors") if folder else None
 
 
 def _same(record: Record, cell: Cell, weights: str | Path | None) -> bool:

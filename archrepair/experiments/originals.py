@@ -46,7 +46,8 @@ class Original:
 
     `dataset` is what it was trained on (never a corrupted version), `train` those images, `transform` the normalization it expects,
     `path` the file of its weights; `normalize` names the normalization where the user has, `configured` where the network's own
-    configuration has (see `own_normalization`); both are empty for that of the dataset.
+    configuration has (see `own_normalization`); both are empty for that of the dataset. `repaired` is the digest of the earlier repair
+    that `network` has been through, where there was one.
     """
 
     network: nn.Module
@@ -57,10 +58,11 @@ class Original:
     path: Path
     normalize: str = ""
     configured: str = ""
+    repaired: str = ""
 
-    def with_network(self, network: nn.Module) -> Original:
+    def with_network(self, network: nn.Module, repaired: str = "") -> Original:
         "The same with another network in its place."
-        return replace(self, network=network)
+        return replace(self, network=network, repaired=repaired)
 
 
 def build_network(model: str, images: ImageSet, tier: Tier, seed: int = 0, *, pretrained: bool | None = None,

@@ -174,7 +174,7 @@ class ConditionalRepair:
             run.place()
             run.train()
             run.limit()
-            if self.control:
+            if self.control and run.base is model:  # a control would have to give up earlier repairs
                 run.compare()
         else:
             run.leave()
@@ -362,11 +362,12 @@ class _Run:
         config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision}
         return RepairResult(winner.eval(), self.method.name, self.block, None, verdict, changed, self.history, self.meter,
                             self.control_meter, config, self.localization, self.networks, warnings=self.notes,
-                            conditional=self._findings())
+                            conditional=self._findings(winner))
 
-    def _findings(self) -> dict[str, Any]:
-        "What was found on the way, as plain values."
-        return {"label": self.label, "branches": self.network.describe(), "pattern": self.pattern.describe(),
+    def _findings(self, winner: nn.Module) -> dict[str, Any]:
+        "What was found on the way, as plain values; the branches are those of the network that is returned."
+        branches = winner.describe() if isinstance(winner, Conditional) else []
+        return {"label": self.label, "branches": branches, "pattern": self.pattern.describe(),
                 "emulator": self.pattern.emulator.name, "auroc": round(self.auroc, 4), "trials": self.trials,
                 "touch": asdict(self.touch) if self.touch else None}
 

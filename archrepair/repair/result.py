@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 # %% auto #0
@@ -29,7 +30,7 @@ from ..nas.genotype import Genotype
 from ..networks.admission import admit
 from ..networks.blocks import get_block, replace_block
 from ..networks.channels import fit_data
-from ..networks.conditional import Conditional
+from ..networks.conditional import Conditional, original_of
 from ..networks.weights import load_weights, save_weights
 from .verdict import Verdict
 from ..training.cost import CostMeter
@@ -163,7 +164,7 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     try:
         info = json.loads((directory / "repair.json").read_text(encoding="utf-8"))
         genotype = Genotype.from_json((directory / "genotype.json").read_text(encoding="utf-8")) if info["searched"] else None
-        branches = info.get("conditional", {}).get("branches", []) if info["chosen"] == "repaired" else []
+        branches = info.get("conditional", {}).get("branches", []) if _holds_branches(directory / "repaired.safetensors") else []
         if not isinstance(info.get("block"), (str, type(None))) or genotype is not None and not info["block"]:
             raise ValueError(f"its block is {info['block']!r}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -181,11 +182,20 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
                                   f"({first_line(error)[:80]}); give the network that was repaired") from None
         repaired = replace_block(model, info["block"], block)
     elif branches:
-        repaired = Conditional.build(model, branches)
+        repaired = Conditional.build(original_of(model), branches)
     else:
         repaired = duplicate(model)
     load_weights(repaired, str(directory / "repaired.safetensors")).eval()
     return repaired
+
+
+def _holds_branches(weights: Path) -> bool:
+    "Are there repairs behind gates among the weights? A file that cannot be read is left to `load_weights`."
+    try:
+        with safe_open(weights, "pt") as file:
+            return any(name.startswith("branches.") for name in file.keys())  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError):
+        return False
 
 # %% ../../nbs/repair/04_result.ipynb #0170fd65
 class Repairer(Protocol):

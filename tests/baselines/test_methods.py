@@ -28,6 +28,7 @@ from support.states import assert_same_state, same_state, state_of
 # Settings that make a method quick on the digits network, where its own take more than a few seconds.
 QUICK: dict[str, dict] = {
     "archrepair": {"block": "layer2", "finetune_epochs": 1, "failure_views": 2, "control": False},
+    "archrepair:pc-darts": {"strategy": "pc-darts", "search_epochs": 1, "finetune_epochs": 1, "block": "layer3", "failure_views": 1},
     "retrain": {"epochs": 1},
     "finetune": {"epochs": 1},
     "surgical": {"epochs": 1},
@@ -39,11 +40,15 @@ QUICK: dict[str, dict] = {
     "deeprepair": {"epochs": 1},
     "apricot": {"epochs": 1, "reduced": 2, "subset": 0.2, "sweeps": 1, "retrain_epochs": 1},
 }
-NAMES = sorted(METHODS)
+NAMES = sorted([*METHODS, "archrepair:pc-darts"])  # a method, or a strategy of it
+
+
+def method_of_name(name: str) -> str:
+    return name.partition(":")[0]
 
 
 def make(name: str, **changes):
-    return method_class(name)(**QUICK.get(name, {}) | changes)
+    return method_class(method_of_name(name))(**QUICK.get(name, {}) | changes)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +100,12 @@ def test_the_same_seed_gives_the_same_network(name, repaired, _problem):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_is_true(name, repaired, _problem):
     result, data = repaired(name).result, _problem.scenario.data
-    assert result.method == name and set(result.validation) >= {"original", "repaired"}
+    assert result.method == method_of_name(name) and set(result.validation) >= {"original", "repaired"}
     assert result.candidates.keys() == result.validation.keys()
     assert result.accepted == (result.chosen == "repaired")
     assert str(result.verdict).startswith("accepted" if result.accepted else "rejected")
     assert same_state(result.model, result.candidates[result.chosen])
-    if name == "conditional":  # has tests of its own in tests/repair: other names, and other validation images
+    if name == "archrepair":  # has tests of its own in tests/repair: other names, and other validation images
         return
     assert result.changed == changes(_problem.network.state_dict(), result.model.state_dict())
     assert result.cost.forwards > 0 and result.cost.backwards >= 0 and result.cost.seconds > 0
@@ -122,7 +127,7 @@ def test_the_result_is_true(name, repaired, _problem):
 def test_what_it_says_is_json_and_what_it_saves_comes_back(name, repaired, tmp_path, _problem):
     result = repaired(name).result
     record = json.loads(json.dumps(result.to_dict()))
-    assert record["method"] == name and {"seed", "precision", "name"} <= record["config"].keys()
+    assert record["method"] == method_of_name(name) and {"seed", "precision", "name"} <= record["config"].keys()
     assert all(isinstance(entry, dict) for entries in record["history"].values() for entry in entries)
     accepted = dataclasses.replace(result.verdict, chosen="repaired")
     of_method = dataclasses.replace(result, model=result.candidates["repaired"], verdict=accepted)
@@ -153,7 +158,7 @@ def test_a_killed_run_goes_on_where_it_was(name, repaired, tmp_path, monkeypatch
     assert passes[0] == pytest.approx(passes[1], rel=0.5)  # what is prepared again is counted again; training is not done twice
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_the_registry(name):
     kind = method_class(name)
     assert inspect.getdoc(kind) and dataclasses.is_dataclass(kind) and kind().name == name
@@ -177,7 +182,7 @@ def test_the_registry(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18", "resnet50", "resnet101", "vgg16", "densenet121", "efficientnet_b0"])
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "archrepair"])
+@pytest.mark.parametrize("name", [n for n in sorted(METHODS) if n != "archrepair"])
 def test_every_method_on_every_network(name, model, _problem):
     "Runs, and returns a network of the same architecture; the network need not be good."
     network = create_model(model, 10, width=0.125, stem_stride=2, seed=1)

@@ -10,7 +10,7 @@ from archrepair.deploy.gate_view import closing_lines, draw_branches, gate_secti
 TOUCH = {"thresholds": [3.1], "fired": 13, "n": 2500, "limit": 0.01, "budget": 0.01}
 BRANCH = {"name": "noise", "block": "layer1", "form": "copy", "parameters": 14_302, "stages": ["layer1:input", "layer1", "layer2"]}
 REPAIR = {
-    "method": "conditional", "chosen": "repaired", "verdict": "accepted: behind a gate: no worse", "block": "layer1", "changed": {},
+    "method": "archrepair", "chosen": "repaired", "verdict": "accepted: behind a gate: no worse", "block": "layer1", "changed": {},
     "localization": {"block": "layer3", "verdict": "layer3 holds most"},
     "validation": {"repaired": 0.36, "original": 1.89, "control": 0.71},
     "conditional": {"label": "noise", "pattern": "noise <i>", "emulator": "spectral", "auroc": 0.998, "branches": [BRANCH], "touch": TOUCH,
