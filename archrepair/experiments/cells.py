@@ -36,7 +36,7 @@ from ..deploy.footprint import footprints
 from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_path
 from ..networks.blocks import get_block
-from ..networks.conditional import Conditional
+from ..networks.conditional import Conditional, original_of
 from ..networks.weights import split_entry
 from ..repair.conditional import firing_rate
 from ..repair.result import Repairer, RepairResult, load
@@ -231,7 +231,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
     unrepaired, scenario = scenario_of(cell, unrepaired, outputs=outputs, device=device)
     options: dict[str, Any] = dict(cell.options)
     for name in [cell.block] if cell.block is not None else options.get("blocks") or ():
-        get_block(unrepaired.network, name, whole=True)  # before anything is written
+        get_block(original_of(unrepaired.network), name, whole=True)  # before anything is written
     weights = digest(unrepaired.path)
     contents = fingerprint(cell.dataset)
     optional = {"normalize": unrepaired.normalize, "configured": unrepaired.configured, "repaired": unrepaired.repaired,

@@ -5,6 +5,7 @@
 # %% ../../nbs/repair/05_conditional.ipynb #0635f5d1
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ __all__ = ['MOST', 'SMALL', 'LEAD', 'TELLS', 'Emulated', 'emulated', 'Ordinary',
 
 # %% ../../nbs/repair/05_conditional.ipynb #f61df9b5
 from ..core.copies import duplicate
-from ..core.errors import ArchrepairError
+from ..core.errors import ArchrepairError, write_json
 from ..core.modes import evaluating, settled
 from ..core.progress import track
 from ..core.registry import EMULATORS
@@ -252,22 +253,41 @@ class _Run:
             with self.meter.running():
                 self.localization = localize(self.base, self.data, self.candidates, k=method.k, grad=method.grad, precision=self.precision,
                                              meter=self.meter)
-            self.block = self._try_blocks() if method.search_epochs else self.localization.block
+            self.block = self._remembered_choice() if method.search_epochs else self.localization.block
+
+    def _remembered_choice(self) -> str:
+        "The block that trials chose before the repair was killed, if it was, or choose now; what they cost is counted either way."
+        file = self.checkpoints / "trials.json" if self.checkpoints else None
+        if file and file.exists():
+            remembered = json.loads(file.read_text(encoding="utf-8"))
+            self.trials = remembered["trials"]
+            self.meter.add(remembered["forwards"], remembered["backwards"])
+            return remembered["block"]
+        forwards, backwards = self.meter.forwards, self.meter.backwards
+        block = self._try_blocks()
+        if file:
+            write_json(file, {"block": block, "trials": self.trials, "forwards": self.meter.forwards - forwards,
+                              "backwards": self.meter.backwards - backwards})
+        return block
 
     def _try_blocks(self) -> str:
-        "Successive halving: all candidates are tried for an epoch, the better half of them for two, and so on up to `search_epochs`."
-        data, alive, epochs = self._trial_data(), list(self.candidates), 1
+        """Successive halving: all candidates are tried for an epoch, the better half of them for two, and so on up to `search_epochs`.
+
+        Of those that the best one is not clearly ahead of, the earliest stays in, and is chosen in the end.
+        """
+        data, alive, epochs, longest = self._trial_data(), list(self.candidates), 1, self.method.search_epochs
         while True:
             losses = self._try(alive, data, epochs)
-            best = min(alive, key=lambda block: float(losses[block].mean()))
-            behind = {block: float((losses[block] - losses[best]).mean()) for block in alive}
-            margin = LEAD * float(losses[best].mean())
-            near = [block for block in alive if behind[block] <= max(margin, _standard_error(losses[block] - losses[best]))]
-            if epochs >= self.method.search_epochs or len(near) == 1:
+            means = {block: float(values.mean()) for block, values in losses.items()}
+            best = min(alive, key=means.__getitem__)
+            lead = LEAD * longest / epochs * means[best]  # the shorter the trial, the less it says of early blocks
+            near = [block for block in alive
+                    if means[block] - means[best] <= max(lead, _standard_error(losses[block] - losses[best]))]
+            if epochs == longest or near == alive[:1]:
                 return near[0]
-            better = sorted(alive, key=lambda block: (block not in near, behind[block]))[:max(2, math.ceil(len(alive) / 2))]
-            alive = [block for block in alive if block in better or block == near[0]]
-            epochs = min(2 * epochs, self.method.search_epochs)
+            better = sorted(alive, key=means.__getitem__)[:max(2, math.ceil(len(alive) / 2))]
+            alive = [block for block in alive if block in (near[0], *better)]
+            epochs = min(2 * epochs, longest)
 
     def _trial_data(self) -> RepairData:
         """What trials learn from and are judged by: a part of what the expert will have.

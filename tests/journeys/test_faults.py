@@ -295,4 +295,4 @@ def test_a_folder_that_vanishes_during_the_repair_is_made_again(room, capsys, mo
     measure = experiments.measure
     monkeypatch.setattr(experiments, "measure", lambda *a: (shutil.rmtree(folder), measure(*a))[1])
     assert command(*REPAIR, "--search-epochs", 0, "--finetune-epochs", 1) == 0
-    assert {p.name for p in folder.iterdir()} == FILES - {"genotype.json"}
+    assert {p.name for p in folder.iterdir()} == FILES

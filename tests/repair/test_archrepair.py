@@ -15,9 +15,10 @@ from archrepair.nas.graph import extract
 from archrepair.nas.reading import CannotRelax
 from archrepair.networks.blocks import replace_block, split
 from archrepair.networks.models import create_model
-from archrepair.repair.archrepair import ArchRepair
+from archrepair.repair.archrepair import ArchRepair, choose_strategy
+from archrepair.repair.conditional import ConditionalRepair
 from archrepair.repair.blockdata import layer_names, prepare, prepare_layer
-from archrepair.repair.finetuning import finetune
+from archrepair.repair.finetuning import PRESETS, finetune
 from archrepair.repair.localization import localize
 from archrepair.repair.result import RepairResult, changes, load
 from archrepair.repair.search import search
@@ -448,3 +449,34 @@ def test_grad_is_an_option_and_is_what_localization_weighs_by(problem):
         assert result.localization.to_dict() == localize(problem.network, data, grad=grad).to_dict()
     with pytest.raises(ArchrepairError, match="unknown grad 'activations': did you mean 'activation'"):
         ArchRepair(grad="activations")
+
+
+# --- the default
+
+def test_the_default_is_a_repair_behind_a_gate_and_the_papers_preset_is_not():
+    assert ArchRepair().strategy == ArchRepair(preset="default", level="block").strategy == "measured"
+    assert ArchRepair(preset="paper").strategy == ArchRepair(level="layer").strategy == "pc-darts"
+    assert ArchRepair(strategy="snas", preset="paper").strategy == "snas" and choose_strategy("auto", PRESETS["paper"]) == "measured"
+
+
+def test_its_settings_reach_the_conditional_repair(monkeypatch, _problem):
+    seen = {}
+    monkeypatch.setattr(ConditionalRepair, "repair", lambda self, *problem, checkpoints: seen.update(vars(self), checkpoints=checkpoints))
+    given = dict(block="layer2", form="norm", emulator="none", max_touched=0.1, label="fog", search_epochs=2, finetune_epochs=3, k=7,
+                 grad="bias", views=2, failure_views=3, control=False, seed=4, precision="fp32", preset="default")
+    ArchRepair(**given, search_options={"trial_images": 100}).repair(_problem.network, _problem.scenario.data, checkpoints="there")
+    assert seen == given | {"blocks": None, "trial_images": 100, "name": "archrepair", "checkpoints": "there"}
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"strategy": "darts", "form": "norm"}, "form is a setting of strategy measured; strategy darts has no gate"),
+    ({"preset": "paper", "max_touched": 0.1}, "max_touched is a setting of strategy measured; strategy pc-darts has no gate"),
+    ({"strategy": "measured", "level": "layer"}, "strategy measured repairs blocks; for level=layer expected one of pc-darts"),
+    ({"search_options": {"trial_image": 3}}, "unknown option of the search 'trial_image': did you mean 'trial_images'"),
+    ({"search_options": {"trial_images": 0}}, "trial_images is 0"),
+    ({"strategy": "measure"}, "unknown strategy 'measure': did you mean 'measured'"),
+    ({"form": "norms"}, "unknown form 'norms': did you mean 'norm'"), ({"max_touched": 2.0}, "max_touched is 2.0"),
+])
+def test_settings_of_another_strategy_are_refused(wrong, message):
+    with pytest.raises(ArchrepairError, match=message):
+        ArchRepair(**wrong)

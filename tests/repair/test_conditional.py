@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import archrepair.repair.conditional as module
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
 from archrepair.data.pattern import Pattern
@@ -15,8 +16,9 @@ from archrepair.deploy.gate_view import closing_lines
 from archrepair.nas.gate import touch_limit
 from archrepair.networks.models import create_model
 from archrepair.networks.weights import save_weights
-from archrepair.repair.conditional import LEAD, ConditionalRepair, Emulated, Ordinary, emulated, firing_rate
+from archrepair.repair.conditional import ConditionalRepair, Emulated, Ordinary, emulated, firing_rate
 from archrepair.repair.result import load
+from archrepair.repair.verdict import Verdict
 from archrepair.training.evaluation import evaluate, is_correct, predict
 
 SETTINGS = dict(block="layer2", finetune_epochs=2, failure_views=4)
@@ -127,6 +129,19 @@ with torch.no_grad():
                        twice.without("fog")(x))
 
 
+def test_a_second_repair_that_is_rejected_leaves_the_first_where_it_was(_problem, foggy, result, tmp_path, monkeypatch):
+    "What is saved then is the network that was repaired once, and it comes back on the original as on itself."
+    monkeypatch.setattr(module, "judge", lambda losses, **options: Verdict("original", losses, "rejected by the test"))
+    twice = ConditionalRepair(**SETTINGS, label="fog").repair(result.model, foggy.data)
+    assert twice.chosen == "original" and "control" not in twice.candidates
+    assert [branch["name"] for branch in twice.conditional["branches"]] == ["contrast"]
+    twice.save(tmp_path)
+    x = foggy.data.transform(foggy.test.batch(torch.arange(8)))
+    with torch.no_grad():
+        for network in (_problem.network, result.model):
+            assert torch.equal(load(tmp_path, network)(x), result.model(x))
+
+
 def test_failures_without_a_pattern_leave_the_network_alone(problem):
     "Ordinary images with wrong labels: nothing tells them from others."
     data = problem.scenario.data
@@ -139,13 +154,43 @@ def test_failures_without_a_pattern_leave_the_network_alone(problem):
     assert "no gate tells these failures from other images" in closing_lines(result.to_dict(), {})[2]
 
 
-def test_the_place_is_where_an_expert_learns_fastest(problem, flat):
-    settings = SETTINGS | {"block": None, "blocks": ("layer1", "layer4"), "finetune_epochs": 1, "trial_images": 300, "control": False}
+def test_trials_choose_the_place(problem, flat):
+    "All blocks are tried for an epoch, the better ones for longer; the earliest is taken of those that come within reach of the best."
+    settings = SETTINGS | {"block": None, "search_epochs": 3, "trial_images": 200, "finetune_epochs": 1, "control": False}
     result = ConditionalRepair(**settings).repair(problem.network, flat.data)
-    trials = {trial["block"]: trial["loss"] for trial in result.conditional["trials"]}
-    assert set(trials) == {"layer1", "layer4"}
-    assert result.block == ("layer4" if trials["layer4"] < trials["layer1"] / (1 + LEAD) else "layer1")
-    assert result.localization.block in trials
+    trials = result.conditional["trials"]
+    epochs = [trial["epochs"] for trial in trials]
+    assert epochs[:4] == 4 * [1] and epochs == sorted(epochs) and set(epochs[4:]) <= {2, 3}
+    last = {trial["block"]: trial["loss"] for trial in trials if trial["epochs"] == trials[-1]["epochs"]}
+    assert result.block in last and last[result.block] < 1.5 * min(last.values())
+    assert all(trial["loss"] < trial["before"] for trial in trials) and result.localization.block in {trial["block"] for trial in trials}
+
+
+@pytest.mark.parametrize("losses, chosen, rungs_made", [
+    ({"layer1": 1.0, "layer2": 1.05, "layer3": 2.0}, "layer1", [1, 2, 4]),
+    ({"layer1": 1.05, "layer2": 1.0, "layer3": 2.0}, "layer1", [1, 2, 4]),
+    ({"layer1": 1.2, "layer2": 1.05, "layer3": 1.0}, "layer2", [1, 2, 4]),
+    ({"layer1": 3.0, "layer2": 2.0, "layer3": 1.0}, "layer3", [1, 2, 4]),
+    ({"layer1": 1.0, "layer2": 2.0, "layer3": 2.0}, "layer1", [1])])
+def test_a_later_block_must_be_ahead_by_more_than_chance_and_a_tenth(problem, flat, monkeypatch, losses, chosen, rungs_made):
+    run = module._Run(ConditionalRepair(blocks=list(losses)), problem.network, flat.data, [], None)
+    rungs = []
+
+    def trial(blocks, data, epochs):
+        rungs.append((list(blocks), epochs))
+        return {block: torch.full((50,), losses[block]) for block in blocks}
+
+    monkeypatch.setattr(run, "_trial_data", lambda: flat.data)
+    monkeypatch.setattr(run, "_try", trial)
+    assert run._try_blocks() == chosen
+    assert rungs[0] == (["layer1", "layer2", "layer3"], 1) and all(chosen in blocks for blocks, _ in rungs)
+    assert [epochs for _, epochs in rungs] == rungs_made
+
+
+def test_without_trials_the_localizers_block_is_taken(problem, flat):
+    result = ConditionalRepair(**SETTINGS | {"block": None, "search_epochs": 0, "finetune_epochs": 1, "control": False}).repair(
+        problem.network, flat.data)
+    assert result.block == result.localization.block and result.conditional["trials"] == []
 
 
 def test_the_network_that_comes_in_and_the_global_stream_stay_as_they_are(problem, flat, untouched, quiet_stream):
@@ -156,17 +201,18 @@ def test_the_network_that_comes_in_and_the_global_stream_stay_as_they_are(proble
 
 
 def test_a_repair_resumes(problem, flat, tmp_path, monkeypatch):
-    import archrepair.repair.conditional as module
-
-    method = ConditionalRepair(**SETTINGS | {"control": False})
+    settings = {"block": None, "blocks": ("layer1", "layer2"), "search_epochs": 1, "trial_images": 200, "control": False}
+    method = ConditionalRepair(**SETTINGS | settings)
     expected = method.repair(problem.network, flat.data)
     with monkeypatch.context() as patch:
         patch.setattr(module, "choose_thresholds", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             method.repair(problem.network, flat.data, checkpoints=tmp_path)
     assert (tmp_path / "expert.pt").exists()
+    monkeypatch.setattr(module._Run, "_try_blocks", lambda self: pytest.fail("trials are not made again"))
     again = method.repair(problem.network, flat.data, checkpoints=tmp_path)
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in expected.model.state_dict().items())
+    assert again.conditional["trials"] == expected.conditional["trials"] and again.block == expected.block
 
 
 @pytest.mark.parametrize("form", ["norm", "affine", "low_rank", "sep_conv"])
@@ -208,8 +254,8 @@ def test_each_purpose_has_images_of_its_own(flat):
 @pytest.mark.parametrize("settings, message", [
     ({"form": "copi"}, "copy"), ({"preset": "defalt"}, "default"), ({"max_touched": 0}, "max_touched"),
     ({"max_touched": "1 %"}, "max_touched"),
-    ({"block": "layer1", "blocks": ("layer2",)}, "one of the two"), ({"finetune_epochs": 0}, "finetune_epochs"), ({"draws": 0}, "draws"),
-    ({"trial_images": 0.5}, "trial_images"), ({"failure_views": 0}, "failure_views")])
+    ({"block": "layer1", "blocks": ("layer2",)}, "one of the two"), ({"finetune_epochs": 0}, "finetune_epochs"), ({"views": 0}, "views"),
+    ({"search_epochs": -1}, "search_epochs"), ({"trial_images": 0}, "trial_images"), ({"failure_views": 0}, "failure_views")])
 def test_settings_out_of_range_are_one_line(settings, message):
     with pytest.raises(ArchrepairError, match=message):
         ConditionalRepair(**settings)

@@ -15,7 +15,7 @@ from archrepair.cli.app import main
 DATASET = "digits:brightness:5"
 REPAIR = ("repair", "--tier", "smoke", "--dataset", DATASET, "--search-epochs", "2", "--finetune-epochs", "1")
 ORIGINAL = Path("outputs", "smoke", "originals", "digits-resnet18-s0.safetensors")
-FILES = {"record.json", "repair.json", "genotype.json", "repaired.safetensors", "report.html", "MODEL_CARD.md"}
+FILES = {"record.json", "repair.json", "repaired.safetensors", "report.html", "MODEL_CARD.md"}
 
 
 @functools.cache
