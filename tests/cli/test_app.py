@@ -488,11 +488,15 @@ def test_every_terminal_shows_what_it_can(settings):
     assert b"(?3)" in done.stdout or "(§3)".encode("cp1252") in done.stdout
 
 
+SEARCHED = ("--strategy", "pc-darts")
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["repair", "-S", "max_skips=2"], "unknown option of the search 'max_skips': did you mean 'max_skip'"),
-    (["repair", "-S", "inherited_lr=fast"], "inherited_lr is 'fast'; expected a number from 0"),
-    (["repair", "-S", "order=5"], "order is 5; expected 1, 2 or 'fd'"),
-    (["repair", "-S", "edge_norm=maybe"], "edge_norm is 'maybe'; expected True or False"), (["repair", "--views", "0"], "views is 0"),
+    (["repair", *SEARCHED, "-S", "max_skips=2"], "unknown option of the search 'max_skips': did you mean 'max_skip'"),
+    (["repair", *SEARCHED, "-S", "inherited_lr=fast"], "inherited_lr is 'fast'; expected a number from 0"),
+    (["repair", *SEARCHED, "-S", "order=5"], "order is 5; expected 1, 2 or 'fd'"),
+    (["repair", *SEARCHED, "-S", "edge_norm=maybe"], "edge_norm is 'maybe'; expected True or False"),
+    (["repair", "--views", "0"], "views is 0"), (["repair", "-S", "order=2"], "unknown option of the search 'order': known: trial_images"),
     (["repair", "--search-epochs", "-1"], "search_epochs is -1; expected a whole number from 0"),
     (["repair", "--seed", "-1"], "seed is -1; expected a whole number from 0 to"),
     (["repair", "--strategy", "drats"], "unknown strategy 'drats': did you mean 'darts'"), (["repair", "--preset", "papr"], "'paper'"),
