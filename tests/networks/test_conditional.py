@@ -111,7 +111,7 @@ def test_images_that_fire_get_the_answer_of_the_network_with_the_expert_in_the_b
     parent, _, child = branch.block.rpartition(".")
     setattr(static.get_submodule(parent), child, branch.expert)
     assert torch.allclose(answers[fired], static(IMAGES)[fired], atol=1e-4)
-    assert (result._suffixes[branch.block] is None) == (name == "no clean cut")
+    assert (result._detours["repair0"].branch is None) == (name == "no clean cut")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -190,7 +190,7 @@ def test_copies_pickles_and_state_dicts_give_the_same_answers(resnet, form):
     built.load_state_dict(result.state_dict())
     assert torch.equal(built(IMAGES), expected)
     moved = copy.deepcopy(result)
-    assert moved._suffixes == {} and not {id(p) for p in moved.parameters()} & {id(p) for p in result.parameters()}
+    assert moved._detours == {} and not {id(p) for p in moved.parameters()} & {id(p) for p in result.parameters()}
 
 
 def test_a_description_that_is_none_is_one_line(resnet):
