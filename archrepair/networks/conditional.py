@@ -294,13 +294,12 @@ class Conditional(nn.Module):
 
     def decide(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
         "Which branch answers for each image, as a position among the branches; −1 where no gate fires (int64 N)."
-        fires, distances = [], []
-        for gate in (branch.gate for branch in self.repairs()):
-            features = gate.features(x, readings)
-            fires.append(gate.fires(features))
-            distances.append(gate.distance(features))
-        firing = torch.stack(fires, 1)
-        nearest = torch.stack(distances, 1).masked_fill(~firing, float("inf")).argmin(1)
+        gates = [branch.gate for branch in self.repairs()]
+        kinds = {(gate.stages, gate.image): gate for gate in gates}  # most often all gates read the same
+        features = {kind: gate.features(x, readings) for kind, gate in kinds.items()}
+        firing = torch.stack([gate.fires(features[gate.stages, gate.image]) for gate in gates], 1)
+        distances = torch.stack([gate.distance(features[gate.stages, gate.image]) for gate in gates], 1)
+        nearest = distances.masked_fill(~firing, float("inf")).argmin(1)
         return torch.where(firing.any(1), nearest, -1)
 
     def repairs(self) -> list[Branch]:
