@@ -89,8 +89,8 @@ def _size(footprint: Mapping[str, Mapping[str, Any]], fires: Mapping[str, float]
         parts = [f"{_plain(entry['repair'])} {entry['expert'] + entry['gate']:,}, of these {entry['gate']:,} for the gate "
                  f"({100 * entry['share']:.2f} % of the original's)" for entry in added]
         lines = [list(map(_plain, line)) for line in firing_lines(footprint, fires)]
-        paragraphs += [f"Parameters added: {'; '.join(parts)}. The repaired path runs only where a gate fires, so what an image costs "
-                       "depends on how often that is. Operations and time in units of the original network:",
+        paragraphs += [f"Parameters added: {'; '.join(parts)}. The repaired path runs only where a gate fires. The table above is of an "
+                       "image on which none does, the one below of others as well; operations and time in units of the original network:",
                        _table(["Images", "Fires on", "Operations", "Time"], lines)]
     return paragraphs
 

@@ -49,7 +49,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.module
 
 
 class Beside(nn.Module):
-    """A block with a small correction: `scale`·block(x) + what `added` makes of the block's output, or of its input (`reads_input`).
+    """A block with a small correction: block(x) + what `added` makes of the block's output, or of its input (`reads_input`).
 
     The block itself is not a part of this module (its parameters are the network's own); see `bind`.
     """

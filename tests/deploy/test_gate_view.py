@@ -8,6 +8,7 @@ import torch
 from archrepair.deploy.card import model_card
 from archrepair.deploy.footprint import firing_rows
 from archrepair.deploy.gate_view import closing_lines, draw_branches, gate_section
+from archrepair.deploy.provenance import changes_section
 from archrepair.nas.gate import Gate
 from archrepair.networks.conditional import Conditional
 from archrepair.networks.models import create_model
@@ -110,6 +111,8 @@ def test_what_a_gate_costs_is_in_the_section_and_on_the_card():
     for text in ("No gate fires", "All fire", "0.61 %", "1.00", "1.11", "1.99", "2.24", "5.30 %", "14,302", "286"):
         assert text in page and text in card, text
     assert "median ratio of paired runs" in page
+    changes = str(changes_section(repair | {"changed": {"branches.noise.gate.weight": "added"}}, {}))
+    assert "269,722" in changes and "an image on which no gate fires" in changes
 
 
 def test_what_earlier_records_lack_is_a_dash():
