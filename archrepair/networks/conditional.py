@@ -159,7 +159,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/11_conditional.ipynb #b3db77cd
+# %% ../../nbs/networks/11_conditional.ipynb #ce8050e4
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -179,7 +179,7 @@ def read_stages(model: nn.Module) -> list[str]:
     chosen = blocks if last < STAGES else [blocks[round(i * last / (STAGES - 1))] for i in range(STAGES)]
     return [f"{blocks[0]}:input", *chosen]
 
-
+# %% ../../nbs/networks/11_conditional.ipynb #40c0be09
 class _Detour:
     """From a batch of inputs `x`, and what of it comes to a block, to the logits with the expert of a branch in the block's place.
 
@@ -212,7 +212,7 @@ def _repair(logits: Tensor, detour: _Detour, fires: Tensor, x: Tensor, entering:
         return torch.cond(fires.any(), repaired, lambda logits, *_: logits.clone(), operands)
     return repaired(*operands) if bool(fires.any()) else logits
 
-
+# %% ../../nbs/networks/11_conditional.ipynb #b3db77cd
 class Conditional(nn.Module):
     """A network whose repairs only run for images on which their gates fire; for every other image it is the original bit for bit.
 
