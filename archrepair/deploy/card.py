@@ -16,6 +16,7 @@ __all__ = ['LOADING', 'SIGN', 'MARK', 'CARD', 'model_card', 'write_card']
 import archrepair
 from ..core.errors import write_text
 from ..core.labels import TEST_SETS, count_images, number
+from .footprint import firing_lines
 
 # %% ../../nbs/deploy/03_card.ipynb #a794475d
 _ESCAPES = {"<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*_[]|"}
@@ -76,14 +77,22 @@ def _data(cell: Mapping[str, Any], images: Mapping[str, Any]) -> list[str]:
     return [*([f"{request}."] if request else []), f"{counts}." if counts else "Not recorded."]
 
 
-def _size(footprint: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    "What the network weighs and takes, before and after."
+def _size(footprint: Mapping[str, Mapping[str, Any]], fires: Mapping[str, float]) -> list[str]:
+    "What the network weighs and takes, before and after, and what that depends on where there is a gate."
     sides = list(footprint.values())
     rows = [["parameters", *(f"{side['parameters']:,}" for side in sides)],
             ["weights, MiB", *(f"{side['bytes'] / 2**20:.2f}" for side in sides)],
             ["million FLOPs per image", *(f"{side['flops'] / 1e6:,.1f}" for side in sides)],
             [f"ms per image ({_plain(sides[0]['device'])})", *(f"{side['milliseconds']:.2f}" for side in sides)]]
-    return [_table(["", *footprint], rows)]
+    paragraphs = [_table(["", *footprint], rows)]
+    if added := footprint["after"].get("added"):
+        parts = [f"{_plain(entry['repair'])} {entry['expert'] + entry['gate']:,}, of these {entry['gate']:,} for the gate "
+                 f"({100 * entry['share']:.2f} % of the original's)" for entry in added]
+        lines = [list(map(_plain, line)) for line in firing_lines(footprint, fires)]
+        paragraphs += [f"Parameters added: {'; '.join(parts)}. The repaired path runs only where a gate fires. The table above is of an "
+                       "image on which none does, the one below of others as well; operations and time in units of the original network:",
+                       _table(["Images", "Fires on", "Operations", "Time"], lines)]
+    return paragraphs
 
 
 def _limits(repair: Mapping[str, Any]) -> list[str]:
@@ -135,7 +144,7 @@ def model_card(repair: Mapping[str, Any], cell: Mapping[str, Any] | None = None,
         sections |= _repaired(repair)
         sections |= {"Data": _data(cell, images), "Accuracy": _accuracy(metrics)}
     if repair.get("footprint"):
-        sections["Size and speed"] = _size(repair["footprint"])
+        sections["Size and speed"] = _size(repair["footprint"], metrics.get("fires", {}))
     sections |= {"Limits": _limits(repair), "How to load it": _loading(files)}
     paragraphs = [f"{MARK}\n# {title}"]
     for head, content in sections.items():

@@ -6,25 +6,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['latencies', 'size_of', 'footprints']
+__all__ = ['run_times', 'latencies', 'size_of', 'added_by', 'hold_gates', 'firing_rows', 'footprints', 'firing_lines']
 
 # %% ../../nbs/deploy/02_footprint.ipynb #6f830823
 from ..core.copies import duplicate
+from ..core.labels import TEST_SETS, number
 from ..core.modes import settled
 from ..networks.admission import device_of
 from ..networks.blocks import freeze
+from ..networks.conditional import Conditional
 from ..networks.weights import tensors_of
 from ..training.cost import work
 
 # %% ../../nbs/deploy/02_footprint.ipynb #de0b9372
-def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: float = 1.0) -> list[float]:
-    """Milliseconds of one forward pass on the batch `x` of each of `models` (in eval mode, on the device of `x`), the fastest of its runs.
+def run_times(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: float = 1.0) -> Tensor:
+    """Milliseconds of forward passes on the batch `x` of each of `models` (in eval mode, on the device of `x`), models×runs.
 
     The runs alternate between the models, up to `runs` each or until `seconds` are over, but at least five.
     """
@@ -41,7 +44,12 @@ def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: fl
                 model(x)
                 wait()
                 own_times.append(time.perf_counter() - start)
-    return [1000 * min(own_times) for own_times in times]
+    return 1000 * torch.tensor(times, dtype=torch.float64)
+
+
+def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: float = 1.0) -> list[float]:
+    "The fastest of the `run_times` of each of `models`, in milliseconds."
+    return run_times(models, x, runs=runs, seconds=seconds).amin(1).tolist()
 
 # %% ../../nbs/deploy/02_footprint.ipynb #00b37a53
 def size_of(model: nn.Module) -> dict[str, int]:
@@ -49,18 +57,78 @@ def size_of(model: nn.Module) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in model.parameters()), "bytes": sum(t.nbytes for t in tensors_of(model).values())}
 
 
+def added_by(network: Conditional) -> list[dict[str, Any]]:
+    "Numbers that each repair adds to the original: those of its expert, those of its gate, and their share of the original's parameters."
+    original = max(1, size_of(network.original)["parameters"])
+    return [{"repair": entry["name"], "expert": entry["parameters"] - entry["features"] - 1, "gate": entry["features"] + 1,
+             "share": round(entry["parameters"] / original, 5)} for entry in network.describe()]
+
+# %% ../../nbs/deploy/02_footprint.ipynb #33eedf8a
+def hold_gates(network: Conditional, repair: str = "") -> Conditional:
+    "A copy of `network` in which the gate of `repair` fires on every image, and no other gate on any."
+    held = duplicate(network)
+    for name, branch in zip(held.branches, held.repairs()):
+        branch.gate.reach.fill_(torch.inf)
+        branch.gate.threshold.fill_(-torch.inf if name == repair else torch.inf)
+    return held
+
+
+def firing_rows(ends: Mapping[str, tuple[float, float]], fires: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What a network behind gates costs in units of the original, row by row.
+
+    `ends` has (operations, latency) by the repair whose gate fires on every image, `""` for none. `fires` is the share of images on which
+    any gate fires, by set of images; they are taken to fire the costliest repair. Each row has `images` (`none`, `all`, or the name of the
+    set), the `repair` that fires, its `rate`, `operations` and `latency`.
+    """
+    costliest = max((name for name in ends if name), key=lambda name: ends[name])
+    kinds = [("none", "", 0.0), *(("all", name, 1.0) for name in ends if name), *((name, costliest, rate) for name, rate in fires.items())]
+    rows = []
+    for images, repair, rate in kinds:
+        operations, latency = (round(quiet + rate * (busy - quiet), 4) for quiet, busy in zip(ends[""], ends[repair]))
+        rows.append({"images": images, "repair": repair, "rate": rate, "operations": operations, "latency": latency})
+    return rows
+
+# %% ../../nbs/deploy/02_footprint.ipynb #b475405d
 @settled()
-def footprints(before: nn.Module, after: nn.Module, x: Tensor) -> dict[str, dict[str, object]]:
+def footprints(before: nn.Module, after: nn.Module, x: Tensor, fires: Mapping[str, float] | None = None) -> dict[str, dict[str, Any]]:
     """What two networks weigh and how long they take, as plain values under `before` and `after`.
 
-    Each has the numbers of `size_of`, `flops` and `milliseconds` per image, and the `device` it was measured on. `x` is a batch of inputs,
-    float B×3×H×W, of which the first is used. Neither network is changed.
+    Each has the numbers of `size_of`, `flops` and `milliseconds` per image, and the `device` it was measured on. For a network behind gates
+    these are of an image on which none fires; it has more: `added` (numbers that each repair adds, and their `share` of the original's
+    parameters) and `firing`, the rows of `firing_rows`, at the rates `fires` of sets of images as well. `x` is a batch of inputs, float
+    B×3×H×W, of which the first is used. Neither network is changed.
     """
     device = device_of(before)
     x = x[:1].to(device)
-    networks = {when: freeze(duplicate(model)).to(device) for when, model in (("before", before), ("after", after))}
-    milliseconds = dict(zip(networks, latencies(list(networks.values()), x)))
+    ends = ["", *after.branches] if isinstance(after, Conditional) else []
+    copies = [hold_gates(after, repair) for repair in ends] if isinstance(after, Conditional) else [duplicate(after)]
+    networks = [freeze(model).to(device) for model in (duplicate(before), *copies)]
+    times, operations = run_times(networks, x), [work(network, x) for network in networks]
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {threads} thread{'s' if threads > 1 else ''}"
-    return {when: {**size_of(model), "flops": work(model, x), "milliseconds": round(milliseconds[when], 4), "device": name}
-            for when, model in networks.items()}
+    sides: dict[str, dict[str, Any]] = {
+        when: {**size_of(model), "flops": flops, "milliseconds": round(float(own_times.min()), 4), "device": name}
+        for when, model, flops, own_times in zip(("before", "after"), networks, operations, times)}
+    if isinstance(after, Conditional) and after.branches:
+        latency = (times[1:] / times[0]).median(1).values.tolist()
+        ratios = [(flops / max(1, operations[0]), slower) for flops, slower in zip(operations[1:], latency)]
+        sides["after"] |= {"added": added_by(after), "firing": firing_rows(dict(zip(ends, ratios)), fires or {})}
+    return sides
+
+# %% ../../nbs/deploy/02_footprint.ipynb #37e1f09a
+def firing_lines(footprint: Mapping[str, Mapping[str, Any]], fires: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
+    """The rows of `firing_rows` in a footprint as text: images, firing rate, operations, time.
+
+    Rates in `fires` that no row has come last, without the other two.
+    """
+    rows = list(footprint.get("after", {}).get("firing", []))
+    several = sum(row["images"] == "all" for row in rows) > 1
+    known = {row["images"] for row in rows}
+    rows += [{"images": name, "rate": rate} for name, rate in fires.items() if name not in known]
+    lines = []
+    for row in rows:
+        kinds = {"none": "No gate fires", "all": f"All fire {row['repair']}" if several else "All fire"}
+        title = kinds.get(row["images"]) or TEST_SETS[row["images"]].title
+        operations, latency = (number(row.get(key), ".2f") for key in ("operations", "latency"))
+        lines.append((title, number(100 * row["rate"], ".2f", " %"), operations, latency))
+    return lines

@@ -5,15 +5,17 @@
 # %% ../../nbs/deploy/09_gate_view.ipynb #791a3d00
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['closing_lines', 'draw_branches', 'gate_section']
+__all__ = ['closing_lines', 'draw_branches', 'drawing_size', 'gate_section']
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #a706a7f4
-from ..core.html import Html, figure, named, note, section, table, tag
+from ..core.html import Html, figure, join, named, note, section, table, tag
 from ..core.labels import TEST_SETS, number
+from .footprint import firing_lines
 from ..nas.gate import Touch
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #42342afa
@@ -63,27 +65,87 @@ def _rejected(repair: Mapping[str, Any]) -> str:
         parts.append(f"the expert (validation loss {losses['repaired']:.3f}, {repair['chosen']} {losses[repair['chosen']]:.3f})")
     return "; ".join(parts) or "nothing else was tried"
 
-# %% ../../nbs/deploy/09_gate_view.ipynb #4281125c
-def draw_branches(branches: list[Mapping[str, Any]], ax: Axes) -> None:
-    "The stages of the original in a row, and above it the path that runs where each gate fires."
-    stages = list(dict.fromkeys(stage for branch in branches for stage in branch["stages"] if not stage.endswith(":input")))
-    stages += [branch["block"] for branch in branches if branch["block"] not in stages]
-    row = ["input", *stages, "logits"]
-    box = {"boxstyle": "round,pad=0.35", "facecolor": "white"}
-    for i, name in enumerate(row):
-        ax.annotate(name, (i, 0), ha="center", va="center", fontsize=8, zorder=3, bbox={**box, "edgecolor": "#222222"})
-        if i:
-            ax.annotate("", (i - 0.28, 0), (i - 0.72, 0), arrowprops={"arrowstyle": "-|>", "color": "#222222"})
-    for level, branch in enumerate(branches, 1):
-        at, height = row.index(branch["block"]), 0.9 * level
-        ax.annotate(f"{branch['name']}: {branch['form']} of {branch['block']}", (at, height), ha="center", va="center", fontsize=8,
-                    color="#0173b2", zorder=3, bbox={**box, "edgecolor": "#0173b2"})
-        for start, end in (((at - 1 + 0.2, 0.12), (at - 0.25, height - 0.12)), ((at + 0.3, height - 0.02), (len(row) - 1, 0.2))):
-            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#0173b2", "connectionstyle": "arc3,rad=-0.1"})
-    ax.set(xlim=(-0.5, len(row) - 0.5), ylim=(-0.4, 0.9 * len(branches) + 0.4))
+# %% ../../nbs/deploy/09_gate_view.ipynb #aa4323ff
+_DARK, _BLUE, _ORANGE = "#222222", "#0173b2", "#de8f05"
+_WIDTH, _HEIGHT = 7.2, 1.6  # of a row, in inches
+
+
+def _box(ax: Axes, x: float, y: float, width: float, text: str, color: str = _DARK) -> None:
+    "A box of this width around (x, y)."
+    from matplotlib.patches import FancyBboxPatch
+
+    shape = "round,pad=0,rounding_size=0.12"
+    ax.add_patch(FancyBboxPatch((x - width / 2, y - 0.42), width, 0.84, shape, facecolor="white", edgecolor=color, zorder=2))
+    ax.text(x, y, text, ha="center", va="center", fontsize=8, color=color, zorder=3, linespacing=1.3)
+
+
+def _path(ax: Axes, points: Sequence[tuple[float, float]], color: str = _DARK) -> None:
+    "A line through these points that ends in an arrow."
+    ax.plot(*zip(*points), color=color, linewidth=1.2, solid_joinstyle="round", zorder=1)
+    ax.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0}, zorder=1)
+
+
+def _short(name: str, most: int = 17) -> str:
+    return name if len(name) <= most else f"…{name[1 - most:]}"
+
+
+def _around(branch: Mapping[str, Any]) -> tuple[str, str]:
+    "What comes before the block of a branch, and what follows it, in a few words."
+    stages = [stage for stage in branch["stages"] if not stage.endswith(":input")]
+    if branch["block"] not in stages:
+        return "what comes\nbefore", "what follows"
+    at = stages.index(branch["block"])
+    before, after = stages[:at][-1:], stages[at + 1:][:1]
+    return "\n".join(["stem", *(f"… {_short(name)}" for name in before)]), "\n".join([*(f"{_short(name)} …" for name in after), "head"])
+
+
+def _draw_row(ax: Axes, branch: Mapping[str, Any], top: float) -> None:
+    "One branch: the path of every image at height `top`, and below it that of the images on which its gate fires."
+    low, (before, after) = top - 1.4, _around(branch)
+    for x, width, text in ((0.6, 1.2, "input"), (2.8, 2.2, before), (8.2, 3.3, _short(branch["block"])), (11.6, 2.2, after),
+                           (13.8, 1.2, "logits")):
+        _box(ax, x, top, width, text)
+    for start, end in ((1.2, 1.7), (3.9, 6.55), (9.85, 10.5), (12.7, 13.2)):
+        _path(ax, [(start, top), (end, top)])
+    threshold = branch.get("threshold")
+    _box(ax, 5.0, low, 2.4, "gate" if threshold is None else f"gate\nscore > {number(threshold, '.2f')}", _ORANGE)
+    _box(ax, 8.2, low, 3.3, f"expert: {branch['form'].replace('_', ' ')}\n+{branch['parameters']:,} numbers", _BLUE)
+    _path(ax, [(4.3, top), (4.3, low + 0.42)], _ORANGE)
+    _path(ax, [(6.2, low), (6.55, low)], _BLUE)
+    _path(ax, [(9.85, low), (11.6, low), (11.6, top - 0.42)], _BLUE)
+    ax.text(0.0, low, branch["name"], fontsize=9, weight="bold", color=_BLUE, va="center")
+    ax.text(9.95, low - 0.1, "where it fires", fontsize=7, color=_BLUE, va="top")
+    ax.text(11.75, top - 0.55, "shared", fontsize=7, color=_DARK, va="top")
+
+
+def draw_branches(branches: Sequence[Mapping[str, Any]], ax: Axes | None = None, fires: Mapping[str, float] | None = None) -> Axes:
+    """Draw the conditional edges of a repaired network, one row per repair, on `ax` (default: a new figure); returns the axes.
+
+    The upper path of a row is the original's, which every image takes. Images on which the gate fires take the lower one as well, from the
+    block's input through the expert and once more through what follows. `branches` is what `Conditional.describe()` gives, or
+    `conditional["branches"]` of a saved repair; `fires` is the share of images on which a gate fires, by set of test images.
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=drawing_size(len(branches)))[1]
+    for row, branch in enumerate(branches):
+        _draw_row(ax, branch, -2.9 * row)
+    bottom = -2.9 * len(branches) + 0.75
+    if fires:
+        rates = " and ".join(f"{number(100 * share, '.2f')} % ({TEST_SETS[name].label})" for name, share in fires.items())
+        subject = "A gate" if len(branches) > 1 else "The gate"
+        ax.text(0.0, bottom - 0.1, f"{subject} fires on {rates} of the images.", fontsize=8, color=_ORANGE, va="top")
+    ax.set(xlim=(-0.1, 14.5), ylim=(bottom - 0.5, 0.6))
     ax.axis("off")
+    return ax
 
 
+def drawing_size(n: int) -> tuple[float, float]:
+    "Width and height in inches of a drawing of `n` branches."
+    return _WIDTH, _HEIGHT * n + 0.2
+
+# %% ../../nbs/deploy/09_gate_view.ipynb #4281125c
 def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
     "What the failures have in common, where the repaired path leaves the original one, and how often; nothing for other repairs."
     findings = repair.get("conditional")
@@ -95,15 +157,13 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
     if findings["touch"]:
         touch = str(Touch(**{**findings["touch"], "thresholds": ()}))
         parts.append(tag("p", tag("strong", f"{touch[:1].upper()}{touch[1:]}.")))
-    fires = [(TEST_SETS[name].title, number(100 * share, ".2f", " %")) for name, share in metrics.get("fires", {}).items()]
-    if fires:
-        parts.append(table("How often the repaired path runs", ("Images", "Fires on"), fires))
+    fires = metrics.get("fires", {})
     if branches := findings["branches"]:
-        alt = "; ".join(f"{branch['name']} replaces {branch['block']} where its gate fires" for branch in branches)
-        parts.append(figure("gate", lambda ax: draw_branches(branches, ax), (6.4, 1.2 + 0.7 * len(branches)),
-                            "The original's path, and the path of images on which a gate fires.", alt))
-        rows = [(named(branch["name"], branch["form"]), branch["block"], f"{branch['parameters']:,}") for branch in branches]
-        parts.append(table("Repairs in this network", ("Repair", "Block", "Parameters added"), rows))
+        alt = "; ".join(f"{branch['name']}: an expert beside {branch['block']}, where its gate fires" for branch in branches)
+        parts.append(figure("gate", lambda ax: draw_branches(branches, ax, fires), drawing_size(len(branches)),
+                            "The path of every image, and below it the path of images on which a gate fires. Where several fire, the one "
+                            "whose failures are nearest decides.", alt))
+    parts.append(_costs(findings["branches"], repair.get("footprint") or {}, fires))
     if trials := findings["trials"]:
         rows = [(trial["block"], number(trial["before"], ".4f"), number(trial["loss"], ".4f")) for trial in trials]
         parts += [table("Short trials of an expert in each block", ("Block", "Loss before", "Loss after"), rows),
@@ -111,3 +171,22 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
                        "images.")]
     parts.append(tag("ul", *(tag("li", line) for line in closing_lines(repair, metrics)[2:])))
     return section("Behind the gate", *parts)
+
+
+def _costs(branches: Sequence[Mapping[str, Any]], footprint: Mapping[str, Mapping[str, Any]], fires: Mapping[str, float]) -> Html:
+    "What each repair adds to the network, how often it runs and what that costs, as far as it is known."
+    added = {entry["repair"]: entry for entry in footprint.get("after", {}).get("added", [])}
+    rows = []
+    for branch in branches:
+        entry = added.get(branch["name"], {})
+        gate, share = number(entry.get("gate"), ",.0f"), number(100 * entry.get("share", math.nan), ".2f", " %")
+        rows.append((named(branch["name"], branch["form"].replace("_", " ")), branch["block"], f"{branch['parameters']:,}", gate, share))
+    titles = ("Repair", "Block", "Parameters added", "Gate alone", "Share of the original")
+    parts = [table("Repairs in this network", titles, rows)] if rows else []
+    if lines := firing_lines(footprint, fires):
+        heads = ("Images", "Fires on", "Operations", "Time")
+        parts.append(table("How often the repaired path runs, and what an image costs", heads, lines))
+    if added:
+        parts.append(note("Operations and time are in units of the original network. Operations are counted; time is measured on one "
+                          "image, as the median ratio of paired runs."))
+    return join(*parts)

@@ -148,7 +148,8 @@ def _size_table(footprint: Mapping[str, Mapping[str, Any]]) -> Html | None:
     sizes = table("Size and speed of the network", ("Measure", "Before", "After"), rows)
     if "device" not in footprint["before"]:
         return sizes
-    return join(sizes, note(f"One image at a time, fastest of alternating runs on {footprint['before']['device']}."))
+    remark = " After the repair: an image on which no gate fires." if "firing" in footprint["after"] else ""
+    return join(sizes, note(f"One image at a time, fastest of alternating runs on {footprint['before']['device']}.{remark}"))
 
 # %% ../../nbs/deploy/06_provenance.ipynb #5dc42547
 COSTS: dict[str, tuple[str, float, str]] = {  # of a cost: label, unit, and the form of its numbers

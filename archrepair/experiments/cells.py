@@ -245,7 +245,7 @@ def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str
         raise
     result.metrics = measure(unrepaired.network, result, scenario)
     example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
-    result.footprint = footprints(unrepaired.network, result.model, example)
+    result.footprint = footprints(unrepaired.network, result.model, example, result.metrics.get("fires"))
     repair = {key: value for key, value in result.to_dict().items() if key != "metrics"}
     record = Record(asdict(cell), result.metrics, repair, {**versions(), **identity})
     content = {key: value for key, value in asdict(record).items() if key != "path"}

@@ -43,11 +43,11 @@ REACH = 1.5  # the distance at which an image is out of reach, over that of the 
 
 
 class Gate(nn.Module):
-    """Says for each image of a batch by how much it exceeds the threshold; the repaired path runs where that is above 0.
+    """Says for each image of a batch whether the repaired path runs: where its score exceeds the threshold.
 
-    `stages` are names of the submodules whose outputs are read, beside the statistics of the input where it is an image: `image` is its
-    (channels, height, width), None for any other input. `n_features` is the number of features that `features` gives. `center` and `spread`
-    are those of the failures' features, `reach` is the distance from them beyond which it does not fire. A fresh gate never fires; see
+    `stages` are names of the submodules whose outputs are read, and `n_pooled` is the number of features that they give. Where the input is
+    an image, its statistics are read too: `image` is its (channels, height, width), None for any other input. `center` and `spread` are
+    those of the failures' features, `reach` is the distance from them beyond which it does not fire. A fresh gate never fires; see
     `fit_gate`.
     """
 
@@ -60,10 +60,11 @@ class Gate(nn.Module):
     spread: Tensor
     reach: Tensor
 
-    def __init__(self, stages: Sequence[str], n_features: int, image: tuple[int, int, int] | None = None):
+    def __init__(self, stages: Sequence[str], n_pooled: int, image: tuple[int, int, int] | None = None):
         super().__init__()
         self.stages, self.image = tuple(stages), image
         self.statistics = ImageStatistics(image[1], image[2], image[0]) if image else None
+        n_features = n_pooled + (len(self.statistics.names) if self.statistics is not None else 0)
         for name in ("mean", "weight", "center"):
             self.register_buffer(name, torch.zeros(n_features))
         for name in ("scale", "spread"):
@@ -75,12 +76,7 @@ class Gate(nn.Module):
     def for_example(cls, x: Tensor, readings: Mapping[str, Tensor]) -> Gate:
         "A gate for inputs like `x` (a batch), and stages that gave `readings` for it."
         image = (x.shape[1], x.shape[2], x.shape[3]) if x.ndim == 4 and min(x.shape[2:]) >= 4 else None
-        n_features = sum(pool(reading[:1]).shape[1] for reading in readings.values())
-        gate = cls(list(readings), n_features, image)
-        if gate.statistics is not None:
-            n_features += len(gate.statistics.names)
-            gate = cls(list(readings), n_features, image)
-        return gate.to(x.device)
+        return cls(list(readings), sum(pool(reading[:1]).shape[1] for reading in readings.values()), image).to(x.device)
 
     def features(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
         "What the gate reads of a batch of network inputs `x` and of its stages' outputs, by name: float32 N×F."
@@ -100,8 +96,9 @@ class Gate(nn.Module):
         "How far features (N×F) are from those of the failures (N): root mean square over features, in standard deviations of each."
         return ((features - self.center) / self.spread).clamp(-BOUND, BOUND).square().mean(1).sqrt()
 
-    def forward(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
-        return self.score(self.features(x, readings)) - self.threshold
+    def fires(self, features: Tensor) -> Tensor:
+        "Does the repaired path run (bool N)?"
+        return self.score(features) > self.threshold
 
 # %% ../../nbs/nas/12_gate.ipynb #9d5d0808
 def fit_gate(gate: Gate, failures: Tensor, train: Tensor, *, l2: float = 3.0) -> Gate:

@@ -5,10 +5,8 @@
 # %% ../../nbs/networks/11_conditional.ipynb #4d532c97
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -27,24 +25,7 @@ from .blocks import block_names, get_block, suffix_of
 from .outputs import logits_of
 
 # %% ../../nbs/networks/11_conditional.ipynb #9104ea23
-@dataclass
-class _Pass:
-    "One pass through a network: the inputs (`name:input`) and outputs of its submodules, and what replaces the outputs of some."
-
-    readings: dict[str, Tensor] = field(default_factory=dict)
-    experts: Mapping[str, nn.Module] = field(default_factory=dict)
-
-
-_PASS: ContextVar[_Pass | None] = ContextVar("archrepair_pass", default=None)
-
-
-@contextmanager
-def _passing(one: _Pass | None) -> Iterator[None]:
-    token = _PASS.set(one)
-    try:
-        yield
-    finally:
-        _PASS.reset(token)
+_READINGS: ContextVar[dict[str, Tensor] | None] = ContextVar("archrepair_readings", default=None)  # of the pass that is running
 
 
 class _Tap:
@@ -54,27 +35,21 @@ class _Tap:
         self.name = name
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        current = _PASS.get()
-        if current is not None and args and isinstance(args[0], Tensor):
-            current.readings[f"{self.name}:input"] = args[0]
+        readings = _READINGS.get()
+        if readings is not None and args and isinstance(args[0], Tensor):
+            readings[f"{self.name}:input"] = args[0]
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        current = _PASS.get()
-        if current is None:
-            return output
-        if self.name in current.experts:
-            with _passing(None):  # an expert may use the block itself
-                return current.experts[self.name](*args)
-        if isinstance(output, Tensor):
-            current.readings[self.name] = output
-        return output
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        readings = _READINGS.get()
+        if readings is not None and isinstance(output, Tensor):
+            readings[self.name] = output
 
 # %% ../../nbs/networks/11_conditional.ipynb #052bf3ca
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class Beside(nn.Module):
-    """A block with a small correction: `scale`·block(x) + what `added` makes of the block's output, or of its input (`reads_input`).
+    """A block with a small correction: block(x) + what `added` makes of the block's output, or of its input (`reads_input`).
 
     The block itself is not a part of this module (its parameters are the network's own); see `bind`.
     """
@@ -184,7 +159,7 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
         raise unknown("form of expert", form, FORMS)
     return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
-# %% ../../nbs/networks/11_conditional.ipynb #b3db77cd
+# %% ../../nbs/networks/11_conditional.ipynb #ce8050e4
 STAGES = 8  # a gate reads at most so many, evenly spread
 
 
@@ -204,14 +179,47 @@ def read_stages(model: nn.Module) -> list[str]:
     chosen = blocks if last < STAGES else [blocks[round(i * last / (STAGES - 1))] for i in range(STAGES)]
     return [f"{blocks[0]}:input", *chosen]
 
+# %% ../../nbs/networks/11_conditional.ipynb #40c0be09
+class _Detour:
+    """From a batch of inputs `x`, and what of it comes to a block, to the logits with the expert of a branch in the block's place.
 
+    `network` is what follows the block, or without a `branch` the whole network with the expert in it.
+    """
+
+    def __init__(self, network: nn.Module, branch: Branch | None = None):
+        self.network, self.branch = network, branch
+
+    def __call__(self, x: Tensor, entering: Tensor) -> Tensor:
+        return logits_of(self.network(x if self.branch is None else self.branch.expert(entering)))
+
+
+def _with_expert(original: nn.Module, branch: Branch) -> nn.Module:
+    "A network with the expert of `branch` in the place of its block, which shares every tensor with `original`."
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
+    return duplicate(original, {**shared, id(get_block(original, branch.block)): branch.expert})
+
+
+def _repair(logits: Tensor, detour: _Detour, fires: Tensor, x: Tensor, entering: Tensor) -> Tensor:
+    "`logits` with those of a detour in the rows of the images that fire."
+    def repaired(logits: Tensor, fires: Tensor, x: Tensor, entering: Tensor) -> Tensor:
+        rows = fires.nonzero()[:, 0]
+        torch._check(rows.shape[0] > 0)  # what an exporter cannot know
+        torch._check(rows.shape[0] <= x.shape[0])
+        return logits.index_copy(0, rows, detour(x[rows], entering[rows]).to(logits.dtype))
+
+    operands = (logits, fires, x, entering)
+    if torch.compiler.is_exporting():  # a file holds both cases
+        return torch.cond(fires.any(), repaired, lambda logits, *_: logits.clone(), operands)
+    return repaired(*operands) if bool(fires.any()) else logits
+
+# %% ../../nbs/networks/11_conditional.ipynb #b3db77cd
 class Conditional(nn.Module):
     """A network whose repairs only run for images on which their gates fire; for every other image it is the original bit for bit.
 
     `original` is a copy of the network that was given. `branches` are the repairs by name; `fired` (int64 N) says which of them answered
     for each image of the last batch, as a position among the branches, or −1 for the original. It returns logits, N×classes.
 
-    Images that fire pass the block's expert and what follows it once more. In a file (see `deploy.export`) both paths are computed for all.
+    Images that fire pass the block's expert and what follows it once more, in a file (see `deploy.export`) too.
     """
 
     def __init__(self, original: nn.Module):
@@ -220,12 +228,21 @@ class Conditional(nn.Module):
         self.branches = nn.ModuleDict()
         self.fired = torch.zeros(0, dtype=torch.int64)
         self._taps: set[str] = set()
-        self._suffixes: dict[str, nn.Module | None] = {}
+        self._detours: dict[str, _Detour] = {}  # by branch; made again where they are needed, since they share modules and tensors
         self.input_shape: tuple[int, ...] = ()  # of one image, as it was last read
         self.train(original.training)
 
-    def __getstate__(self) -> dict[str, Any]:  # suffixes are made again where they are needed: they share the modules of the original
-        return {**self.__dict__, "_suffixes": {}, "fired": torch.zeros(0, dtype=torch.int64)}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_detours": {}, "fired": torch.zeros(0, dtype=torch.int64)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Conditional:  # what moves the network replaces its tensors
+        self._detours = {}
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Conditional:
+        if mode != self.training:
+            self._detours = {}
+        return super().train(mode)
 
     def tap(self, names: Sequence[str]) -> None:
         "Let the inputs and outputs of these submodules of the original be read by `read`; `name:input` is that of the submodule `name`."
@@ -240,10 +257,13 @@ class Conditional(nn.Module):
         "The original's logits for a batch, and what entered (`name:input`) and left (`name`) the submodules with a tap."
         if not torch.compiler.is_exporting():
             self.input_shape = tuple(x.shape[1:])
-        current = _Pass()
-        with _passing(current):
+        readings: dict[str, Tensor] = {}
+        token = _READINGS.set(readings)
+        try:
             logits = logits_of(self.original(x))
-        return logits, current.readings
+        finally:
+            _READINGS.reset(token)
+        return logits, readings
 
     def add(self, name: str, block: str, expert: nn.Module, gate: Gate, form: str = "copy") -> None:
         """Add a repair called `name`: from now on `expert` answers in the place of `block` where `gate` fires.
@@ -259,6 +279,7 @@ class Conditional(nn.Module):
         elif form == "norm":
             _tie(expert, original)
         self.tap([block, *gate.stages])
+        self._detours = {}
         self.branches[name] = Branch(block, expert, gate, form).train(self.training)
 
     def without(self, name: str) -> nn.Module:
@@ -273,61 +294,51 @@ class Conditional(nn.Module):
 
     def decide(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
         "Which branch answers for each image, as a position among the branches; −1 where no gate fires (int64 N)."
-        fires, distances = [], []
-        for gate in (branch.gate for branch in self.repairs()):
-            features = gate.features(x, readings)
-            fires.append(gate.score(features) > gate.threshold)
-            distances.append(gate.distance(features))
-        firing = torch.stack(fires, 1)
-        nearest = torch.stack(distances, 1).masked_fill(~firing, float("inf")).argmin(1)
+        gates = [branch.gate for branch in self.repairs()]
+        kinds = {(gate.stages, gate.image): gate for gate in gates}  # most often all gates read the same
+        features = {kind: gate.features(x, readings) for kind, gate in kinds.items()}
+        firing = torch.stack([gate.fires(features[gate.stages, gate.image]) for gate in gates], 1)
+        distances = torch.stack([gate.distance(features[gate.stages, gate.image]) for gate in gates], 1)
+        nearest = distances.masked_fill(~firing, float("inf")).argmin(1)
         return torch.where(firing.any(1), nearest, -1)
 
     def repairs(self) -> list[Branch]:
         "The branches in the order in which they were added."
         return cast("list[Branch]", list(self.branches.values()))
 
-    def _find_suffix(self, block: str, entering: Tensor, logits: Tensor) -> None:
-        "Find what follows a block in the original, once, or that it cannot be cut off: it must give the same logits."
-        suffix = suffix_of(self.original, block)
+    def _find_detour(self, branch: Branch, entering: Tensor, logits: Tensor) -> _Detour:
+        """How a batch, of which `entering` comes to the block, gets to the logits of a branch; `logits` are the original's.
+
+        From the expert on, where the block can be cut out: what follows it must give the same logits. Else, and in training, once more from
+        the start.
+        """
+        suffix = None if self.training or torch.compiler.is_exporting() else suffix_of(self.original, branch.block)
         if suffix is not None:
             with torch.no_grad():
-                same = logits_of(suffix(get_block(self.original, block)(entering[:2])))
-            suffix = suffix if torch.allclose(same, logits[:2], rtol=1e-3, atol=1e-4) else None
-        self._suffixes[block] = suffix
-
-    def _repaired(self, branch: Branch, x: Tensor, entering: Tensor) -> Tensor:
-        "The logits of a branch for inputs `x`, of which `entering` came to the block."
-        suffix = self._suffixes.get(branch.block)
-        if suffix is not None:
-            return logits_of(suffix(branch.expert(entering)))
-        with _passing(_Pass(experts={branch.block: branch.expert})):
-            return logits_of(self.original(x))
+                same = logits_of(suffix(get_block(self.original, branch.block)(entering[:2])))
+            if torch.allclose(same, logits[:2], rtol=1e-3, atol=1e-4):
+                return _Detour(suffix, branch)
+        return _Detour(_with_expert(self.original, branch))
 
     def forward(self, x: Tensor) -> Tensor:
         logits, readings = self.read(x)
         if not self.branches:
             return logits
         which = self.decide(x, readings).detach()
-        if torch.compiler.is_exporting():
-            for index, branch in enumerate(self.repairs()):
-                repaired = self._repaired(branch, x, readings[f"{branch.block}:input"])
-                logits = torch.where((which == index)[:, None], repaired.to(logits.dtype), logits)
-            return logits
-        for branch in self.repairs():
-            if branch.block not in self._suffixes and not self.training:
-                self._find_suffix(branch.block, readings[f"{branch.block}:input"], logits)
-        for index, branch in enumerate(self.repairs()):
-            rows = (which == index).nonzero()[:, 0]
-            if len(rows):
-                repaired = self._repaired(branch, x[rows], readings[f"{branch.block}:input"][rows])
-                logits = logits.index_copy(0, rows, repaired.to(logits.dtype))
-        self.fired = which
+        entering = [readings[f"{branch.block}:input"] for branch in self.repairs()]
+        detours = [self._detours.get(name) or self._find_detour(branch, features, logits)
+                   for name, branch, features in zip(self.branches, self.repairs(), entering)]
+        if not torch.compiler.is_exporting():
+            self._detours, self.fired = dict(zip(self.branches, detours)), which
+        for index, (detour, features) in enumerate(zip(detours, entering)):
+            logits = _repair(logits, detour, which == index, x, features)
         return logits
 
     def describe(self) -> list[dict[str, Any]]:
         "What was added, as plain values from which `build` makes it again, without weights."
         return [{"name": name, "block": branch.block, "form": branch.form, "stages": list(branch.gate.stages), "image": branch.gate.image,
-                 "input": list(self.input_shape), "features": len(branch.gate.weight), "parameters": self._added(branch)}
+                 "input": list(self.input_shape), "features": len(branch.gate.weight), "parameters": self._added(branch),
+                 "threshold": round(float(branch.gate.threshold), 5)}
                 for name, branch in zip(self.branches, self.repairs())]
 
     def _added(self, branch: Branch) -> int:
@@ -345,13 +356,13 @@ class Conditional(nn.Module):
         try:
             for entry in branches:
                 example = torch.zeros(2, *entry["input"], device=device)
-                block = str(entry["block"])
-                network.tap([block])
+                block, stages = str(entry["block"]), list(map(str, entry["stages"]))
+                network.tap([block, *stages])
                 with torch.no_grad():
-                    entering = network.read(example)[1][f"{block}:input"]
-                expert = make_expert(entry["form"], get_block(network.original, block), entering)
-                gate = Gate(entry["stages"], entry["features"], tuple(entry["image"]) if entry["image"] else None)
-                network.add(entry["name"], block, expert, gate.to(device), entry["form"])
+                    readings = network.read(example)[1]
+                expert = make_expert(entry["form"], get_block(network.original, block), readings[f"{block}:input"])
+                gate = Gate.for_example(example, {stage: readings[stage] for stage in stages})
+                network.add(entry["name"], block, expert, gate, entry["form"])
         except (KeyError, TypeError) as error:
             raise ArchrepairError(f"not a conditional repair ({type(error).__name__}: {error}); expected what Conditional.describe "
                                   "gives") from None

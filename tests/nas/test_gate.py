@@ -38,7 +38,7 @@ def test_a_fresh_gate_never_fires():
     x, readings = normal(4, 3, 8, 8), {"a": normal(4, 6, 4, 4)}
     gate = Gate.for_example(x, readings)
     assert gate.features(x, readings).shape == (4, 29 + 12)
-    assert not (gate(x, readings) > 0).any()
+    assert not gate.fires(gate.features(x, readings)).any()
 
 
 def test_a_gate_reads_inputs_that_are_no_images():

@@ -111,7 +111,7 @@ def test_images_that_fire_get_the_answer_of_the_network_with_the_expert_in_the_b
     parent, _, child = branch.block.rpartition(".")
     setattr(static.get_submodule(parent), child, branch.expert)
     assert torch.allclose(answers[fired], static(IMAGES)[fired], atol=1e-4)
-    assert (result._suffixes[branch.block] is None) == (name == "no clean cut")
+    assert (result._detours["repair0"].branch is None) == (name == "no clean cut")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -190,7 +190,7 @@ def test_copies_pickles_and_state_dicts_give_the_same_answers(resnet, form):
     built.load_state_dict(result.state_dict())
     assert torch.equal(built(IMAGES), expected)
     moved = copy.deepcopy(result)
-    assert moved._suffixes == {} and not {id(p) for p in moved.parameters()} & {id(p) for p in result.parameters()}
+    assert moved._detours == {} and not {id(p) for p in moved.parameters()} & {id(p) for p in result.parameters()}
 
 
 def test_a_description_that_is_none_is_one_line(resnet):
@@ -233,14 +233,16 @@ def test_threads_do_not_disturb_each_other(resnet):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("name, blocks", [("resnet18", ["layer1", "layer3"]), ("no clean cut", ["block1"])])
 @torch.no_grad()
-def test_files_give_the_same_answers_for_256_images(resnet, suffix, tmp_path):
+def test_files_give_the_same_answers_for_256_images(name, blocks, suffix, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    network = NETWORKS[name][0]()
     many = torch.rand(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    result = conditional(resnet, "layer1", "layer3", x=many)
+    result = conditional(network, *blocks, x=many)
     expected = result(many)
-    assert {-1, 0, 1} == set(result.fired.tolist())
+    assert {-1, *range(len(blocks))} == set(result.fired.tolist())
     path = export_network(result, tmp_path / f"network{suffix}", many[:4])
     code = ("import sys, torch\nmany = torch.rand(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))\n" + {
         ".onnx": "import onnxruntime as o\ns = o.InferenceSession(sys.argv[1])\n"
@@ -255,3 +257,30 @@ def test_files_give_the_same_answers_for_256_images(resnet, suffix, tmp_path):
     clear = torch.stack(near).amin(0) > 1e-3  # a rounding error may decide about the others
     assert int(clear.sum()) > 240
     assert torch.allclose(answers[clear], expected[clear], atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "no clean cut"])
+@torch.no_grad()
+def test_a_file_holds_a_choice_whether_or_not_the_network_has_run_before(name):
+    network, block = NETWORKS[name][0](), NETWORKS[name][1]
+    result = conditional(network, block)
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(result, (IMAGES[:4],), dynamic_shapes=batch)
+    assert [node.target for node in program.graph.nodes].count(torch.ops.higher_order.cond) == 1
+    assert not result._detours  # nothing that was traced is kept
+    assert torch.allclose(program.module()(IMAGES), result(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "no clean cut"])
+@torch.no_grad()
+def test_a_network_that_has_run_can_be_converted_trained_and_repaired_again_under_the_same_name(name):
+    result = conditional(NETWORKS[name][0](), NETWORKS[name][1])
+    first = result(IMAGES)
+    assert torch.allclose(result.double()(IMAGES.double()).float(), first, atol=1e-3)
+    result.float()
+    branch = result.branches["repair0"]
+    del result.branches["repair0"]
+    result.add("repair0", branch.block, copy.deepcopy(result.original.get_submodule(branch.block)), branch.gate)
+    again = result(IMAGES)
+    assert (result.fired >= 0).any() and torch.allclose(again, result.original(IMAGES), atol=1e-4)
+    assert result.train()(IMAGES).shape == first.shape and result.branches["repair0"].expert.training
