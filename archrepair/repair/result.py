@@ -149,7 +149,7 @@ class RepairResult:
         if scenario is not None and "original" in self.candidates and not self.footprint:
             transform = fit_data(self.candidates["original"], scenario.data).transform
             example = transform(scenario.test.batch(torch.arange(1)).cpu())
-            self.footprint = footprints(self.candidates["original"], self.model, example)
+            self.footprint = footprints(self.candidates["original"], self.model, example, self.metrics.get("fires"))
         return write_report(self.to_dict(), path, networks={**self.candidates, self.chosen: self.model}, scenario=scenario, before=before,
                             after=after, title=title, record=record)
 

@@ -161,7 +161,7 @@ def test_every_block_is_really_repaired(project, monkeypatch):
     localization = Runs(outputs).localization(CELL)
     assert [run["suspicious"] for run in table.runs] == [localization["summary"][b]["count"] for b in ("layer3", "layer4")]
     repair = json.loads((finished() / "outputs" / "repair" / "record.json").read_text())["repair"]
-    assert table.localized == [localization["block"]] == [repair["block"]]
+    assert table.localized == [localization["block"]] == [repair["localization"]["block"]]
     again = compare_blocks(CELL, ["layer3", "layer4"], method="surgical", epochs=1, runs=Runs(outputs, log=lambda line: pytest.fail(line)))
     assert again.to_dict() == table.to_dict()
 
