@@ -42,13 +42,13 @@ def search_sentence(records: Iterable[Record]) -> str:
     changes = [changed for changed, _ in decided if changed]
     if not decided:
         return "No search was part of these runs."
-    runs = f"the {len(decided)} runs" if len(decided) > 1 else "the one run"
+    several = len(decided) > 1
     if not changes:
-        found = f"In none of {runs} did the search change an edge" if len(decided) > 1 else "The search changed no edge"
-        return f"{found}: the architecture of the block is the one that came in, and only its weights differ."
+        beginning = f"In none of the {len(decided)} runs did the search change an edge" if several else "The search changed no edge"
+        return f"{beginning}: the architecture of the block is the one that came in, and only its weights differ."
     edges = f"{min(changes)} to {max(changes)} edges" if min(changes) < max(changes) else f"{changes[0]} edge{'s' * (changes[0] > 1)}"
     rest = "" if len(changes) == len(decided) else "; in the others the architecture is the one that came in"
-    return f"The search changed {edges} of the block in {len(changes)} of {runs}{rest}."
+    return f"The search changed {edges} of the block" + (f" in {len(changes)} of the {len(decided)} runs{rest}." if several else ".")
 
 # %% ../../nbs/paper/11_sentences.ipynb #3b7fb1cf
 UNCHANGED = "unchanged"
