@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +25,6 @@ from .sentences import UNCHANGED, n_text
 
 # %% ../../nbs/paper/09_plots.ipynb #0d56a78e
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -52,7 +51,7 @@ def plot_accuracies(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], 
     """
     count = max(1, len(panels))
     fig, axes = plt.subplots(count, 1, figsize=(12, panel_height * count + margin), squeeze=False, sharex=True, layout="constrained")
-    handles: dict[str, Artist] = {}
+    handles: dict[str, Any] = {}
     for ax, (title, rows) in zip(axes[:, 0], panels.items()):
         versions = list(dict.fromkeys(rows["corruption"]))
         handles |= _draw_dots(ax, rows, [method for method in methods if method in set(rows["method"])], versions)
@@ -70,9 +69,10 @@ def plot_accuracies(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], 
     return fig
 
 
-def _draw_dots(ax: Axes, rows: pd.DataFrame, order: Sequence[str], versions: Sequence[str]) -> dict[str, Artist]:
+def _draw_dots(ax: Axes, rows: pd.DataFrame, order: Sequence[str], versions: Sequence[str]) -> dict[str, Any]:
     "A group of dots for each version around the line of the original; returns what a legend shows."
-    palette, handles = method_palette(order), {}
+    palette = method_palette(order)
+    handles: dict[str, Any] = {}
     others = [method for method in order if method != "original"]
     for place in range(1, len(versions), 2):
         ax.axvspan(place - 0.5, place + 0.5, color="0.96", lw=0, zorder=0)
