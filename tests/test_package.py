@@ -48,6 +48,28 @@ def front_page() -> str:
     return "\n".join("".join(cell["source"]) for cell in cells(ROOT / "nbs" / "index.ipynb") if cell["cell_type"] == "markdown")
 
 
+SILENT = {"cleanup", "filterwarnings", "set_num_threads", "set_option"}  # calls that return nothing
+
+
+def shows_something(source: str) -> bool:
+    "Does a cell end in a value or a picture? Exported definitions do not, nor do calls that are made for their effect."
+    if source.startswith("#| export"):
+        return False
+    tree = ast.parse(re.sub(r"(?m)^[%!].*$", "", source))
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr):
+        return False
+    called = last.value.func if isinstance(last.value, ast.Call) else None
+    return getattr(called, "attr", getattr(called, "id", "")) not in SILENT
+
+
+def is_cut(data: dict) -> bool:
+    "Has pandas cut a text or left out rows or columns? Frames are looked at as HTML, series as text."
+    pattern = r"\.\.\.</t[dh]>" if "text/html" in data else r"\.\.\.[ ]*$"
+    text = "".join(data.get("text/html") or data.get("text/plain", ""))
+    return re.search(pattern, text, re.M) is not None
+
+
 # --- importing
 
 
@@ -250,6 +272,29 @@ def test_notebook(path):
     text = "".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
     base = ROOT if path.stem == "index" else path.parent  # the front page is README.md
     assert not [target for target in re.findall(r"\]\(([^)#:\s]+\.(?:ipynb|md))\)", text) if not (base / target).exists()], "a dead link"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
+def test_outputs_are_stored_and_whole(path):
+    code = [cell for cell in cells(path) if cell["cell_type"] == "code"]
+    last_lines = {cell["id"]: "".join(cell["source"]).splitlines()[-1:] for cell in code}
+    assert not [last_lines[c["id"]] for c in code if shows_something("".join(c["source"])) and not c["outputs"]], "no output is stored"
+    assert not [last_lines[c["id"]] for c in code for o in c["outputs"] if is_cut(o.get("data", {}))], "pandas has cut a stored output"
+
+
+@pytest.mark.parametrize(("source", "shows"), [
+    ("x = 1\nx", True), ("x = 1", False), ("import torch\ntorch.set_num_threads(1)", False), ("plt.plot(x);", True),
+    ("#| export\napp.command()(f)", False), ("def f():\n    f()", False), ("", False)])
+def test_a_cell_that_shows_something_is_told_from_one_that_does_not(source, shows):
+    assert shows_something(source) == shows
+
+
+@pytest.mark.parametrize(("data", "cut"), [
+    ({"text/html": ["<td>-0.11 on im...</td>"], "text/plain": ["-0.11 on im..."]}, True), ({"text/html": ["<th>...</th>"]}, True),
+    ({"text/plain": ["0    a long sentence that e...\n", "1    short"]}, True), ({"text/plain": ["network = f(...)"]}, False),
+    ({"text/html": ["<code>network = ...  # yours</code>"], "text/plain": ["x ..."]}, False), ({"image/png": "..."}, False), ({}, False)])
+def test_an_output_that_was_cut_is_told_from_a_whole_one(data, cut):
+    assert is_cut(data) == cut
 
 
 @pytest.mark.parametrize("folder", ["", *(package for package in LAYERS if package != "baselines")])

@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['save_card', 'save_figure']
+__all__ = ['scope', 'save_card', 'save_figure']
 
 # %% ../../nbs/paper/03_figures.ipynb #78bdb869
 from ..core.errors import write_atomic, write_json
 from ..experiments.originals import outputs_of
 from .exhibits import EXHIBITS, Settings
+from .sentences import n_text
 
 # %% ../../nbs/paper/03_figures.ipynb #5cecf2b4
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/paper/03_figures.ipynb #424e2001
+def scope(settings: Settings) -> str:
+    "What the settings cover, in words and without the seeds: how many there are is for the data to say."
+    return str(settings).rpartition(", ")[0]
+
+
 def save_card(path: Path, content: dict, settings: Settings) -> Path:
     "Write what a page needs to show a table or figure: `content`, the notebook that makes it, and the settings. Returns `path`."
     notebook = EXHIBITS[content["name"].split("-")[0]].notebook
@@ -32,24 +38,25 @@ def save_card(path: Path, content: dict, settings: Settings) -> Path:
 
 # %% ../../nbs/paper/03_figures.ipynb #4843bd8a
 def save_figure(fig: Figure, name: str, settings: Settings, description: str, outputs: Path | None = None,
-                commits: Iterable[str] = ()) -> list[Path]:
+                commits: Iterable[str] = (), sizes: Iterable[int] | None = None) -> list[Path]:
     """Write SVG, PNG and a JSON card into the tier's `figures`; returns their paths.
 
     `name` begins with that of an exhibit, e.g. `fig4` or `table5-parts-of-gain`. `description` says in words what there is to see;
-    `commits` are those of the records.
+    `commits` are those of the records; `sizes` the seeds behind each bar or dot that is shown (None: all seeds of the settings).
     """
     from matplotlib import rc_context
 
+    counts = sorted({len(settings.seeds)} if sizes is None else set(map(int, sizes)))
     folder, stem = outputs_of(settings.tier, outputs) / "figures", f"{name}-{settings.stem}"
     exhibit, _, part = name.partition("-")
     title = EXHIBITS[exhibit].title + (f": {part.replace('-', ' ')}" if part else "")
     label = exhibit.replace("fig", "Fig. ") if exhibit.startswith("fig") else exhibit.replace("table", "Figure to Table ")
-    caption = f"{label} · {title}. {settings}; commit {', '.join(sorted({c for c in commits if c})) or 'unknown'}"
+    caption = f"{label} · {title}. {scope(settings)}; {n_text(counts)}; commit {', '.join(sorted({c for c in commits if c})) or 'unknown'}"
     undated = {"svg": {"Date": None}, "png": {"Software": None}}
     paths = []
     with rc_context({"svg.hashsalt": stem}):
         for kind, metadata in undated.items():
             draw = partial(fig.savefig, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
             paths.append(write_atomic(folder / f"{stem}.{kind}", draw))
-    card = {"kind": "figure", "name": name, "title": title, "caption": caption, "alt": description}
+    card = {"kind": "figure", "name": name, "title": title, "caption": caption, "alt": description, "n": counts}
     return [*paths, save_card(folder / f"{stem}.json", card, settings)]

@@ -5,8 +5,8 @@
 # %% ../../nbs/paper/09_plots.ipynb #5a33c322
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +14,14 @@ import pandas as pd
 import seaborn as sns
 
 # %% auto #0
-__all__ = ['OURS', 'method_palette', 'plot_accuracies', 'plot_changes', 'plot_parts_of_gain', 'plot_blocks', 'plot_ablation']
+__all__ = ['OURS', 'METHOD_COLORS', 'METHOD_MARKERS', 'method_palette', 'plot_accuracies', 'plot_changes', 'plot_parts_of_gain',
+           'plot_blocks', 'plot_ablation', 'plot_architectures']
 
 # %% ../../nbs/paper/09_plots.ipynb #691e6956
+from ..nas.genotype import Genotype
+from ..nas.graph import COLORS, BlockGraph, draw_graph
 from .published import display_name
+from .sentences import UNCHANGED, n_text
 
 # %% ../../nbs/paper/09_plots.ipynb #0d56a78e
 if TYPE_CHECKING:
@@ -26,73 +30,91 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/paper/09_plots.ipynb #fcc19c17
 OURS = "#b2182b"
+METHOD_COLORS = {
+    "original": "#8c8c8c", "mode": "#56b4e9", "apricot": "#e69f00", "arachne": "#009e73", "sensei": "#cc79a7", "fewshot": "#8c510a",
+    "deeprepair": "#0072b2", "archrepair": OURS, "conditional": "#5e3c99", "birdnn": "#999933", "retrain": "#222222",
+    "surgical": "#66c2a5", "finetune": "#d6604d"}
+METHOD_MARKERS = dict(zip(METHOD_COLORS, "_osDvP^*Xhd<>"))
 
 
-def method_palette(methods: Sequence[str]) -> dict[str, object]:
-    "A color for each method, and for `original` and `archrepair` in any case."
-    others = [method for method in methods if method not in ("original", "archrepair")]
-    colors = [color for i, color in enumerate(sns.color_palette("colorblind", 10)) if i != 3]  # the fourth is too close to ours
-    return {"original": "0.6", **dict(zip(others, colors)), "archrepair": OURS}
+def method_palette(methods: Iterable[str]) -> dict[str, str]:
+    "The color of each method, by its name without settings; a method of your own is dark gray."
+    return {method: METHOD_COLORS.get(method.partition(":")[0], "#444444") for method in methods}
 
 # %% ../../nbs/paper/09_plots.ipynb #d8e300fa
 def plot_accuracies(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], *, panel_height: float, margin: float = 0.4,
                     framed: Mapping[str, str] | None = None) -> Figure:
-    """Bars of accuracy in per cent, one panel (title → columns method, seed, corruption, accuracy) below the other.
+    """Dots of accuracy in per cent, one panel (title → columns method, seed, corruption, accuracy) below the other.
 
-    `methods` gives colors and order, `framed` the corruption to be framed in a panel. The figure is `panel_height` inches high for each
-    panel and `margin` for the legend. The y axis does not begin at 0.
+    `methods` gives the order, `framed` the corruption to be framed in a panel. The figure is `panel_height` inches high for each panel
+    and `margin` for the legend. The y axis does not begin at 0.
     """
     count = max(1, len(panels))
     fig, axes = plt.subplots(count, 1, figsize=(12, panel_height * count + margin), squeeze=False, sharex=True, layout="constrained")
-    handles: list = []
+    handles: dict[str, Any] = {}
     for ax, (title, rows) in zip(axes[:, 0], panels.items()):
-        order = [method for method in methods if method in set(rows["method"])]
-        _draw_bars(ax, rows, order, {method: color for method, color in method_palette(methods).items() if method in order})
+        versions = list(dict.fromkeys(rows["corruption"]))
+        handles |= _draw_dots(ax, rows, [method for method in methods if method in set(rows["method"])], versions)
         if framed and title in framed:
-            place = list(dict.fromkeys(rows["corruption"])).index(framed[title])
+            place = versions.index(framed[title])
             ax.axvspan(place - 0.47, place + 0.47, fill=False, ls="--", ec="0.2", lw=1)
-        limits = max(0, rows["accuracy"].min() - 8), min(100, rows["accuracy"].max() + 4)
-        ax.set(xlabel="", ylabel="held out (%), cut", title=title, ylim=limits)
-        handles, labels = ax.get_legend_handles_labels()
-        ax.get_legend().remove()
+        ax.set_xticks(range(len(versions)), versions)
+        ax.set(xlim=(-0.5, len(versions) - 0.5), ylabel="held-out accuracy (%)")
+        ax.set_title(f"{title} ({n_text(rows.groupby('method')['seed'].nunique())})")
     if handles:
-        fig.legend(handles, [display_name("method", label) for label in labels], ncols=9, frameon=False, loc="outside upper center")
+        labels = [display_name("method", method) for method in handles]
+        fig.legend(list(handles.values()), labels, ncols=9, frameon=False, loc="outside upper center")
     sns.despine(fig)
     plt.close(fig)
     return fig
 
 
-def _draw_bars(ax: Axes, rows: pd.DataFrame, order: Sequence[str], palette: dict[str, object]) -> None:
-    "A group of bars for each corruption; whiskers are standard deviations over the seeds."
-    sns.barplot(rows, x="corruption", y="accuracy", hue="method", hue_order=order, palette=palette, ax=ax,
-                errorbar="sd" if rows["seed"].nunique() > 1 else None, err_kws={"linewidth": 0.8})
-    for bars, method in zip(ax.containers, order):
-        for bar in bars:
-            bar.set(hatch="///" if method == "archrepair" else "", edgecolor="white", linewidth=0.3)
+def _draw_dots(ax: Axes, rows: pd.DataFrame, order: Sequence[str], versions: Sequence[str]) -> dict[str, Any]:
+    "A group of dots for each version around the line of the original; returns what a legend shows."
+    palette = method_palette(order)
+    handles: dict[str, Any] = {}
+    others = [method for method in order if method != "original"]
+    for place in range(1, len(versions), 2):
+        ax.axvspan(place - 0.5, place + 0.5, color="0.96", lw=0, zorder=0)
+    for method in order:
+        scores = rows[rows["method"] == method].groupby("corruption")["accuracy"].agg(["mean", "std"]).reindex(versions)
+        places = np.arange(len(versions), dtype=float)
+        if method == "original":
+            handles[method] = ax.hlines(scores["mean"], places - 0.42, places + 0.42, color=palette[method], lw=1.6, zorder=1)
+            continue
+        places += (others.index(method) - (len(others) - 1) / 2) * 0.8 / max(1, len(others))
+        spread = scores["std"] if scores["std"].notna().any() else None
+        handles[method] = ax.errorbar(places, scores["mean"], spread, fmt=METHOD_MARKERS.get(method.partition(":")[0], "o"), elinewidth=0.8,
+                                      color=palette[method], ms=11 if method == "archrepair" else 7, mec="white", mew=0.4, zorder=2)
+    return handles
 
 # %% ../../nbs/paper/09_plots.ipynb #60ebe0d9
-def plot_changes(points: pd.DataFrame, title: str) -> Figure:
-    "A heat map of points gained: corruptions repaired on × corruptions judged on, by their names."
+def plot_changes(points: pd.DataFrame, title: str, rows: str = "corruption") -> Figure:
+    "A heat map of points gained: what was repaired, or by which method (`rows`: corruption or method) × corruptions judged on, by name."
     fig, ax = plt.subplots(figsize=(10, 0.45 * len(points) + 1.6), layout="constrained")
     if len(points):
         limit = max(1.0, float(points.abs().max().max()))
-        named = points.rename(index=lambda name: display_name("corruption", name), columns=lambda name: display_name("corruption", name))
-        sns.heatmap(named, ax=ax, cmap="BrBG", center=0, vmin=-limit, vmax=limit, annot=True, fmt="+.1f", annot_kws={"size": 8},
-                    cbar_kws={"label": "points"}, linewidths=0.4)
-    ax.set(xlabel="judged on", ylabel="repaired on", title=title)
+        named = points.rename(index=lambda name: display_name(rows, name), columns=lambda name: display_name("corruption", name))
+        sns.heatmap(named.round(1) + 0.0, ax=ax, cmap="BrBG", center=0, vmin=-limit, vmax=limit, annot=True, fmt="+.1f",  # no -0.0
+                    annot_kws={"size": 8}, cbar_kws={"label": "points"}, linewidths=0.4)
+    ax.set(xlabel="judged on", ylabel="repaired on" if rows == "corruption" else "repaired by", title=title)
     plt.setp(ax.get_yticklabels(), rotation=0)
     plt.close(fig)
     return fig
 
 # %% ../../nbs/paper/09_plots.ipynb #2ad11bca
 def plot_parts_of_gain(parts: pd.DataFrame, title: str) -> Figure:
-    "Stacked bars of points by method (rows) and part (the first three columns)."
+    "Stacked bars of points by method (rows) and part (the first three columns); columns `n` (seeds) and `unchanged` go into the labels."
     fig, ax = plt.subplots(figsize=(7.5, 0.4 * len(parts) + 1.5), layout="constrained")
     gained, lost = np.zeros(len(parts)), np.zeros(len(parts))
-    for name, color, hatch in zip(parts.columns[:3], sns.color_palette("colorblind", 3), ("//", "..", "")):
+    labels = [f"{method} (n = {n})" for method, n in parts["n"].items()]
+    for name, color, hatch in zip(parts.columns[:3], sns.color_palette("Greys", 5)[1:4], ("//", "..", "")):
         values = parts[name].to_numpy()
-        ax.barh(parts.index, values, left=np.where(values >= 0, gained, lost), color=color, hatch=hatch, edgecolor="white", label=name)
+        ax.barh(labels, values, left=np.where(values >= 0, gained, lost), color=color, hatch=hatch, edgecolor="white", label=name)
         gained, lost = gained + values.clip(min=0), lost + values.clip(max=0)
+    for place, unchanged in enumerate(parts["unchanged"]):
+        if unchanged:
+            ax.annotate(UNCHANGED, (0, place), xytext=(4, 0), textcoords="offset points", va="center", style="italic")
     ax.axvline(0, color="0.2", lw=0.8)
     ax.invert_yaxis()
     ax.set(xlabel="points of accuracy on the full test set", title=title)
@@ -115,14 +137,14 @@ def plot_blocks(runs: pd.DataFrame, shares: pd.DataFrame) -> Figure:
                 errorbar="sd" if runs["seed"].nunique() > 1 else None)
     left.axhline(0, color="0.2", lw=0.8)
     left.set(xlabel="block repaired", ylabel="accuracy gained (points)")
-    left.set_title("Gain of repairing each block", pad=24)
+    left.set_title(f"Gain of repairing each block ({n_text(runs.groupby('block')['seed'].nunique())})", pad=24)
     left.legend(title="", frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2)
     count = shares.shape[1]
     colors = sns.color_palette("colorblind" if count < 9 else "viridis", count)
     sns.lineplot(shares, ax=right, palette=colors, markers=count < 9, dashes=False)
-    right.set(xlabel="threshold i (the i most suspicious neurons)", ylabel="share of them in the block")
+    right.set(xlabel="threshold i (the i most suspicious neurons)", ylabel="share of these i in the block")
     right.set_title("Suspiciousness of each block", pad=24)
-    right.legend(title="", frameon=False, fontsize=8, ncols=1 + count // 9)
+    right.legend(title="", frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=min(count, 5))
     sns.despine(fig)
     plt.close(fig)
     return fig
@@ -137,7 +159,43 @@ def plot_ablation(runs: pd.DataFrame, title: str) -> Figure:
     sns.stripplot(runs, x="gain", y="variant", order=order, ax=ax, color="0.15", size=4, jitter=False)
     ax.axvline(0, color="0.2", lw=0.8)
     ax.patches[0].set(facecolor=OURS, hatch="///", edgecolor="white")
-    ax.set(xlabel="held-out accuracy gained (points); one dot per seed", ylabel="", title=title)
+    ax.set(xlabel="held-out accuracy gained (points); one dot per seed", ylabel="")
+    fig.suptitle(f"{title} ({n_text(runs.groupby('variant')['seed'].nunique())})")
     sns.despine(fig)
     plt.close(fig)
     return fig
+
+# %% ../../nbs/paper/09_plots.ipynb #24e2627a
+def plot_architectures(before: Genotype, after: Mapping[str, Genotype]) -> Figure:
+    "The architecture of a block as it came in, the mixture that is searched, and what came `after`, each under its title."
+    graph = before.graph
+    fig, axes = plt.subplots(2 + len(after), 1, figsize=(1.5 * len(graph.nodes) + 1, 2.1 * (2 + len(after))), layout="constrained")
+    before.draw(axes[0], "the block that came in")
+    _draw_mixture(axes[1], graph, "relaxed: a mixture of all candidates on every edge")
+    for ax, (title, genotype) in zip(axes[2:], after.items()):
+        genotype.draw(ax, title)
+    plt.close(fig)
+    return fig
+
+
+def _draw_mixture(ax: Axes, graph: BlockGraph, title: str) -> None:
+    "Every edge as a sheaf of lines, one per candidate, with the nodes of `draw_graph`."
+    from matplotlib.lines import Line2D
+
+    draw_graph(graph, dict.fromkeys((edge.key for edge in graph.edges), "none"), ax, title)
+    reach = 0.0
+    for edge in graph.edges:
+        span = edge.target - edge.source
+        middle = 0.0 if span == 1 else (0.22 if edge.inherited is not None else -0.22) * span
+        x = np.linspace(edge.source + 0.14, edge.target - 0.14, 40)
+        arch = 1 - ((x - x.mean()) / (x[-1] - x.mean())) ** 2
+        for i, candidate in enumerate(edge.candidates):
+            height = middle + 0.045 * (i - (len(edge.candidates) - 1) / 2)
+            is_none = candidate == "none"
+            ax.plot(x, height * arch, color="0.75" if is_none else COLORS[candidate], ls=":" if is_none else "-", lw=1.1, zorder=1)
+        reach = max(reach, abs(middle))
+    ax.set_ylim(-reach - 0.3, reach + 0.3)
+    names = list(dict.fromkeys(candidate for edge in graph.edges for candidate in edge.candidates))
+    lines = [Line2D([], [], color=COLORS.get(name, "0.75"), ls=":" if name == "none" else "-") for name in names]
+    ax.legend(lines, [name.replace("_", " ") for name in names], ncols=len(names), frameon=False, fontsize=8, loc="lower center",
+              bbox_to_anchor=(0.5, -0.12))

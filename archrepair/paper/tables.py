@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 # %% auto #0
-__all__ = ['UNITS', 'collect_rows', 'keep_common_seeds', 'ResultTable', 'runs_as_values']
+__all__ = ['UNITS', 'collect_rows', 'keep_common_seeds', 'ResultTable', 'runs_as_values', 'save_sentence']
 
 # %% ../../nbs/paper/04_tables.ipynb #956afe2e
 from ..core.errors import write_atomic, write_text
@@ -25,8 +25,9 @@ from ..experiments.comparison import scores_of
 from ..experiments.originals import outputs_of
 from ..experiments.runs import Runs
 from .exhibits import Requirement, Settings
-from .figures import save_card
+from .figures import save_card, scope
 from .published import display_name
+from .sentences import UNCHANGED, is_unchanged, n_text
 from ..training.statistics import Summary
 
 # %% ../../nbs/paper/04_tables.ipynb #0d1642da
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 def collect_rows(requirements: Iterable[Requirement], runs: Runs, *, missing: str = "run") -> pd.DataFrame:
     """One row per cell: what it was, the scores of `comparison.scores_of`, the accuracies before, and the record itself.
 
-    Columns: method, model, dataset, corruption, block, level, seed, those of `SCORES`, gain, accepted, `<set> before`, cpu_seconds, commit,
-    cell, record. `missing="skip"` leaves out cells without a record instead of running them.
+    Columns: method, model, dataset, corruption, block, level, seed, those of `SCORES`, gain, accepted, `<set> before`, unchanged (see
+    `is_unchanged`), cpu_seconds, commit, cell, record. `missing="skip"` leaves out cells without a record instead of running them.
     """
     rows = []
     for requirement in requirements:
@@ -52,6 +53,7 @@ def collect_rows(requirements: Iterable[Requirement], runs: Runs, *, missing: st
         before = {f"{name} before": record.accuracy(name, "before") for name in record.metrics["before"]}
         rows.append({"method": cell.method, "model": cell.model, "dataset": cell.dataset, "corruption": corruption or "clean",
                      "block": cell.block, "level": options.get("level"), "seed": cell.seed, **scores_of(record), **before,
+                     "unchanged": is_unchanged(record),
                      "cpu_seconds": record.repair["cost"].get("cpu_seconds", math.nan), "commit": record.versions.get("commit", ""),
                      "cell": cell, "record": record})
     return pd.DataFrame(rows)
@@ -75,8 +77,9 @@ UNITS = {score: TEST_SETS[name].label for score, name in (("full", "full"), ("he
 class ResultTable:
     """One table of ours, beside the paper's where it has one.
 
-    `long` has the columns row, column, score, mean, sd, n, paper, difference. `better` says which is best: `max`, `min`, or empty (nothing
-    is bold). `digits` are those behind the point, `commits` those that made the records.
+    `long` has the columns row, column, score, mean, sd, n, unchanged, paper, difference. `better` says which is best: `max`, `min`, or
+    empty (nothing is bold). `digits` are those behind the point, or `form` is how a number is written; `statistic` is what a number is of
+    its n values, `theirs` the head of the paper's column, `commits` those that made the records.
     """
 
     name: str
@@ -87,36 +90,43 @@ class ResultTable:
     better: str = "max"
     digits: int = 2
     commits: Sequence[str] = field(default_factory=tuple)
+    form: str = ""
+    statistic: str = "mean ± sd"
+    theirs: str = "paper"
 
     @classmethod
     def of(cls, name: str, title: str, settings: Settings, values: pd.DataFrame, paper: pd.DataFrame | None = None, *,
-           against: str = "full", unit: str = "%", better: str = "max", digits: int = 2, commits: Iterable[str] = ()) -> ResultTable:
-        """From `values`, one per run: columns row, column, score, value. `paper` (rows × columns) is set beside the score `against`.
+           against: str | Collection[str] = "full", compare: bool = True, commits: Iterable[str] = (), **fields: Any) -> ResultTable:
+        """From `values`, one per run: columns row, column, score, value, and `unchanged` where a run may have changed nothing.
 
-        Rows and columns keep the order in which they come.
+        `paper` (rows × columns) is set beside the scores `against`, with the difference if `compare`; `fields` are further ones of the
+        table. Rows and columns keep the order in which they come. A value that is a statistic of n runs has a column `n` as well.
         """
         rows = []
+        against = (against,) if isinstance(against, str) else against
         for (row, column, score), part in values.groupby(["row", "column", "score"], sort=False):
             ours, theirs = Summary.of(part["value"]), math.nan
-            if paper is not None and score == against and row in paper.index and column in paper.columns:
+            n = int(part["n"].iloc[0]) if "n" in part else ours.n
+            unchanged = "unchanged" in part and bool(part["unchanged"].all())
+            if paper is not None and score in against and row in paper.index and column in paper.columns:
                 theirs = float(paper.loc[row, column])
-            rows.append({"row": row, "column": column, "score": score, "mean": ours.mean, "sd": ours.sd, "n": ours.n, "paper": theirs,
-                         "difference": ours.mean - theirs})
-        return cls(name, title, settings, pd.DataFrame(rows), unit, better, digits, tuple(sorted({c for c in commits if c})))
+            rows.append({"row": row, "column": column, "score": score, "mean": ours.mean, "sd": ours.sd, "n": n, "unchanged": unchanged,
+                         "paper": theirs, "difference": ours.mean - theirs if compare else math.nan})
+        return cls(name, title, settings, pd.DataFrame(rows), commits=tuple(sorted({c for c in commits if c})), **fields)
 
     @property
     def caption(self) -> str:
         "What the table shows, of what, how often, and from which commits."
-        sizes = sorted(set(self.long["n"])) if len(self.long) else [0]
-        n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]} (given where it is not {sizes[-1]})"
-        label = self.name.split("-")[0].replace("table", "Table ")
-        return (f"{label} · {self.title}. {str(self.settings).rsplit(', ', 1)[0]}; mean ± sd, {n}; {self.unit}; "
+        sizes = set(self.long["n"]) if len(self.long) else {0}
+        n = n_text(sizes) + (f" (given where it is not {max(sizes)})" if len(sizes) > 1 else "")
+        label = self.name.replace("table", "Table ").replace("-", ", ")
+        return (f"{label} · {self.title}. {scope(self.settings)}; {self.statistic}, {n}; {self.unit}; "
                 f"commit {', '.join(self.commits) or 'unknown'}")
 
     def frame(self, bold: tuple[str, str] = ("", "")) -> pd.DataFrame:
         """The table as text: for each column our scores, then the paper's number and the difference where it has one.
 
-        The best of ours is put between the two texts of `bold`.
+        The best of ours is put between the two texts of `bold`; rows that changed nothing are marked and not ranked.
         """
         rows, table = list(dict.fromkeys(self.long["row"])), {}
         for column, scores in self.long.groupby("column", sort=False):
@@ -124,10 +134,12 @@ class ResultTable:
                 part = part.set_index("row").reindex(rows)
                 if not (part["n"] > 0).any():
                     continue
-                best, texts = self._best(part["mean"]), map(self._mean_and_spread, part.to_dict("records"))
+                ranked = part["mean"][part["unchanged"].ne(True)]
+                best, texts = self._best(ranked), map(self._mean_and_spread, part.to_dict("records"))
                 table[column, UNITS.get(score, score)] = [text.join(bold) if row in best else text for row, text in zip(rows, texts)]
                 if part["paper"].notna().any():
-                    table[column, "paper"] = [self._number(value) for value in part["paper"]]
+                    table[column, self.theirs] = [self._number(value) for value in part["paper"]]
+                if part["difference"].notna().any():
                     table[column, "difference"] = [self._number(value, "+") for value in part["difference"]]
         return pd.DataFrame(table, index=pd.Index(rows))
 
@@ -140,11 +152,12 @@ class ResultTable:
         "Mean ± sd, with n where it is not the table's."
         if not entry["n"] > 0:
             return "–"
-        spread = f" ± {self._number(entry['sd'])}" if entry["n"] > 1 else ""
-        return self._number(entry["mean"]) + spread + (f" (n {entry['n']:.0f})" if entry["n"] < max(self.long["n"]) else "")
+        spread = "" if math.isnan(entry["sd"]) else f" ± {self._number(entry['sd'])}"
+        fewer = f" (n {entry['n']:.0f})" if entry["n"] < max(self.long["n"]) else ""
+        return self._number(entry["mean"]) + spread + fewer + (f", {UNCHANGED}" if entry["unchanged"] is True else "")
 
     def _number(self, value: float, sign: str = "") -> str:
-        return "–" if math.isnan(value) else f"{value:{sign},.{self.digits}f}"
+        return "–" if math.isnan(value) else f"{value:{sign}{self.form or f',.{self.digits}f'}}"
 
     def style(self) -> Styler:
         "The table as a notebook shows it."
@@ -169,7 +182,7 @@ class ResultTable:
         folder = outputs_of(self.settings.tier, outputs) / "tables"
         stem = f"{self.name}-{self.settings.stem}"
         table = self.long.assign(unit=self.unit, tier=self.settings.tier, protocol=self.settings.protocol, commit=" ".join(self.commits))
-        paths = [write_atomic(folder / f"{stem}.csv", lambda p: table.round(4).to_csv(p, index=False)),
+        paths = [write_atomic(folder / f"{stem}.csv", lambda p: (table if self.form else table.round(4)).to_csv(p, index=False)),
                  write_text(folder / f"{stem}.md", self.markdown())]
         card = {"kind": "table", "name": self.name, "title": self.title, "caption": self.caption,
                 "html": self.frame(("<b>", "</b>")).to_html(escape=False, border=0)}
@@ -187,8 +200,18 @@ def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[
     for score in scores:
         if before and f"{score} before" in frame:
             for _, run in frame.drop_duplicates([column, "seed"]).iterrows():
-                values.append(("Original", display_name(kind[1], run[column]), score, run[f"{score} before"]))
+                values.append(("Original", display_name(kind[1], run[column]), score, run[f"{score} before"], False))
     for _, run in frame.iterrows():
         names = display_name(kind[0], run[row]), display_name(kind[1], run[column])
-        values += [(*names, score, run[score]) for score in scores]
-    return pd.DataFrame(values, columns=["row", "column", "score", "value"])
+        values += [(*names, score, run[score], run.get("unchanged", False)) for score in scores]
+    return pd.DataFrame(values, columns=["row", "column", "score", "value", "unchanged"])
+
+# %% ../../nbs/paper/04_tables.ipynb #d7709a9b
+def save_sentence(sentence: str, name: str, title: str, settings: Settings, outputs: Path | None = None) -> list[Path]:
+    "Write a sentence in place of the table `name`: Markdown and a JSON card in the tier's `tables`; returns the paths."
+    folder, stem = outputs_of(settings.tier, outputs) / "tables", f"{name}-{settings.stem}"
+    caption = f"{name.replace('table', 'Table ').replace('-', ', ')} · {title}. {scope(settings)}"
+    (folder / f"{stem}.csv").unlink(missing_ok=True)  # of the time when there were numbers
+    card = {"kind": "table", "name": name, "title": title, "caption": caption, "html": f"<p>{html.escape(sentence)}</p>"}
+    paths = [write_text(folder / f"{stem}.md", f"{caption}\n\n{sentence}\n")]
+    return [*paths, save_card(folder / f"{stem}.json", card, settings)]

@@ -2,6 +2,7 @@
 import json
 
 import matplotlib.pyplot as plt
+import pytest
 
 from archrepair.paper.figures import save_figure
 from support.exhibits import SMOKE
@@ -25,3 +26,13 @@ def test_a_card_says_what_a_figure_shows(tmp_path):
     assert (content["kind"], content["alt"], content["notebook"]) == ("figure", "Nothing.", "03_rq1")
     assert content["title"].endswith(": parts of gain") and content["caption"].startswith("Figure to Table 5 · ")
     assert content["caption"].endswith("commit a, b") and content["settings"]["seeds"] == 1
+
+
+@pytest.mark.parametrize(("sizes", "text"), [([3, 3], "; n = 3; "), ([1, 2, 3], "; n = 1 to 3; "), (None, "; n = 1; "), ([], "; n = 0; ")])
+def test_a_caption_counts_what_is_shown_and_not_what_was_asked_for(tmp_path, sizes, text):
+    fig = plt.figure(figsize=(1, 1))
+    *_, card = save_figure(fig, "fig4", SMOKE, "Nothing.", tmp_path, sizes=sizes)
+    plt.close(fig)
+    content = json.loads(card.read_text())
+    assert text in content["caption"] and "seed" not in content["caption"]
+    assert content["n"] == sorted(set(sizes if sizes is not None else [len(SMOKE.seeds)]))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from archrepair.paper.exhibits import Requirement
-from archrepair.paper.tables import ResultTable, collect_rows, keep_common_seeds, runs_as_values
+from archrepair.paper.tables import ResultTable, collect_rows, keep_common_seeds, runs_as_values, save_sentence
 from support.exhibits import SMOKE, recorded
 
 
@@ -51,6 +51,40 @@ def test_the_original_is_never_the_best_and_ties_share():
     assert not any("*" in text for text in replace(least, better="").frame(("*", "*")).iloc[:, 0])
 
 
+def test_a_method_that_changed_nothing_is_marked_and_never_the_best():
+    accuracies = values(Original=[80.0], MODE=[80.0], Apricot=[79.0], Arachne=[78.0]).assign(unchanged=[False, True, False, False])
+    texts = list(ResultTable.of("table5", "", SMOKE, accuracies).frame(("<b>", "</b>")).iloc[:, 0])
+    assert texts == ["80.00", "80.00, unchanged", "<b>79.00</b>", "78.00"]
+    twice = pd.concat([accuracies, values(MODE=[81.0]).assign(unchanged=False)])  # on another seed it did change something
+    assert ResultTable.of("table5", "", SMOKE, twice).frame().loc["MODE"].iloc[0].startswith("80.50 ± 0.71")
+
+
+def test_numbers_that_cannot_be_compared_have_no_difference():
+    table = ResultTable.of("table4", "", SMOKE, values(MODE=[3.0]), PAPER, compare=False, theirs="paper (minutes)")
+    assert list(table.frame().columns) == [("ResNet-18", "full test"), ("ResNet-18", "paper (minutes)")]
+
+
+def test_a_statistic_brings_its_own_n_and_its_own_form():
+    p = pd.DataFrame([{"row": row, "column": "p", "score": "full", "value": value, "n": n} for row, value, n in
+                      [("MODE", 3.9e-19, 120), ("Apricot", 0.03125, 6)]])
+    table = ResultTable.of("table6", "Test", SMOKE, p, compare=False, better="", form=".2g", statistic="p over pairs", unit="p")
+    assert list(table.frame().iloc[:, 0]) == ["3.9e-19", "0.031 (n 6)"]
+    assert "p over pairs, n = 6 to 120 (given where it is not 120); p;" in table.caption
+
+
+def test_tables_of_one_exhibit_have_captions_of_their_own():
+    labels = [ResultTable.of(name, "", SMOKE, values(MODE=[1.0])).caption.split(" · ")[0] for name in ("table9", "table9-votes")]
+    assert labels == ["Table 9", "Table 9, votes"]
+
+
+def test_a_sentence_takes_the_place_of_a_table(tmp_path):
+    *_, old = (old_csv, _, _) = ResultTable.of("table6", "Test", SMOKE, values(MODE=[0.5])).save(tmp_path)
+    markdown, card = save_sentence("Two pairs < six.", "table6", "Test", SMOKE, tmp_path)
+    assert card == old and not old_csv.exists()
+    assert markdown.read_text().splitlines()[-1] == "Two pairs < six."
+    assert json.loads(card.read_text())["html"] == "<p>Two pairs &lt; six.</p>"
+
+
 def test_a_missing_cell_is_a_dash():
     ragged = pd.concat([values(MODE=[1.0], Apricot=[2.0]), values(MODE=[3.0]).assign(column="VGG-16")])
     assert ResultTable.of("table5", "", SMOKE, ragged).frame().loc["Apricot", ("VGG-16", "full test")] == "–"
@@ -80,7 +114,7 @@ def test_a_saved_table_can_be_read_back(tmp_path):
     table = ResultTable.of("table5", "Accuracy <of> all", SMOKE, values(Original=[80.0], MODE=[84.0]), PAPER, commits=["abc"])
     csv, markdown, card = table.save(tmp_path)
     frame = pd.read_csv(csv)
-    assert " ".join(frame) == "row column score mean sd n paper difference unit tier protocol commit" and len(frame) == 2
+    assert " ".join(frame) == "row column score mean sd n unchanged paper difference unit tier protocol commit" and len(frame) == 2
     assert markdown.read_text() == table.markdown()
     content = json.loads(card.read_text())
     assert card.name == "table5-resnet18-digits~fog~3-clean.json" and content["notebook"] == "03_rq1" and "84.00" in content["html"]
