@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,6 +19,7 @@ __all__ = ['app', 'main', 'train', 'localize_command', 'repair', 'evaluate', 'co
 
 # %% ../../nbs/cli/04_app.ipynb #183c72fa
 from .console import print_json, replace_unencodable, say, saying_notices, show
+from .outcomes import show_comparison, show_record
 from .doctor import doctor_command
 from .listing import choices
 from archrepair.cli.options import (
@@ -30,6 +30,7 @@ from archrepair.cli.options import (
     Corruptions,
     Dataset,
     Device,
+    EarlierRepair,
     DryRun,
     Epochs,
     Exhibits,
@@ -69,12 +70,12 @@ from archrepair.cli.options import (
     Views,
     Voters,
     Weights,
+    given_options,
     read_settings,
     split_names,
     trusted,
 )
 from ..core.errors import ArchrepairError, note, unknown, write_atomic
-from ..core.labels import TEST_SETS
 from ..core.settings import Severity, Within, checked
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
@@ -152,7 +153,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
            strategy: Strategy = None, search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
            grad: Gradient = None, preset: Preset = None, search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
            views: Views = None, label: Label = None, max_touched: MaxTouched = None,
-           repaired: Annotated[Path | None, typer.Option(help="folder of an earlier repair of this network, to be repaired again")] = None,
+           repaired: EarlierRepair = None,
            out: RepairFolder = None, trust: Trust = False,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
@@ -165,7 +166,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     means = choose_strategy(strategy or "auto", preset or "default", level or "block")
     chosen = read_settings(search, "setting", "-S select=perturb", search_settings(means))
     name = method.partition(":")[0]
-    options = _cell_options({
+    options = given_options({
         "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
         "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks), "label": label,
         "max_touched": max_touched,
@@ -177,35 +178,8 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
         shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
         return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
                            "out": str(folder)})
-    _show_record(record, str(folder))
+    show_record(record, str(folder))
     say(f"report: {folder / 'report.html'}")
-
-# %% ../../nbs/cli/04_app.ipynb #18d36aeb
-def _cell_options(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    "The settings that make a cell, lists as tuples; without those that are not given."
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items() if value is not None)
-
-# %% ../../nbs/cli/04_app.ipynb #11b1479c
-def _show_record(record: Any, folder: str) -> None:
-    "Before and after, what was fixed and broken, the verdict, and what ends a repair behind a gate."
-    from archrepair.deploy.gate_view import closing_lines
-
-    before, after, change = (record.metrics[key] for key in ("before", "after", "change"))
-    rows = []
-    for name, images in TEST_SETS.items():
-        if name in before:
-            gain = after[name]["accuracy"] - before[name]["accuracy"]
-            rows.append([images.label, before[name]["n"], before[name]["accuracy"], after[name]["accuracy"], f"{gain:+.2f}",
-                         change[name]["fixed"], change[name]["broken"]])
-    show(f"{record.cell['method']} on {record.cell['model']}, {record.cell['dataset']}, block {record.repair['block']}",
-         ["images", "n", "before %", "after %", "change", "fixed", "broken"], rows)
-    seen, unseen = (change[name]["repair_rate"] for name in ("seen", "unseen"))
-    print(f"failures repaired: {seen:.1f} % of those given, {unseen:.1f} % of those never seen")
-    print(record.repair["verdict"])
-    for warning in record.repair["warnings"]:
-        note(warning)
-    for line in closing_lines(record.repair, record.metrics, folder):
-        print(line)
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()
@@ -259,20 +233,10 @@ def compare(model: Model = "resnet18", weights: Weights = None, normalize: Norma
         candidates = None if blocks == "all" else split_names(blocks)
         by_block = compare_blocks(cell, candidates, method=names[0], seeds=numbers, epochs=epochs, runs=runs)
         title = f"every block of {model} repaired in turn, {by_block.method} on {by_block.cell.dataset}"
-        return print_json(by_block.to_dict()) if as_json else _show_comparison(title, by_block.frame(), by_block.verdict)
+        return print_json(by_block.to_dict()) if as_json else show_comparison(title, by_block.frame(), by_block.verdict)
     by_method = compare_methods(names, cell, seeds=numbers, corruptions=split_names(corruptions) or (), epochs=epochs, runs=runs)
     notes = "\n".join(f"{label}: {test.note}" for label, test in by_method.tests.items() if test.note)
-    return print_json(by_method.to_dict()) if as_json else _show_comparison(by_method.caption, by_method.frame(), notes)
-
-
-def _show_comparison(title: str, frame: Any, remarks: str) -> None:
-    "A table of a comparison, transposed where the terminal is too narrow for its columns, and what there is to remark."
-    widths = [max(map(len, (*name.split(), *frame[name])), default=0) for name in frame]
-    if max(map(len, frame.index)) + sum(widths) + 3 * len(widths) + 4 > shutil.get_terminal_size().columns:
-        frame = frame.T  # so many columns do not fit; the names of the scores make better rows then
-    show(title, ["", *frame.columns], [[label, *row] for label, row in zip(frame.index, frame.itertuples(index=False, name=None))])
-    if remarks:
-        print(remarks)
+    return print_json(by_method.to_dict()) if as_json else show_comparison(by_method.caption, by_method.frame(), notes)
 
 # %% ../../nbs/cli/04_app.ipynb #b04800aa
 @app.command()

@@ -17,10 +17,13 @@ from archrepair.cli.options import (
     Blocks,
     Dataset,
     Device,
+    EarlierRepair,
     FinetuneEpochs,
     Gradient,
     Json,
+    Label,
     Level,
+    MaxTouched,
     Method,
     Model,
     Normalization,
@@ -35,6 +38,7 @@ from archrepair.cli.options import (
     Trust,
     Views,
     Weights,
+    given_options,
     read_settings,
     split_names,
 )
@@ -45,16 +49,17 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
                    tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
                    method: Method = "archrepair", strategy: Strategy = None, search: SearchSettings = None, block: Block = None,
                    level: Level = None, blocks: Blocks = None, grad: Gradient = None, preset: Preset = None,
-                   search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None,
+                   search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None, label: Label = None,
+                   max_touched: MaxTouched = None, repaired: EarlierRepair = None,
                    out: RepairFolder = None, trust: Trust = False, as_json: Json = False) -> None:
     "Check everything that such a repair would need, in seconds: found, taken as, or what is wrong. Status 1 if it could not start."
     from archrepair.experiments.checks import Check, Diagnosis
     from archrepair.experiments.doctor import doctor
 
-    candidates = split_names(blocks)
     settings = {"strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
-                "finetune_epochs": finetune_epochs, "views": views, "blocks": tuple(candidates) if candidates else None}
-    options: dict[str, object] = {name: value for name, value in settings.items() if value is not None}
+                "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks), "label": label,
+                "max_touched": max_touched}
+    options = dict(given_options(settings))
     unreadable: list[Check] = []
     try:
         if search_settings := read_settings(search, "setting", "-S select=perturb"):
@@ -62,7 +67,7 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
     except ArchrepairError as error:
         unreadable = [Check("settings", "problem", str(error))]
     diagnosis = doctor(model, dataset, tier, seed, weights=weights, normalize=normalize, trust=trust, device=device, protocol=protocol,
-                       method=method, block=block, options=options, out=out)
+                       method=method, block=block, options=options, repaired=repaired, out=out)
     diagnosis = Diagnosis((*unreadable, *diagnosis.checks))
     if as_json:
         print_json(diagnosis.to_dict())

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 # %% auto #0
 __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks',
            'Voters', 'Measure', 'Gradient', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset',
-           'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'RepairFolder', 'Seeds', 'Methods',
-           'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder', 'CorruptionName', 'ListName', 'Parameters',
-           'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions',
-           'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'trusted', 'split_names', 'read_settings']
+           'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'EarlierRepair', 'RepairFolder', 'Seeds',
+           'Methods', 'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder', 'CorruptionName', 'ListName',
+           'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions',
+           'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'given_options', 'trusted', 'split_names',
+           'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -74,6 +75,7 @@ Views = Annotated[int | None, Within(1), typer.Option(help="augmented copies of 
 Label = Annotated[str | None, typer.Option(help="name of a repair behind a gate; default: pattern1, pattern2, …")]
 MaxTouched = Annotated[float | None, Within(0, 1, above=True), typer.Option(
     help="share of answers on ordinary images that a repair behind a gate may change at most; default: 0.01")]
+EarlierRepair = Annotated[Path | None, typer.Option("--repaired", help="folder of an earlier repair of this network, to be repaired again")]
 RepairFolder = Annotated[Path | None, typer.Option("--out", "-o", help="folder for everything written; default: outputs/repair")]
 
 # %% ../../nbs/cli/03_options.ipynb #9dda57c4
@@ -109,6 +111,11 @@ Again = Annotated[bool, typer.Option("--force", help="execute the notebooks agai
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run, and how long it would take")]
 
 # %% ../../nbs/cli/03_options.ipynb #d29f047f
+def given_options(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    "The settings that make a cell, lists as tuples; without those that are not given."
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items() if value is not None)
+
+
 def trusted(model: str, trust: bool) -> str:
     "The name of a network with the word that its repository is trusted (see `Source`), so that everything made from the name knows."
     if not trust or not model.startswith("hub:"):

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 __all__ = ['T', 'DOWNLOADS', 'doctor']
 
 # %% ../../nbs/experiments/08_doctor.ipynb #46f92458
-from ..core.copies import duplicate
-from ..core.errors import ArchrepairError, Notice, first_line, note_once, unknown
+from ..core.errors import ArchrepairError, Notice, note_once, unknown
 from ..core.paths import home
 from ..core.tiers import TIERS, Tier, resolve_tier
 from ..data.datasets import load_dataset, parse_version, version_of
@@ -46,10 +45,10 @@ from archrepair.experiments.checks import (
     inputs_of,
     short_path,
 )
-from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_pass
+from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_training
 from .originals import build_network, normalization, pick_device, weights_of
 from .runs import method_cell
-from ..networks.blocks import block_names, thaw
+from ..networks.blocks import block_names
 from ..networks.admission import admit_to_repair
 from ..networks.channels import fit_channels
 from ..networks.external import brings_weights
@@ -57,8 +56,9 @@ from ..networks.models import outline
 from ..networks.sources import CHECKPOINTS, PUBLISHED, Source, published_place
 from ..networks.weights import load_weights, split_entry
 from ..repair.localization import localize
+from ..repair.result import load
 from ..training.evaluation import is_correct, predict
-from ..training.fit import autocast, precision_of
+from ..training.fit import precision_of
 
 # %% ../../nbs/experiments/08_doctor.ipynb #383e309e
 T = TypeVar("T")
@@ -228,7 +228,7 @@ def _network(patient: _Examination) -> None:
     if transform is not None:
         patient.transform = patient.attempt("network", lambda: fit_channels(network, transform, few))
     inputs = (patient.transform or Normalize())(few.batch(torch.arange(len(few))).to(device))
-    rate = patient.attempt("network", lambda: _timed(network, inputs))
+    rate = patient.attempt("network", lambda: time_training(network, inputs))
     if rate is None:
         return
     patient.network, patient.inputs, patient.rate = network, inputs, rate
@@ -266,16 +266,6 @@ def _file_of(patient: _Examination) -> Path:
     return published_place(patient.model) if patient.weights == PUBLISHED else Path(patient.weights).expanduser()
 
 
-def _timed(network: nn.Module, inputs: Tensor) -> float:
-    "Seconds of one image's forward pass in training, in a copy. Raises `ArchrepairError` for a network that cannot be copied or trained."
-    try:
-        with autocast(inputs.device, precision_of(network, "auto")):
-            return time_pass(thaw(duplicate(network)), inputs)
-    except Exception as error:  # it is the user's code: anything can go wrong in it
-        raise ArchrepairError(f"a step of training fails ({type(error).__name__}: {first_line(error)[:120]}); expected a network that can "
-                              "be copied and gives gradients") from None
-
-
 def _weights(patient: _Examination) -> None:
     "Where the weights come from, and whether they fit."
     network, train = patient.network, patient.train
@@ -301,6 +291,16 @@ def _weights(patient: _Examination) -> None:
     if len(patient.checks) == count:  # nothing had to be done to make them fit
         words = "trained by an earlier command" if patient.source == "cache" else "all tensors fit"
         patient.enter("weights", "ok", f"{short_path(path)}, {words}")
+
+
+def _earlier_repair(patient: _Examination, folder: str | Path | None) -> None:
+    "Whether an earlier repair, where there is one, belongs to this network; it is what is judged from then on."
+    judged = patient.judged
+    if folder is not None and judged is None:
+        patient.skip("earlier repair", {"the network's weights": None})
+    elif folder is not None and judged is not None and (network := patient.attempt("earlier repair", lambda: load(folder, judged))):
+        patient.judged = network
+        patient.enter("earlier repair", "ok", f"that in {short_path(Path(folder))}")
 
 # %% ../../nbs/experiments/08_doctor.ipynb #bd9490cc
 def _answers(patient: _Examination) -> None:
@@ -381,13 +381,13 @@ def _forecast(patient: _Examination, folder: Path) -> None:
 # %% ../../nbs/experiments/08_doctor.ipynb #34f7fbef
 def doctor(model: str = "resnet18", dataset: str = "auto", tier: str = "auto", seed: int = 0, *, weights: str | Path | None = None,
            normalize: str | None = None, trust: bool = False, device: str | torch.device = "auto", protocol: str = "clean",
-           method: str = "archrepair", block: str | None = None, options: Mapping[str, object] | None = None, out: str | Path | None = None,
-           outputs: Path | None = None) -> Diagnosis:
+           method: str = "archrepair", block: str | None = None, options: Mapping[str, object] | None = None,
+           repaired: str | Path | None = None, out: str | Path | None = None, outputs: Path | None = None) -> Diagnosis:
     """Look at everything that a repair with these settings would need: in seconds, without training, downloads or files written.
 
     The arguments are those of `archrepair repair`: `model`, `weights`, `normalize`, `trust` and `device` of `originals.original`, `method`
-    a name as for `runs.method_cell`, `options` further settings of the method by name, `out` the folder for the results. What is wrong is a
-    finding and not an error, so that all problems are named, not only the first.
+    a name as for `runs.method_cell`, `options` further settings of the method by name, `repaired` the folder of an earlier repair, `out`
+    the folder for the results. What is wrong is a finding and not an error, so that all problems are named, not only the first.
     """
     folder = Path(out) if out else home() / "outputs" / "repair"
     checks: list[Check] = []
@@ -403,6 +403,7 @@ def doctor(model: str = "resnet18", dataset: str = "auto", tier: str = "auto", s
     _images(patient)
     _network(patient)
     _weights(patient)
+    _earlier_repair(patient, repaired)
     _answers(patient)
     _blocks(patient)
     _forecast(patient, folder)

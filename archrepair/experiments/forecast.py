@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PASSES', 'LIBRARIES_BYTES', 'SEARCH_FACTOR', 'image_passes', 'time_pass', 'spoken', 'saved_bytes', 'memory_needed',
-           'disk_needed', 'in_bytes', 'available_memory', 'free_disk', 'existing_part']
+__all__ = ['PASSES', 'LIBRARIES_BYTES', 'SEARCH_FACTOR', 'image_passes', 'time_pass', 'time_training', 'spoken', 'saved_bytes',
+           'memory_needed', 'disk_needed', 'in_bytes', 'available_memory', 'free_disk', 'existing_part']
 
 # %% ../../nbs/experiments/06_forecast.ipynb #c5355aa8
+from ..core.copies import duplicate
+from ..core.errors import ArchrepairError, first_line
 from ..core.registry import METHODS
 from ..core.tiers import Tier
 from ..deploy.footprint import size_of
 from ..networks.outputs import logits_of
+from ..networks.blocks import thaw
+from ..training.fit import autocast, precision_of
 
 # %% ../../nbs/experiments/06_forecast.ipynb #9f759351
 PASSES: dict[str, float] = {name: method.passes for name, method in METHODS.items()}
@@ -49,6 +53,16 @@ def time_pass(network: nn.Module, x: Tensor, seconds: float = 3.0) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return min(times) / len(x) / 3
+
+
+def time_training(network: nn.Module, inputs: Tensor) -> float:
+    "Seconds of one image's forward pass in training, in a copy. Raises `ArchrepairError` for a network that cannot be copied or trained."
+    try:
+        with autocast(inputs.device, precision_of(network, "auto")):
+            return time_pass(thaw(duplicate(network)), inputs)
+    except Exception as error:  # it is the user's code: anything can go wrong in it
+        raise ArchrepairError(f"a step of training fails ({type(error).__name__}: {first_line(error)[:120]}); expected a network that can "
+                              "be copied and gives gradients") from None
 
 
 def spoken(seconds: float) -> str:
