@@ -15,11 +15,12 @@ __all__ = ['show_record', 'show_comparison']
 from .console import show
 from ..core.errors import note
 from ..core.labels import TEST_SETS
-from ..deploy.gate_view import closing_lines
 
 # %% ../../nbs/cli/06_outcomes.ipynb #e8fb74fe
 def show_record(record: Any, folder: str) -> None:
     "Before and after, what was fixed and broken, the verdict, and what ends a repair behind a gate."
+    from archrepair.deploy.gate_view import closing_lines  # it needs torch
+
     before, after, change = (record.metrics[key] for key in ("before", "after", "change"))
     rows = []
     for name, images in TEST_SETS.items():

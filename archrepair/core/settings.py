@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 # %% auto #0
@@ -22,6 +23,7 @@ __all__ = ['WholeNumber', 'Count', 'NotNegative', 'Positive', 'Share', 'Seed', '
 
 # %% ../../nbs/core/09_settings.ipynb #1d8bc804
 from .errors import ArchrepairError, first_line, unknown
+from .paths import user_path
 
 # %% ../../nbs/core/09_settings.ipynb #ebb7adb7
 @dataclass(frozen=True)
@@ -210,12 +212,16 @@ class Setting:
         return any((get_args(member)[0] if get_origin(member) is Annotated else member) is plain for member in _members(self.kind))
 
     def check(self, value: Any) -> Any:
-        """The value, of numpy's or torch's scalars Python's own. Objects of a class alone, such as a network, are not looked at.
+        """The value, of numpy's or torch's scalars Python's own, of paths those that `user_path` gives. Other objects are not looked at.
 
         Raises `ArchrepairError` where it does not fit.
         """
         if getattr(value, "shape", None) == () and hasattr(value, "item") and hasattr(value, "dtype"):
             value = value.item()
+        if isinstance(value, Path):
+            return user_path(value)
+        if isinstance(value, list) and value and all(isinstance(each, Path) for each in value):
+            return [user_path(each) for each in value]
         if fits(value, self.kind) or not any(map(_is_plain, _members(self.kind))):
             return value
         for limit in (limit for member in _members(self.kind) for limit in _limits(member)):

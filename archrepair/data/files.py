@@ -322,6 +322,8 @@ def _outline(path: Path, sides: tuple[int, int]) -> ImageSet:
     if tuple(shape[1:3]) != sides:
         here, there = ("×".join(map(str, part)) for part in (shape[1:3], sides))
         raise ArchrepairError(f"{path} has images of {here} px and the file beside it of {there}; expected one size: resize them")
+    if labels.ndim != 1:
+        raise ArchrepairError(f"{path}: labels have shape {labels.shape} for {shape[0]} images; expected one per image")
     return ImageSet(np.zeros((len(labels), 1, 1, 3), np.uint8), _numbers(labels, classes, path), classes, str(path))
 
 

@@ -19,6 +19,7 @@ __all__ = ['PASSES', 'LIBRARIES_BYTES', 'SEARCH_FACTOR', 'image_passes', 'time_p
 # %% ../../nbs/experiments/06_forecast.ipynb #c5355aa8
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line
+from ..core.paths import user_path
 from ..core.registry import METHODS
 from ..core.tiers import Tier
 from ..deploy.footprint import size_of
@@ -134,7 +135,7 @@ def free_disk(folder: Path) -> int:
 
 
 def existing_part(path: Path) -> Path:
-    "The longest part of a path that is there."
-    path = path.expanduser().absolute()
+    "The longest part of a path that is there. Raises `ArchrepairError` for a path that the system does not take."
+    path = user_path(path).absolute()
     return next(part for part in (path, *path.parents) if part.exists())
 

@@ -184,6 +184,8 @@ LIE = zipped({"images.npy": lie(SHAPES[0]), "labels.npy": npy(np.arange(9))})
 
 @given(archives(), st.one_of(st.none(), archives()), st.sampled_from(["train", "test"]), versions, st.one_of(st.just("own.npz"), filename))
 @example(LIE, None, "train", "", "own.npz")
+@example(zipped({"images.npy": npy(np.zeros((2, 8, 8, 3), np.uint8)), "labels.npy": npy(np.arange(2))}),
+         zipped({"images.npy": npy(np.zeros((2, 8, 8, 3), np.uint8)), "labels.npy": npy(np.int64(1))}), "test", "", "own.npz")
 @example(bomb(), None, "train", "", "own.npz")
 @example(
     zipped({"images.npy": npy(np.zeros((4, 8, 8, 3), np.uint8)), "labels.npy": npy(np.array([0, 1, 0, 2**62]))}),

@@ -170,6 +170,8 @@ def lines(draw: st.DrawFn) -> list[str]:
 @example(["evaluate", "--tier", "smoke", "--dataset", "npz:~no-such-user/a.npz"])
 @example(["list", "models", "\udcff"])
 @example(["corrupt", "--dataset", "digits", "--out", "a" * 300])
+@example(["doctor", "--tier", "smoke", "--out", "a" * 300])
+@example(["report", "a", "a" * 300])
 @fuzz(KIND)
 def test_commands(words):
     with ground() as folder:
