@@ -60,7 +60,7 @@ def _rejected(repair: Mapping[str, Any]) -> str:
         parts.append(f"plain fine-tuning of {repair['block']} (validation loss {losses['control']:.3f}, behind the gate "
                      f"{losses['repaired']:.3f})")
     if repair["chosen"] != "repaired" and not findings["touch"]:
-        parts.append(f"an expert: no gate tells these failures from other images (AUROC {findings['auroc']:.2f})")
+        parts.append(f"an expert: no gate tells these failures from other images (AUROC {number(findings['auroc'], '.2f')})")
     elif repair["chosen"] != "repaired":
         parts.append(f"the expert (validation loss {losses['repaired']:.3f}, {repair['chosen']} {losses[repair['chosen']]:.3f})")
     return "; ".join(parts) or "nothing else was tried"
@@ -153,7 +153,7 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
         return Html()
     source = "emulated images" if findings["emulator"] != "none" else "the failures themselves"
     parts = [tag("p", f"What the failures have in common: {findings['pattern']}. The expert learned from {source}. The gate tells failures "
-                      f"from other images with an AUROC of {findings['auroc']:.3f} (0.5: not at all, 1: always).")]
+                      f"from other images with an AUROC of {number(findings['auroc'], '.3f')} (0.5: not at all, 1: always).")]
     if findings["touch"]:
         touch = str(Touch(**{**findings["touch"], "thresholds": ()}))
         parts.append(tag("p", tag("strong", f"{touch[:1].upper()}{touch[1:]}.")))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['MOST', 'SMALL', 'LEAD', 'TELLS', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate', 'ConditionalRepair']
+__all__ = ['MOST', 'SMALL', 'LEAD', 'ENOUGH', 'TELLS', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate',
+           'ConditionalRepair']
 
 # %% ../../nbs/repair/05_conditional.ipynb #f61df9b5
 from ..core.copies import duplicate
@@ -121,6 +122,7 @@ def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Ten
 # %% ../../nbs/repair/05_conditional.ipynb #9f08c838
 SMALL = 10.0  # how much faster than a copy of the block, which starts from good weights, a small expert learns
 LEAD = 0.1  # by how much of its loss a later block must be ahead in a trial: early ones learn for longer, and damage to an image is early
+ENOUGH = 10  # failures; of fewer nobody can say what they have in common
 TELLS = 0.9  # AUROC on failures it was not fitted to, below which a gate is not used
 
 
@@ -202,6 +204,8 @@ class _Run:
         self.history: dict[str, list[dict]] = {}
         self.networks: dict[str, nn.Module] = {"original": model}
         self.block: str | None = None
+        self.pattern: Pattern | None = None
+        self.auroc: float | None = None
         self.touch: Touch | None = None
         self.notes = notes
 
@@ -211,6 +215,8 @@ class _Run:
     def look(self) -> None:
         "What do the failures have in common, and can a gate see it?"
         method, network = self.method, self.network
+        if len(self.data.failures) < ENOUGH:
+            return
         with self.meter.running():
             self.pattern = Pattern.of(self.data.failures, self.data.train, emulator=method.emulator, seed=method.seed)
             stages = read_stages(self.base)
@@ -234,12 +240,19 @@ class _Run:
     @property
     def tells(self) -> bool:
         "Can the gate tell failures from other images well enough?"
-        return self.auroc >= TELLS
+        return self.auroc is not None and self.auroc >= TELLS
+
+    def _why_not(self) -> str:
+        "Why there is nothing to repair behind a gate."
+        if self.auroc is None:
+            return f"{len(self.data.failures)} failures are too few to see what they have in common ({ENOUGH} are needed)"
+        return f"the failures have no common pattern that a gate could see (AUROC {self.auroc:.2f}, {TELLS} is needed)"
 
     def _expert_data(self, n_train: int | None = None, n_val: int | None = None) -> RepairData:
         "What an expert learns from and is chosen by: emulated images where they help, else the failures and ordinary images."
         data, seed = self.data, self.method.seed
         train, val = _some(data.train, n_train, seed), _some(self.ordinary.val, n_val, seed)
+        assert self.pattern is not None
         train, val = emulated(train, self.pattern, seed), emulated(val, self.pattern, seed + 1)
         if self.pattern.emulator.name == "none" and len(data.val_failures):
             val = data.val_failures  # an expert is not meant for ordinary images
@@ -295,7 +308,7 @@ class _Run:
         Where nothing is emulated, half of the failures judge: those set aside for validation are too few to tell blocks apart.
         """
         data = self._expert_data(self.method.trial_images, 1000)
-        if self.pattern.emulator.name == "none":
+        if self.pattern is not None and self.pattern.emulator.name == "none":
             learn, judge = holdout(data.failures.labels, 0.5, self.method.seed)
             return replace(data, failures=data.failures.select(learn), val=data.failures.select(judge))
         return replace(data, val=replace(data.val, images=data.val.batch(torch.arange(len(data.val)))))  # one draw for all blocks
@@ -369,8 +382,7 @@ class _Run:
         if self.tells:
             verdict = replace(judge(losses, method="behind a gate"), touch=self.touch)
         else:
-            verdict = Verdict("original", losses, f"the failures have no common pattern that a gate could see (AUROC {self.auroc:.2f}, "
-                              f"{TELLS} is needed); returning the original unchanged: label more data, or retrain")
+            verdict = Verdict("original", losses, f"{self._why_not()}; returning the original unchanged: label more data, or retrain")
         winner = duplicate(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
         for network in (winner, *(network for name, network in self.networks.items() if name != "original")):
             for parameter in network.parameters():
@@ -382,13 +394,13 @@ class _Run:
         config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision}
         return RepairResult(winner.eval(), self.method.name, self.block, None, verdict, changed, self.history, self.meter,
                             self.control_meter, config, self.localization, self.networks, warnings=self.notes,
-                            conditional=self._findings(winner))
+                            conditional=self._findings())
 
-    def _findings(self, winner: nn.Module) -> dict[str, Any]:
-        "What was found on the way, as plain values; the branches are those of the network that is returned."
-        branches = winner.describe() if isinstance(winner, Conditional) else []
-        return {"label": self.label, "branches": branches, "pattern": self.pattern.describe(),
-                "emulator": self.pattern.emulator.name, "auroc": round(self.auroc, 4), "trials": self.trials,
+    def _findings(self) -> dict[str, Any]:
+        "What was found on the way, as plain values."
+        return {"label": self.label, "pattern": self.pattern.describe() if self.pattern else "too few failures to see one",
+                "emulator": self.pattern.emulator.name if self.pattern else "none",
+                "auroc": None if self.auroc is None else round(self.auroc, 4), "trials": self.trials,
                 "touch": asdict(self.touch) if self.touch else None}
 
 

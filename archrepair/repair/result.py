@@ -59,7 +59,7 @@ class RepairResult:
     `model` is the network to deploy, and `verdict` says which of the `candidates` (`repaired`, `control`, `original`) that is and why.
     `changed` names every differing entry of the state dict. `cost` counts the whole repair; `control_cost` is the part spent on the
     control it was compared with. `footprint` is what the network weighed and took before and after (`footprint.footprints`), where
-    someone has measured it. `conditional` is what a repair behind a gate found out: its branches, the pattern, the limit.
+    someone has measured it. `conditional` is what a repair behind a gate found out: the pattern, the trials, the limit.
     """
 
     model: nn.Module
@@ -102,8 +102,12 @@ class RepairResult:
             "history": self.history,
             "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,
             "genotype": json.loads(self.genotype.to_json()) if self.genotype else None, "metrics": self.metrics,
-            "warnings": self.warnings, "footprint": self.footprint, **({"conditional": self.conditional} if self.conditional else {}),
+            "warnings": self.warnings, "footprint": self.footprint, **({"conditional": self._conditional()} if self.conditional else {}),
             "localization": self.localization.to_dict() if self.localization else None}
+
+    def _conditional(self) -> dict:
+        "What a repair behind a gate found out, with the branches of the network that is returned."
+        return {**(self.conditional or {}), "branches": self.model.describe() if isinstance(self.model, Conditional) else []}
 
     def _repr_html_(self) -> str:
         return summary_of(self.to_dict())._repr_html_()

@@ -43,4 +43,4 @@ def test_other_words(here, capsys, trained_weights):
 @SETTINGS.one_line("a setting that does not exist, `max_skips`", "suggests the nearest, max_skip")
 def test_a_misspelled_setting():
     with one_line("max_skips.*did you mean 'max_skip'"):
-        ArchRepair(search_options={"max_skips": 2})
+        ArchRepair(strategy="pc-darts", search_options={"max_skips": 2})

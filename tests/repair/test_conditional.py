@@ -134,7 +134,7 @@ def test_a_second_repair_that_is_rejected_leaves_the_first_where_it_was(_problem
     monkeypatch.setattr(module, "judge", lambda losses, **options: Verdict("original", losses, "rejected by the test"))
     twice = ConditionalRepair(**SETTINGS, label="fog").repair(result.model, foggy.data)
     assert twice.chosen == "original" and "control" not in twice.candidates
-    assert [branch["name"] for branch in twice.conditional["branches"]] == ["contrast"]
+    assert [branch["name"] for branch in twice.to_dict()["conditional"]["branches"]] == ["contrast"]
     twice.save(tmp_path)
     x = foggy.data.transform(foggy.test.batch(torch.arange(8)))
     with torch.no_grad():
@@ -266,3 +266,13 @@ def test_settings_out_of_range_are_one_line(settings, message):
 def test_what_does_not_fit_the_network_is_one_line(problem, flat, settings, message):
     with pytest.raises(ArchrepairError, match=message):
         ConditionalRepair(**{"finetune_epochs": 1, "control": False} | settings).repair(problem.network, flat.data)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_few_failures_are_no_pattern_and_leave_the_network_alone(problem, flat, count, tmp_path):
+    data = replace(flat.data, failures=flat.data.failures.select(torch.arange(count)))
+    result = ConditionalRepair(**SETTINGS).repair(problem.network, data)
+    assert result.chosen == "original" and f"{count} failures are too few" in str(result.verdict) and result.conditional["auroc"] is None
+    assert len(closing_lines(result.to_dict(), {})) == 4 and "branches" not in result.conditional
+    result.save(tmp_path)
+    assert result.report(tmp_path / "report.html").exists()
