@@ -209,8 +209,8 @@ class Runs:
         "`Localization.to_dict` of a cell's scenario, computed once."
         path = self.file(replace(cell, method="tarantula", block=None, options=()), "localizations")
         if not path.exists() or self.force and path not in self.done:
+            unrepaired, scenario = self.problem(cell)  # what is wrong with it is said before anything else
             self.log(f"localization, seed {cell.seed}")
-            unrepaired, scenario = self.problem(cell)
             precision = default_precision(unrepaired.network, next(unrepaired.network.parameters()).device)  # as ArchRepair does
             content = localize(unrepaired.network, scenario.data, precision=precision).to_dict()
             write_json(path, content)

@@ -172,6 +172,7 @@ def lines(draw: st.DrawFn) -> list[str]:
 @example(["corrupt", "--dataset", "digits", "--out", "a" * 300])
 @example(["doctor", "--tier", "smoke", "--out", "a" * 300])
 @example(["report", "a", "a" * 300])
+@example(["compare", "--tier", "smoke", "--dataset", "npz:own.npz", "--blocks", "1", "--json"])
 @fuzz(KIND)
 def test_commands(words):
     with ground() as folder:
