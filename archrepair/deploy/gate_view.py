@@ -163,12 +163,20 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
         parts.append(figure("gate", lambda ax: draw_branches(branches, ax, fires), drawing_size(len(branches)),
                             "The path of every image, and below it the path of images on which a gate fires. Where several fire, the one "
                             "whose failures are nearest decides.", alt))
+    if ungated := metrics.get("ungated"):
+        original, behind = ({name: metrics[when][name]["accuracy"] for name in ungated} for when in ("before", "after"))
+        rows = [(TEST_SETS[name].title, *(number(part[name], ".2f") for part in (original, ungated, behind))) for name in ungated]
+        heads = ("Images", "Original", "Without the gate", "Behind it")
+        parts += [table("The same expert without its gate and behind it, accuracy in %", heads, rows),
+                  note("A gate that knew which images are damaged would give the failing kind the second column, and all others the "
+                       "first.")]
     parts.append(_costs(findings["branches"], repair.get("footprint") or {}, fires))
     if trials := findings["trials"]:
-        rows = [(trial["block"], number(trial["before"], ".4f"), number(trial["loss"], ".4f")) for trial in trials]
-        parts += [table("Short trials of an expert in each block", ("Block", "Loss before", "Loss after"), rows),
-                  note("Loss on validation images under the emulated pattern and on validation failures, after one epoch on a part of the "
-                       "images.")]
+        rows = [(trial["block"], str(trial.get("epochs", 1)), number(trial["before"], ".4f"), number(trial["loss"], ".4f"))
+                for trial in trials]
+        parts += [table("Short trials of an expert in each block", ("Block", "Epochs", "Loss before", "Loss after"), rows),
+                  note("Loss on validation images under the emulated pattern or, where nothing is emulated, on half of the failures. Of "
+                       "blocks that are close, the earliest is taken.")]
     parts.append(tag("ul", *(tag("li", line) for line in closing_lines(repair, metrics)[2:])))
     return section("Behind the gate", *parts)
 

@@ -31,8 +31,9 @@ from ..core.paths import file_name, home
 from ..core.settings import OneOf, Seed, check_settings, checked
 from ..core.tiers import Tier, TierName, resolve_tier
 from ..data.datasets import fingerprint, load_dataset, parse_version
-from ..data.scenario import PROTOCOLS, Scenario, build_scenario
-from ..deploy.footprint import footprints
+from ..data.images import ImageSet
+from ..data.scenario import PROTOCOLS, RepairData, Scenario, build_scenario
+from ..deploy.footprint import footprints, hold_gates
 from .methods import method_class
 from .originals import OWN, Original, original, outputs_of, slug, weights_path
 from ..networks.blocks import get_block
@@ -40,7 +41,7 @@ from ..networks.conditional import Conditional, original_of
 from ..networks.weights import split_entry
 from ..repair.conditional import firing_rate
 from ..repair.result import Repairer, RepairResult, load
-from ..training.evaluation import Evaluation, compare, evaluate, is_correct, predict
+from ..training.evaluation import Evaluation, Score, compare, evaluate, is_correct, predict
 
 # %% ../../nbs/experiments/03_cells.ipynb #0b085aa0
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def measure(network: nn.Module, result: RepairResult, scenario: Scenario) -> dic
     """Before, after and change on every set of the scenario.
 
     `after` and `change` are those of the network returned; `candidates` has the same for every other network but the original;
-    `images` counts the images of each kind.
+    `images` counts the images of each kind. Of a network behind gates there are two more: on which share of a set a gate `fires`, and the
+    accuracy of the last expert `ungated`, that is, on all images.
     """
     before = evaluate(network, scenario)
 
@@ -190,17 +192,24 @@ def measure(network: nn.Module, result: RepairResult, scenario: Scenario) -> dic
         return {"after": _scores(after), "change": {name: asdict(change) for name, change in compare(before, after, scenario).items()}}
 
     others = {name: candidate for name, candidate in result.candidates.items() if name != "original"}
-    data, fires = scenario.data, {}
+    data, gated = scenario.data, {}
     if isinstance(result.model, Conditional):
         sets = {"held_out": scenario.test, **({"clean_held_out": scenario.clean} if scenario.clean is not scenario.test else {})}
         rate = lambda images: firing_rate(result.model, images.select(scenario.held_out), data.transform)
-        fires = {name: round(rate(images), 5) for name, images in sets.items()}
-    return {"before": _scores(before), **({"fires": fires} if fires else {}),
+        expert = hold_gates(result.model, list(result.model.branches)[-1])
+        gated = {"fires": {name: round(rate(images), 5) for name, images in sets.items()},
+                 "ungated": {name: _accuracy(expert, images.select(scenario.held_out), data) for name, images in sets.items()}}
+    return {"before": _scores(before), **gated,
             "candidates": {name: against_before(candidate) for name, candidate in others.items()},
             **against_before(result.model),
             "images": {"test": scenario.test.name, "failures": len(data.failures), "val_failures": len(data.val_failures),
                        "train": len(data.train), "val": len(data.val), "held_out": len(scenario.held_out),
                        "failure_rate": round(data.failure_rate, 4)}}
+
+
+def _accuracy(network: nn.Module, images: ImageSet, data: RepairData) -> float:
+    "In per cent."
+    return Score.of(is_correct(predict(network, images, data.transform), images.labels)).accuracy
 
 
 def _scores(evaluation: Evaluation) -> dict[str, dict]:

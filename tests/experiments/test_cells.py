@@ -127,7 +127,7 @@ def test_the_schema_of_a_record(record):
     assert record["cell"] == {"method": "archrepair", "model": "resnet18", "dataset": DATASET, "seed": 0, "tier": "smoke",
                               "protocol": "clean", "block": None, "options": options}
     sets, metrics = {"full", "held_out", "clean_full", "clean_held_out"}, record["metrics"]
-    assert metrics.keys() - {"fires"} == {"before", "after", "change", "candidates", "images"}
+    assert metrics.keys() - {"fires", "ungated"} == {"before", "after", "change", "candidates", "images"}
     assert set(metrics["candidates"]) == {"repaired", "control"} and ("fires" in metrics) == (record["repair"]["chosen"] == "repaired")
     for part in (metrics, *metrics["candidates"].values()):
         assert part["after"].keys() == metrics["before"].keys() == sets and part["change"].keys() == sets | {"seen", "unseen"}
