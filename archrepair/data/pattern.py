@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['RIDGE', 'FEWEST', 'COMMON', 'Interval', 'placements', 'Fidelity', 'fidelity', 'describe_profiles', 'Pattern',
-           'plot_pattern']
+__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'Interval', 'placements', 'Fidelity', 'fidelity', 'describe_profiles',
+           'Pattern', 'plot_pattern']
 
 # %% ../../nbs/data/11_pattern.ipynb #9f1dbe2e
 from ..core.errors import ArchrepairError, unknown
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/data/11_pattern.ipynb #ad2512e6
 RIDGE = 3.0  # l2 penalty of the classifier, on standardized statistics
+FAITHFUL = 0.75  # AUROC of emulated images against failures, below which they can stand for failures where something is judged
 FEWEST = 20  # failures below which nothing is measured: each half has to be fitted and judged
 COMMON = 0.65  # AUROC of clean images against failures from which these have something in common worth a word
 
@@ -193,6 +194,11 @@ class Pattern:
     def fidelity(self) -> Fidelity | None:
         "Of the emulator in use; of `none` and without enough images, nothing."
         return self.tried.get(self.emulator.name)
+
+    @property
+    def faithful(self) -> bool:
+        "Can emulated images stand for failures where something is judged? Their AUROC against failures must be below `FAITHFUL`."
+        return self.fidelity is not None and self.fidelity.emulated.value < FAITHFUL
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         "Emulated copies of uint8 N×H×W×C or float N×C×H×W images, new at each call: same shape, dtype and device."

@@ -251,11 +251,11 @@ class _Run:
     def _expert_data(self, n_train: int | None = None, n_val: int | None = None) -> RepairData:
         "What an expert learns from and is chosen by: emulated images where they help, else the failures and ordinary images."
         data, seed = self.data, self.method.seed
-        train, val = _some(data.train, n_train, seed), _some(self.ordinary.val, n_val, seed)
         assert self.pattern is not None
-        train, val = emulated(train, self.pattern, seed), emulated(val, self.pattern, seed + 1)
-        if self.pattern.emulator.name == "none" and len(data.val_failures):
-            val = data.val_failures  # an expert is not meant for ordinary images
+        train = emulated(_some(data.train, n_train, seed), self.pattern, seed)
+        val = emulated(_some(self.ordinary.val, n_val, seed), self.pattern, seed + 1)
+        if not self.pattern.faithful and len(data.val_failures):
+            val = data.val_failures  # an expert is not meant for ordinary images, nor for what only resembles the failures
         return replace(data, train=train, val=val)
 
     def place(self) -> None:
@@ -305,10 +305,10 @@ class _Run:
     def _trial_data(self) -> RepairData:
         """What trials learn from and are judged by: a part of what the expert will have.
 
-        Where nothing is emulated, half of the failures judge: those set aside for validation are too few to tell blocks apart.
+        Where no emulator is faithful, half of the failures judge: those set aside for validation are too few to tell blocks apart.
         """
         data = self._expert_data(self.method.trial_images, 1000)
-        if self.pattern is not None and self.pattern.emulator.name == "none":
+        if self.pattern is not None and not self.pattern.faithful:
             learn, judge = holdout(data.failures.labels, 0.5, self.method.seed)
             return replace(data, failures=data.failures.select(learn), val=data.failures.select(judge))
         return replace(data, val=replace(data.val, images=data.val.batch(torch.arange(len(data.val)))))  # one draw for all blocks
