@@ -276,3 +276,17 @@ def test_a_few_failures_are_no_pattern_and_leave_the_network_alone(problem, flat
     assert len(closing_lines(result.to_dict(), {})) == 4 and "branches" not in result.conditional
     result.save(tmp_path)
     assert result.report(tmp_path / "report.html").exists()
+
+
+def test_failures_judge_where_no_emulator_is_faithful(problem, flat, monkeypatch):
+    run = module._Run(ConditionalRepair(trial_images=100), problem.network, flat.data, [], None)
+    failures = set(flat.data.failures.index.tolist())
+    for emulator, judged_by_failures in (("spectral", False), ("none", True)):
+        run.pattern = Pattern.of(flat.data.failures, flat.data.train, emulator=emulator)
+        monkeypatch.setattr(Pattern, "faithful", property(lambda pattern: pattern.emulator.name == "spectral"))
+        data = run._trial_data()
+        learn, judge = set(data.failures.index.tolist()), set(data.val.index.tolist())
+        assert (judge <= failures and not learn & judge) == judged_by_failures and learn <= failures
+        assert torch.equal(data.val.batch(torch.arange(3)), data.val.batch(torch.arange(3)))  # one draw for all blocks
+        expert = run._expert_data()
+        assert (expert.val is flat.data.val_failures) == judged_by_failures and set(expert.failures.index.tolist()) == failures
