@@ -112,7 +112,10 @@ class Settings:
         """
         plain = Cell("archrepair", model or self.models[0], self.version(corruption), self.seeds[0] if seed is None else seed, self.tier,
                      self.protocol, block)
-        return method_cell(PAPER_FORM if method == "archrepair" else method, plain, epochs)
+        name, _, options = method.partition(":")
+        if name == "archrepair" and not any(f"{field}=" in options for field in ("strategy", "level", "preset")):
+            method = ";".join(filter(None, (PAPER_FORM, options)))
+        return method_cell(method, plain, epochs)
 
     def __str__(self) -> str:
         return (f"{', '.join(self.models)} on {self.dataset}, {self.protocol} protocol, tier {self.tier}, "
