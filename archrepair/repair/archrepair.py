@@ -5,6 +5,7 @@
 # %% ../../nbs/repair/06_archrepair.ipynb #9c0b1f08
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -110,8 +111,12 @@ class ArchRepair:
             gated = field.name in ("form", "emulator", "max_touched", "label")
             if gated and self.strategy != MEASURED and getattr(self, field.name) != field.default:
                 raise ArchrepairError(f"{field.name} is a setting of strategy {MEASURED}; strategy {self.strategy} has no gate")
-        known = search_settings(self.strategy)
+        known, searched = search_settings(self.strategy), search_settings("pc-darts")
         for name in dict(self.search_options):
+            near = difflib.get_close_matches(name, searched, 1) if self.strategy == MEASURED else []
+            if name not in known and near:
+                raise ArchrepairError(f"{name!r} is no option of strategy {MEASURED}; {near[0]} is one of the paper's search: "
+                                      "strategy=pc-darts")
             if name not in known:
                 raise unknown_setting("the search", name, known)
 

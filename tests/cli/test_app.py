@@ -496,7 +496,7 @@ SEARCHED = ("--strategy", "pc-darts")
     (["repair", *SEARCHED, "-S", "inherited_lr=fast"], "inherited_lr is 'fast'; expected a number from 0"),
     (["repair", *SEARCHED, "-S", "order=5"], "order is 5; expected 1, 2 or 'fd'"),
     (["repair", *SEARCHED, "-S", "edge_norm=maybe"], "edge_norm is 'maybe'; expected True or False"),
-    (["repair", "--views", "0"], "views is 0"), (["repair", "-S", "order=2"], "unknown option of the search 'order': known: trial_images"),
+    (["repair", "--views", "0"], "views is 0"), (["repair", "-S", "order=2"], "'order' is no option of strategy measured; order is one of"),
     (["repair", "--search-epochs", "-1"], "search_epochs is -1; expected a whole number from 0"),
     (["repair", "--seed", "-1"], "seed is -1; expected a whole number from 0 to"),
     (["repair", "--strategy", "drats"], "unknown strategy 'drats': did you mean 'darts'"), (["repair", "--preset", "papr"], "'paper'"),
