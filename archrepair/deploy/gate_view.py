@@ -175,8 +175,8 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
         rows = [(trial["block"], str(trial.get("epochs", 1)), number(trial["before"], ".4f"), number(trial["loss"], ".4f"))
                 for trial in trials]
         parts += [table("Short trials of an expert in each block", ("Block", "Epochs", "Loss before", "Loss after"), rows),
-                  note("Loss on validation images under the emulated pattern or, where nothing is emulated, on half of the failures. Of "
-                       "blocks that are close, the earliest is taken.")]
+                  note("Loss on half of the failures, from which these experts did not learn. Of blocks that are close, the earliest is "
+                       "taken.")]
     parts.append(tag("ul", *(tag("li", line) for line in closing_lines(repair, metrics)[2:])))
     return section("Behind the gate", *parts)
 

@@ -248,12 +248,12 @@ class _Run:
             return f"{len(self.data.failures)} failures are too few to see what they have in common ({ENOUGH} are needed)"
         return f"the failures have no common pattern that a gate could see (AUROC {self.auroc:.2f}, {TELLS} is needed)"
 
-    def _expert_data(self, n_train: int | None = None, n_val: int | None = None) -> RepairData:
+    def _expert_data(self, n_train: int | None = None) -> RepairData:
         "What an expert learns from and is chosen by: emulated images where they help, else the failures and ordinary images."
         data, seed = self.data, self.method.seed
         assert self.pattern is not None
         train = emulated(_some(data.train, n_train, seed), self.pattern, seed)
-        val = emulated(_some(self.ordinary.val, n_val, seed), self.pattern, seed + 1)
+        val = emulated(self.ordinary.val, self.pattern, seed + 1)
         if not self.pattern.faithful and len(data.val_failures):
             val = data.val_failures  # an expert is not meant for ordinary images, nor for what only resembles the failures
         return replace(data, train=train, val=val)
@@ -303,15 +303,14 @@ class _Run:
             epochs = min(2 * epochs, longest)
 
     def _trial_data(self) -> RepairData:
-        """What trials learn from and are judged by: a part of what the expert will have.
+        """What trials learn from, a part of what the expert will have, and what they are judged by: the other half of the failures.
 
-        Where no emulator is faithful, half of the failures judge: those set aside for validation are too few to tell blocks apart.
+        Emulated images would not do as judges. A network may know its training images by heart, and an expert in a late block does best on
+        those; failures it has never seen.
         """
-        data = self._expert_data(self.method.trial_images, 1000)
-        if self.pattern is not None and not self.pattern.faithful:
-            learn, judge = holdout(data.failures.labels, 0.5, self.method.seed)
-            return replace(data, failures=data.failures.select(learn), val=data.failures.select(judge))
-        return replace(data, val=replace(data.val, images=data.val.batch(torch.arange(len(data.val)))))  # one draw for all blocks
+        data = self._expert_data(self.method.trial_images)
+        learn, judge = holdout(data.failures.labels, 0.5, self.method.seed)
+        return replace(data, failures=data.failures.select(learn), val=data.failures.select(judge))
 
     def _try(self, blocks: Sequence[str], data: RepairData, epochs: int) -> dict[str, Tensor]:
         "The loss of each image that judges, under experts that learned for so many epochs, by block (float32 N)."
