@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OURS = "#b2182b"
 METHOD_COLORS = {
     "original": "#8c8c8c", "mode": "#56b4e9", "apricot": "#e69f00", "arachne": "#009e73", "sensei": "#cc79a7", "fewshot": "#8c510a",
-    "deeprepair": "#0072b2", "archrepair": OURS, "conditional": "#5e3c99", "birdnn": "#999933", "retrain": "#222222",
+    "deeprepair": "#0072b2", "archrepair": OURS, "birdnn": "#999933", "retrain": "#222222",
     "surgical": "#66c2a5", "finetune": "#d6604d"}
 METHOD_MARKERS = dict(zip(METHOD_COLORS, "_osDvP^*Xhd<>"))
 
