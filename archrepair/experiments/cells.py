@@ -39,7 +39,7 @@ from .originals import OWN, Original, original, outputs_of, slug, weights_path
 from ..networks.blocks import get_block
 from ..networks.conditional import Conditional, original_of
 from ..networks.weights import split_entry
-from ..repair.conditional import firing_rate
+from ..repair.gatedata import firing_rate
 from ..repair.result import Repairer, RepairResult, load
 from ..training.evaluation import Evaluation, Score, compare, evaluate, is_correct, predict
 

@@ -109,4 +109,4 @@ def test_the_pages_say_of_the_search_what_the_records_say():
     localized = [record for record in records if record.cell["block"] is None]
     assert len(localized) >= 8 and search_sentence(localized).startswith("In none of ")
     front, paper = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("index.md", "paper.md"))
-    assert "In none of these runs did the search" in front and "the search left every edge" in paper
+    assert "did the search change an edge" in " ".join(front.split()) and "the search left every edge" in paper

@@ -16,7 +16,8 @@ from archrepair.deploy.gate_view import closing_lines
 from archrepair.nas.gate import touch_limit
 from archrepair.networks.models import create_model
 from archrepair.networks.weights import save_weights
-from archrepair.repair.conditional import ConditionalRepair, Emulated, Ordinary, emulated, firing_rate
+from archrepair.repair.conditional import ConditionalRepair
+from archrepair.repair.gatedata import Emulated, Ordinary, emulated, firing_rate
 from archrepair.repair.result import load
 from archrepair.repair.verdict import Verdict
 from archrepair.training.evaluation import evaluate, is_correct, predict
