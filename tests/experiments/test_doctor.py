@@ -271,7 +271,8 @@ def test_ready_means_that_a_repair_starts(home, monkeypatch):
     save_tree(home / "photos", {"cat": 30, "dog": 30}, (32, 32))
     path = weights(2)
     assert doctor("resnet18", "folder:photos", "smoke", weights=path).ready
-    cell = Cell("archrepair", "resnet18", "folder:photos", tier="smoke", options=(("search_epochs", 1), ("finetune_epochs", 1)))
+    options = (("strategy", "pc-darts"), ("search_epochs", 1), ("finetune_epochs", 1))
+    cell = Cell("archrepair", "resnet18", "folder:photos", tier="smoke", options=options)
     assert repair_into(cell, home / "out", weights=path, log=lambda line: None).repair["block"]
     assert not doctor("resnet18", "folder:photos", "smoke", weights=weights(4)).ready
     with pytest.raises(ArchrepairError):

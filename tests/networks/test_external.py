@@ -82,7 +82,7 @@ def trained():
     network.load_state_dict(torch.load(__file__.replace("net.py", "w.pt")))
     return network
 '''
-SMOKE = ("--tier", "smoke", "--search-epochs", "1", "--finetune-epochs", "2")
+SMOKE = ("--tier", "smoke", "--strategy", "pc-darts", "--search-epochs", "1", "--finetune-epochs", "2")
 NETWORKS = ("torchvision:shufflenet_v2_x0_5", "timm:test_efficientnet", "othernets.net:Net")
 
 
@@ -275,7 +275,7 @@ def test_a_single_layer_is_a_block():
     (["--block", "units.1", "--blocks", "units.1"], "expected one of the two"),
     (["--blocks", "units.0,units.0.one"], "is a part of block units.0"),
     (["--model", "othernets.net:vit", "--block", "encoder.layers.encoder_layer_0.self_attention.out_proj"], "is never called"),
-    (["--method", "retrain", "--blocks", "units.0"], "blocks"),
+    (["--method", "surgical", "--level", "layer"], "unknown option of surgical"),
 ])
 def test_mistakes_about_blocks(capsys, options, message):
     model = [] if "--model" in options else ["--model", "othernets.net:Net"]
