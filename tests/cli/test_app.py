@@ -369,7 +369,8 @@ def test_run_the_papers_notebook(home, capsys):
     text = "".join(str(cell.get("outputs")) for cell in nbformat.read(target, 4).cells)
     assert re.search(r"Table 9 · .*resnet18.*digits:brightness:5.*n = 1", text)
     records = list((home / "outputs" / "smoke" / "records").rglob("*.json"))
-    assert len(records) == 1 and json.loads(records[0].read_text())["cell"]["options"] == [["search_epochs", 0]]
+    options = [["search_epochs", 0], ["strategy", "pc-darts"]]
+    assert len(records) == 1 and json.loads(records[0].read_text())["cell"]["options"] == options
     assert (home / "nbs" / "05_rq3.ipynb").read_bytes() == source
     assert not [p for p in tree(home) if "part" in p or "checkpoint" in p]
 
