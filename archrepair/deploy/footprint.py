@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['run_times', 'latencies', 'size_of', 'added_by', 'hold_gates', 'firing_rows', 'footprints', 'firing_lines']
+__all__ = ['run_times', 'size_of', 'added_by', 'hold_gates', 'firing_rows', 'footprints', 'firing_lines']
 
 # %% ../../nbs/deploy/02_footprint.ipynb #6f830823
 from ..core.copies import duplicate
@@ -45,11 +45,6 @@ def run_times(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: fl
                 wait()
                 own_times.append(time.perf_counter() - start)
     return 1000 * torch.tensor(times, dtype=torch.float64)
-
-
-def latencies(models: list[nn.Module], x: Tensor, *, runs: int = 30, seconds: float = 1.0) -> list[float]:
-    "The fastest of the `run_times` of each of `models`, in milliseconds."
-    return run_times(models, x, runs=runs, seconds=seconds).amin(1).tolist()
 
 # %% ../../nbs/deploy/02_footprint.ipynb #00b37a53
 def size_of(model: nn.Module) -> dict[str, int]:

@@ -73,6 +73,11 @@ def keep_common_seeds(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 UNITS = {score: TEST_SETS[name].label for score, name in (("full", "full"), ("held_out", "held_out"), ("clean", "clean_held_out"))}
 
 
+def _heading(name: str, title: str, settings: Settings) -> str:
+    "How every caption of a table begins: its number, what it shows, and of what."
+    return f"{name.replace('table', 'Table ').replace('-', ', ')} · {title}. {scope(settings)}"
+
+
 @dataclass
 class ResultTable:
     """One table of ours, beside the paper's where it has one.
@@ -119,8 +124,7 @@ class ResultTable:
         "What the table shows, of what, how often, and from which commits."
         sizes = set(self.long["n"]) if len(self.long) else {0}
         n = n_text(sizes) + (f" (given where it is not {max(sizes)})" if len(sizes) > 1 else "")
-        label = self.name.replace("table", "Table ").replace("-", ", ")
-        return (f"{label} · {self.title}. {scope(self.settings)}; {self.statistic}, {n}; {self.unit}; "
+        return (f"{_heading(self.name, self.title, self.settings)}; {self.statistic}, {n}; {self.unit}; "
                 f"commit {', '.join(self.commits) or 'unknown'}")
 
     def frame(self, bold: tuple[str, str] = ("", "")) -> pd.DataFrame:
@@ -210,7 +214,7 @@ def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[
 def save_sentence(sentence: str, name: str, title: str, settings: Settings, outputs: Path | None = None) -> list[Path]:
     "Write a sentence in place of the table `name`: Markdown and a JSON card in the tier's `tables`; returns the paths."
     folder, stem = outputs_of(settings.tier, outputs) / "tables", f"{name}-{settings.stem}"
-    caption = f"{name.replace('table', 'Table ').replace('-', ', ')} · {title}. {scope(settings)}"
+    caption = _heading(name, title, settings)
     (folder / f"{stem}.csv").unlink(missing_ok=True)  # of the time when there were numbers
     card = {"kind": "table", "name": name, "title": title, "caption": caption, "html": f"<p>{html.escape(sentence)}</p>"}
     paths = [write_text(folder / f"{stem}.md", f"{caption}\n\n{sentence}\n")]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,28 +73,28 @@ class Ordinary:
         return cls(sample.select(halves[0]), sample.select(halves[1]), data.val.select(calibrate), data.val.select(choose))
 
 
-def read_all(network: Conditional, gates: Sequence[Gate], images: ImageSet, data: RepairData, *, batch_size: int = 500,
-             meter: CostMeter | None = None) -> list[Tensor]:
-    "The features that each gate reads of every image, float32 N×F on the device of `network`; one pass of the original."
-    device = device_of(network)
-    rows = image_features(images, data.transform, device)
-    features: list[list[Tensor]] = [[] for _ in gates]
-    with evaluating(network), torch.inference_mode():
-        for positions in torch.arange(len(rows)).split(batch_size):
-            x = rows.batch(positions)
-            readings = network.read(x)[1]
-            for kept, gate in zip(features, gates):
-                kept.append(gate.features(x, readings))
-    if meter:
-        meter.add(len(rows))
-    return [torch.cat(kept) if kept else torch.zeros(0, len(gate.weight), device=device) for kept, gate in zip(features, gates)]
-
-def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Tensor], Tensor]) -> float:
-    "The share of `images` on which a gate of `network` fires; NaN without images."
-    device, fired = device_of(network), 0
-    rows = image_features(images, transform, device)
+def _readings(network: Conditional, images: ImageSet, transform: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    "Batches of the network's inputs, each with what the original makes of it on the way."
+    rows = image_features(images, transform, device_of(network))
     with evaluating(network), torch.inference_mode():
         for positions in torch.arange(len(rows)).split(500):
             x = rows.batch(positions)
-            fired += int((network.decide(x, network.read(x)[1]) >= 0).sum())
-    return fired / len(rows) if len(rows) else math.nan
+            yield x, network.read(x)[1]
+
+
+def read_all(network: Conditional, gates: Sequence[Gate], images: ImageSet, data: RepairData, *,
+             meter: CostMeter | None = None) -> list[Tensor]:
+    "The features that each gate reads of every image, float32 N×F on the device of `network`; one pass of the original."
+    features: list[list[Tensor]] = [[torch.zeros(0, len(gate.weight), device=device_of(network))] for gate in gates]
+    for x, readings in _readings(network, images, data.transform):
+        for parts, gate in zip(features, gates):
+            parts.append(gate.features(x, readings))
+    if meter:
+        meter.add(len(images))
+    return [torch.cat(parts) for parts in features]
+
+
+def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Tensor], Tensor]) -> float:
+    "The share of `images` on which a gate of `network` fires; NaN without images."
+    fired = sum(int((network.decide(x, readings) >= 0).sum()) for x, readings in _readings(network, images, transform))
+    return fired / len(images) if len(images) else math.nan

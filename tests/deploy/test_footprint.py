@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from archrepair.deploy.footprint import firing_rows, footprints, hold_gates, latencies, size_of
+from archrepair.deploy.footprint import firing_rows, footprints, hold_gates, run_times, size_of
 from archrepair.nas.gate import Gate
 from archrepair.networks.blocks import suffix_of
 from archrepair.networks.conditional import Conditional, make_expert
@@ -29,7 +29,7 @@ def test_latencies_are_one_per_network_in_milliseconds(monkeypatch):
     "On a clock that ticks two milliseconds at every look."
     ticks = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: 0.002 * next(ticks))
-    assert latencies([torch.nn.Identity()] * 3, torch.zeros(1), runs=5) == pytest.approx([2.0] * 3)
+    assert run_times([torch.nn.Identity()] * 3, torch.zeros(1), runs=5).amin(1).tolist() == pytest.approx([2.0] * 3)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,8 @@ def trained():
     network.load_state_dict(torch.load(__file__.replace("net.py", "w.pt")))
     return network
 '''
-SMOKE = ("--tier", "smoke", "--strategy", "pc-darts", "--search-epochs", "1", "--finetune-epochs", "2")
+EPOCHS = ("--tier", "smoke", "--search-epochs", "1", "--finetune-epochs", "2")
+SMOKE = (*EPOCHS, "--strategy", "pc-darts")
 NETWORKS = ("torchvision:shufflenet_v2_x0_5", "timm:test_efficientnet", "othernets.net:Net")
 
 
@@ -275,12 +276,13 @@ def test_a_single_layer_is_a_block():
     (["--block", "units.1", "--blocks", "units.1"], "expected one of the two"),
     (["--blocks", "units.0,units.0.one"], "is a part of block units.0"),
     (["--model", "othernets.net:vit", "--block", "encoder.layers.encoder_layer_0.self_attention.out_proj"], "is never called"),
-    (["--method", "surgical", "--level", "layer"], "unknown option of surgical"),
+    (["--method", "retrain", "--blocks", "units.0"], "blocks"),
 ])
 def test_mistakes_about_blocks(capsys, options, message):
     model = [] if "--model" in options else ["--model", "othernets.net:Net"]
     repaired("othernets.net:vit" if "--model" in options else "othernets.net:Net")
-    assert re.search(message, fails(capsys, "repair", *model, "--dataset", data(), *SMOKE, "--out", place() / "no", *options))
+    settings = EPOCHS if "--method" in options else SMOKE
+    assert re.search(message, fails(capsys, "repair", *model, "--dataset", data(), *settings, "--out", place() / "no", *options))
     assert not list(place().glob("no/*.*json"))
 
 

@@ -256,7 +256,8 @@ def test_each_purpose_has_images_of_its_own(flat):
     ({"form": "copi"}, "copy"), ({"preset": "defalt"}, "default"), ({"max_touched": 0}, "max_touched"),
     ({"max_touched": "1 %"}, "max_touched"),
     ({"block": "layer1", "blocks": ("layer2",)}, "one of the two"), ({"finetune_epochs": 0}, "finetune_epochs"), ({"views": 0}, "views"),
-    ({"search_epochs": -1}, "search_epochs"), ({"trial_images": 0}, "trial_images"), ({"failure_views": 0}, "failure_views")])
+    ({"search_epochs": -1}, "search_epochs"), ({"trial_images": 0}, "trial_images"),
+    ({"trial_images": 0.5}, "trial_images"), ({"failure_views": 0}, "failure_views")])
 def test_settings_out_of_range_are_one_line(settings, message):
     with pytest.raises(ArchrepairError, match=message):
         ConditionalRepair(**settings)
