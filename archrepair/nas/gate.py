@@ -100,6 +100,10 @@ class Gate(nn.Module):
         "Does the repaired path run (bool N)?"
         return self.score(features) > self.threshold
 
+    def trust(self, features: Tensor) -> Tensor:
+        "How much the repaired answer counts where it is asked for, 0 to 1 (N): the chance of a failure, where failures are half of all."
+        return torch.sigmoid(self.odds(features))
+
 # %% ../../nbs/nas/12_gate.ipynb #9d5d0808
 def fit_gate(gate: Gate, failures: Tensor, train: Tensor, *, l2: float = 3.0) -> Gate:
     """Fit `gate`, in place, to tell the features of failures from those of training images (N×F each); returns it.

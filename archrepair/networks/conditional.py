@@ -199,15 +199,16 @@ def _with_expert(original: nn.Module, branch: Branch) -> nn.Module:
     return duplicate(original, {**shared, id(get_block(original, branch.block)): branch.expert})
 
 
-def _repair(logits: Tensor, detour: _Detour, fires: Tensor, x: Tensor, entering: Tensor) -> Tensor:
-    "`logits` with those of a detour in the rows of the images that fire."
-    def repaired(logits: Tensor, fires: Tensor, x: Tensor, entering: Tensor) -> Tensor:
+def _repair(logits: Tensor, detour: _Detour, fires: Tensor, trust: Tensor, x: Tensor, entering: Tensor) -> Tensor:
+    "`logits`, moved toward those of a detour by the share `trust` in the rows of the images that fire."
+    def repaired(logits: Tensor, fires: Tensor, trust: Tensor, x: Tensor, entering: Tensor) -> Tensor:
         rows = fires.nonzero()[:, 0]
         torch._check(rows.shape[0] > 0)  # what an exporter cannot know
         torch._check(rows.shape[0] <= x.shape[0])
-        return logits.index_copy(0, rows, detour(x[rows], entering[rows]).to(logits.dtype))
+        share, expert = trust[rows, None].to(logits.dtype), detour(x[rows], entering[rows]).to(logits.dtype)
+        return logits.index_copy(0, rows, (1 - share) * logits[rows] + share * expert)  # not lerp, which does not export
 
-    operands = (logits, fires, x, entering)
+    operands = (logits, fires, trust, x, entering)
     if torch.compiler.is_exporting():  # a file holds both cases
         return torch.cond(fires.any(), repaired, lambda logits, *_: logits.clone(), operands)
     return repaired(*operands) if bool(fires.any()) else logits
@@ -219,7 +220,8 @@ class Conditional(nn.Module):
     `original` is a copy of the network that was given. `branches` are the repairs by name; `fired` (int64 N) says which of them answered
     for each image of the last batch, as a position among the branches, or −1 for the original. It returns logits, N×classes.
 
-    Images that fire pass the block's expert and what follows it once more, in a file (see `deploy.export`) too.
+    Images that fire pass the block's expert and what follows it once more, in a file (see `deploy.export`) too. Their logits are the
+    original's moved toward the expert's by the gate's `trust`: wholly where it is sure of the pattern, hardly at all at the threshold.
     """
 
     def __init__(self, original: nn.Module):
@@ -292,15 +294,19 @@ class Conditional(nn.Module):
         del rest.branches[name]
         return rest
 
-    def decide(self, x: Tensor, readings: Mapping[str, Tensor]) -> Tensor:
-        "Which branch answers for each image, as a position among the branches; −1 where no gate fires (int64 N)."
+    def decide(self, x: Tensor, readings: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Which branch answers for each image, as a position among the branches (int64 N), and how much its answer counts (0 to 1, N).
+
+        The position is −1 where no gate fires.
+        """
         gates = [branch.gate for branch in self.repairs()]
         kinds = {(gate.stages, gate.image): gate for gate in gates}  # most often all gates read the same
         features = {kind: gate.features(x, readings) for kind, gate in kinds.items()}
         firing = torch.stack([gate.fires(features[gate.stages, gate.image]) for gate in gates], 1)
         distances = torch.stack([gate.distance(features[gate.stages, gate.image]) for gate in gates], 1)
         nearest = distances.masked_fill(~firing, float("inf")).argmin(1)
-        return torch.where(firing.any(1), nearest, -1)
+        trust = torch.stack([gate.trust(features[gate.stages, gate.image]) for gate in gates], 1)
+        return torch.where(firing.any(1), nearest, -1), trust.gather(1, nearest[:, None])[:, 0]
 
     def repairs(self) -> list[Branch]:
         "The branches in the order in which they were added."
@@ -324,14 +330,14 @@ class Conditional(nn.Module):
         logits, readings = self.read(x)
         if not self.branches:
             return logits
-        which = self.decide(x, readings).detach()
+        which, trust = (decision.detach() for decision in self.decide(x, readings))
         entering = [readings[f"{branch.block}:input"] for branch in self.repairs()]
         detours = [self._detours.get(name) or self._find_detour(branch, features, logits)
                    for name, branch, features in zip(self.branches, self.repairs(), entering)]
         if not torch.compiler.is_exporting():
             self._detours, self.fired = dict(zip(self.branches, detours)), which
         for index, (detour, features) in enumerate(zip(detours, entering)):
-            logits = _repair(logits, detour, which == index, x, features)
+            logits = _repair(logits, detour, which == index, trust, x, features)
         return logits
 
     def describe(self) -> list[dict[str, Any]]:

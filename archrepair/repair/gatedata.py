@@ -96,5 +96,5 @@ def read_all(network: Conditional, gates: Sequence[Gate], images: ImageSet, data
 
 def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Tensor], Tensor]) -> float:
     "The share of `images` on which a gate of `network` fires; NaN without images."
-    fired = sum(int((network.decide(x, readings) >= 0).sum()) for x, readings in _readings(network, images, transform))
+    fired = sum(int((network.decide(x, readings)[0] >= 0).sum()) for x, readings in _readings(network, images, transform))
     return fired / len(images) if len(images) else math.nan

@@ -52,8 +52,11 @@ NETWORKS = {
 
 
 @torch.no_grad()
-def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: torch.Tensor = IMAGES) -> Conditional:
-    "A network with a changed expert in each block, called for by gates that fire on about half of `x`, well away from their thresholds."
+def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: torch.Tensor = IMAGES, sure: bool = True) -> Conditional:
+    """A network with a changed expert in each block, called for by gates that fire on about half of `x`, well away from their thresholds.
+
+    Gates that are `sure` trust the expert wholly wherever they fire.
+    """
     result = Conditional(network.eval())
     stages = read_stages(network)
     result.tap(stages)
@@ -65,6 +68,7 @@ def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: 
         gate.mean.copy_(features.mean(0))
         gate.scale.copy_(features.std(0).clamp_min(1e-6))
         gate.weight.copy_(torch.randn(len(gate.weight), generator=torch.Generator().manual_seed(i)))
+        gate.bias.fill_(1000.0 * sure)
         scores = gate.score(features).sort().values
         widest = int((scores[8:25] - scores[7:24]).argmax()) + 7
         gate.threshold.copy_((scores[widest] + scores[widest + 1]) / 2)
@@ -112,6 +116,27 @@ def test_images_that_fire_get_the_answer_of_the_network_with_the_expert_in_the_b
     setattr(static.get_submodule(parent), child, branch.expert)
     assert torch.allclose(answers[fired], static(IMAGES)[fired], atol=1e-4)
     assert (result._detours["repair0"].branch is None) == (name == "no clean cut")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_a_gate_that_is_not_sure_moves_the_logits_by_its_trust_and_spares_what_does_not_fire(name):
+    make, block = NETWORKS[name]
+    network = make().eval()
+    result = conditional(network, block, sure=False)
+    gate = result.repairs()[0].gate
+    gate.weight.mul_(0.1)  # odds of about −2 to 2
+    gate.threshold.mul_(0.1)
+    answers, original, fired = result(IMAGES), network(IMAGES), result.fired >= 0
+    trust = gate.trust(gate.features(IMAGES, result.read(IMAGES)[1]))[fired]
+    assert 0.02 < trust.min() and trust.max() < 0.999 and trust.std() > 0.02
+    gate.bias.add_(1000)
+    gate.threshold.add_(1000)
+    expert = result(IMAGES)
+    assert torch.equal(result.fired >= 0, fired)
+    expected = expert[fired] * trust[:, None] + original[fired] * (1 - trust[:, None])
+    assert torch.allclose(answers[fired], expected, atol=1e-4)
+    assert torch.equal(answers[~fired], original[~fired])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -240,7 +265,7 @@ def test_files_give_the_same_answers_for_256_images(name, blocks, suffix, tmp_pa
     pytest.importorskip("onnxscript")
     network = NETWORKS[name][0]()
     many = torch.rand(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    result = conditional(network, *blocks, x=many)
+    result = conditional(network, *blocks, x=many, sure=False)
     expected = result(many)
     assert {-1, *range(len(blocks))} == set(result.fired.tolist())
     path = export_network(result, tmp_path / f"network{suffix}", many[:4])
