@@ -60,9 +60,11 @@ def added_by(network: Conditional) -> list[dict[str, Any]]:
 
 # %% ../../nbs/deploy/02_footprint.ipynb #33eedf8a
 def hold_gates(network: Conditional, repair: str = "") -> Conditional:
-    "A copy of `network` in which the gate of `repair` fires on every image, and no other gate on any."
+    "A copy of `network` in which the gate of `repair` fires on every image and trusts its expert wholly, and no other gate on any."
     held = duplicate(network)
     for name, branch in zip(held.branches, held.repairs()):
+        branch.gate.weight.zero_()
+        branch.gate.bias.fill_(100.0)
         branch.gate.reach.fill_(torch.inf)
         branch.gate.threshold.fill_(-torch.inf if name == repair else torch.inf)
     return held

@@ -85,6 +85,7 @@ def test_held_gates_fire_on_everything_or_nothing(gated):
             held = hold_gates(result, repair)
             held(x)
             assert held.fired.tolist() == [position] * 5
+            assert held.decide(x, held.read(x)[1])[1].tolist() == [1.0] * 5  # the expert's answer alone
         held = hold_gates(result)
         assert torch.equal(held(x), gated[0](x)) and held.fired.tolist() == [-1] * 5
 
