@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['closing_lines', 'draw_branches', 'drawing_size', 'gate_section']
+__all__ = ['TRIALS_SIZE', 'closing_lines', 'place_of', 'draw_branches', 'drawing_size', 'draw_trials', 'gate_section']
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #a706a7f4
 from ..core.html import Html, figure, join, named, note, section, table, tag
@@ -31,9 +31,10 @@ def closing_lines(repair: Mapping[str, Any], metrics: Mapping[str, Any], folder:
     if repair["chosen"] != "repaired":
         return ["gained: nothing behind a gate", f"touches: nothing: the {repair['chosen']} network is returned",
                 f"not chosen: {_rejected(repair)}", "undo: nothing to undo"]
+    also = "".join(f", and so on for {case['label']}" for case in findings.get("further", []))
     return [f"gained: {_gained(metrics)}", f"touches: {Touch(**{**findings['touch'], 'thresholds': ()})}",
             f"not chosen: {_rejected(repair)}",
-            f"undo: archrepair.load({folder!r}, network).without({findings['label']!r}), where network is the original"]
+            f"undo: archrepair.load({folder!r}, network).without({findings['label']!r}){also}, where network is the original"]
 
 
 def _gained(metrics: Mapping[str, Any]) -> str:
@@ -46,13 +47,20 @@ def _gained(metrics: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "lower validation loss; there are no test images"
 
 
+def place_of(trial: Mapping[str, Any]) -> str:
+    "The block of a trial, with the form of its expert where that is not a copy."
+    form = trial.get("form", "copy")
+    return trial["block"] if form == "copy" else f"{trial['block']} ({form.replace('_', ' ')})"
+
+
 def _rejected(repair: Mapping[str, Any]) -> str:
     "The places and networks that lost, each with its loss."
     findings, losses = repair["conditional"], repair["validation"]
     parts = []
-    longest = {trial["block"]: trial["loss"] for trial in findings["trials"]}  # later trials of a block are the longer ones
-    if others := ", ".join(f"{block} {loss:.2f}" for block, loss in longest.items() if block != repair["block"]):
-        parts.append(f"an expert in {others} (loss in its longest trial; {repair['block']} {longest[repair['block']]:.2f})")
+    longest = {place_of(trial): trial["loss"] for trial in findings["trials"]}  # later trials of a place are the longer ones
+    chosen = place_of({"block": repair["block"], "form": findings.get("form", "copy")})
+    if chosen in longest and (others := ", ".join(f"{place} {loss:.2f}" for place, loss in longest.items() if place != chosen)):
+        parts.append(f"an expert in {others} (loss in its longest trial; {chosen} {longest[chosen]:.2f})")
     localized = (repair.get("localization") or {}).get("block")
     if localized and localized != repair["block"]:
         parts.append(f"the localizer's block {localized}")
@@ -145,15 +153,53 @@ def drawing_size(n: int) -> tuple[float, float]:
     "Width and height in inches of a drawing of `n` branches."
     return _WIDTH, _HEIGHT * n + 0.2
 
+# %% ../../nbs/deploy/09_gate_view.ipynb #d7bee2b6
+TRIALS_SIZE = (5.6, 2.6)  # inches
+
+
+def draw_trials(trials: Sequence[Mapping[str, Any]], chosen: str, ax: Axes | None = None) -> Axes:
+    """Draw the loss of each place by the length of its trials; `chosen` is the one that was taken, as `place_of` calls it.
+
+    `trials` are those of a repair's record. A place that was given up before the longest trials ends with a cross.
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=TRIALS_SIZE)[1]
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for trial in trials:
+        lines.setdefault(place_of(trial), []).append((trial.get("epochs", 1), trial["loss"]))
+    longest = max(epochs for points in lines.values() for epochs, _ in points)
+    ends = sorted((points[-1][1], name) for name, points in lines.items())
+    apart = (max(loss for points in lines.values() for _, loss in points) - ends[0][0]) / 14 or 0.01
+    height = -math.inf
+    for loss, name in ends:
+        epochs, losses = zip(*lines[name])
+        taken, given_up = name == chosen, epochs[-1] < longest
+        color = _ORANGE if taken else _DARK
+        ax.plot(epochs, losses, "o-", color=color, alpha=1 if taken else 0.45, linewidth=2 if taken else 1, markersize=4, zorder=2 + taken)
+        if given_up:
+            ax.plot(epochs[-1], losses[-1], "x", color=color, markersize=8)
+        height = max(height + apart, loss)  # labels that would touch are moved apart
+        ax.annotate(name, (epochs[-1], losses[-1]), (longest * 1.06, height), color=color, fontsize=8, va="center",
+                    fontweight="bold" if taken else "normal",
+                    arrowprops={"arrowstyle": "-", "color": "0.85", "lw": 0.8} if given_up else None)
+    rungs = sorted({epochs for points in lines.values() for epochs, _ in points})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(rungs, list(map(str, rungs)))
+    ax.minorticks_off()
+    ax.set(xlabel="epochs of the trial", ylabel="loss on unseen failures")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
 # %% ../../nbs/deploy/09_gate_view.ipynb #4281125c
 def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
     "What the failures have in common, where the repaired path leaves the original one, and how often; nothing for other repairs."
     findings = repair.get("conditional")
     if not findings:
         return Html()
-    source = "emulated images" if findings["emulator"] != "none" else "the failures themselves"
-    parts = [tag("p", f"What the failures have in common: {findings['pattern']}. The expert learned from {source}. The gate tells failures "
-                      f"from other images with an AUROC of {number(findings['auroc'], '.3f')} (0.5: not at all, 1: always).")]
+    cases = [findings, *findings.get("further", [])]
+    parts = [_what_they_share(case, several=len(cases) > 1) for case in cases]
     if findings["touch"]:
         touch = str(Touch(**{**findings["touch"], "thresholds": ()}))
         parts.append(tag("p", tag("strong", f"{touch[:1].upper()}{touch[1:]}.")))
@@ -171,14 +217,30 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
                   note("A gate that knew which images are damaged would give the failing kind the second column, and all others the "
                        "first.")]
     parts.append(_costs(findings["branches"], repair.get("footprint") or {}, fires))
-    if trials := findings["trials"]:
-        rows = [(trial["block"], str(trial.get("epochs", 1)), number(trial["before"], ".4f"), number(trial["loss"], ".4f"))
-                for trial in trials]
-        parts += [table("Short trials of an expert in each block", ("Block", "Epochs", "Loss before", "Loss after"), rows),
-                  note("Loss on half of the failures, from which these experts did not learn. Of blocks that are close, the earliest is "
-                       "taken.")]
+    parts += [_search(case, case.get("block") or repair["block"]) for case in cases if case["trials"]]
     parts.append(tag("ul", *(tag("li", line) for line in closing_lines(repair, metrics)[2:])))
     return section("Behind the gate", *parts)
+
+
+def _what_they_share(case: Mapping[str, Any], several: bool) -> Html:
+    "A paragraph about one pattern."
+    source = "emulated images" if case["emulator"] != "none" else "the failures themselves"
+    which = f"the {case['failures']:,} failures of {case['label']}" if several else "the failures"
+    return tag("p", f"What {which} have in common: {case['pattern']}. The expert learned from {source}. The gate tells failures from other "
+                    f"images with an AUROC of {number(case['auroc'], '.3f')} (0.5: not at all, 1: always).")
+
+
+def _search(case: Mapping[str, Any], block: str) -> Html:
+    "What trials tried for one pattern, drawn and as a table."
+    trials, chosen = case["trials"], place_of({"block": block, "form": case.get("form") or "copy"})
+    rows = [(place_of(trial), str(trial.get("epochs", 1)), number(trial["before"], ".4f"), number(trial["loss"], ".4f"),
+             number(trial.get("passes", math.nan), ",.0f")) for trial in trials]
+    alt = f"Trials by length: {chosen} was chosen"
+    return join(figure(f"trials-{case['label']}", lambda ax: draw_trials(trials, chosen, ax), TRIALS_SIZE,
+                       "Loss of each place by the length of its trial; a line that ends with a cross was given up.", alt),
+                table(f"Short trials of an expert for {case['label']}", ("Place", "Epochs", "Loss before", "Loss after", "Passes"), rows),
+                note("Loss on half of the failures, from which these experts did not learn. Of places that are close, the first is taken. "
+                     "Passes of one image through the whole network, forward and backward."))
 
 
 def _costs(branches: Sequence[Mapping[str, Any]], footprint: Mapping[str, Mapping[str, Any]], fires: Mapping[str, float]) -> Html:

@@ -10,10 +10,12 @@ import torch
 import archrepair.repair.conditional as module
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.datasets import load_dataset
+from archrepair.data.images import concatenate
 from archrepair.data.pattern import Pattern
 from archrepair.data.scenario import RepairData, build_scenario
 from archrepair.deploy.gate_view import closing_lines
 from archrepair.nas.gate import touch_limit
+from archrepair.networks.conditional import FORMS
 from archrepair.networks.models import create_model
 from archrepair.networks.weights import save_weights
 from archrepair.repair.conditional import ConditionalRepair
@@ -114,6 +116,7 @@ def test_a_second_repair_keeps_the_first_and_both_share_one_file_and_one_limit(p
     torch.save(x, tmp_path / "x.pt")
     code = """
 import sys, torch, archrepair
+from archrepair.networks.conditional import FORMS
 from archrepair.networks.models import create_model
 from archrepair.networks.weights import load_weights
 torch.set_num_threads(1)
@@ -167,31 +170,77 @@ def test_trials_choose_the_place(problem, flat):
     assert all(trial["loss"] < trial["before"] for trial in trials) and result.localization.block in {trial["block"] for trial in trials}
 
 
-@pytest.mark.parametrize("losses, chosen, rungs_made", [
-    ({"layer1": 1.0, "layer2": 1.05, "layer3": 2.0}, "layer1", [1, 2, 4]),
-    ({"layer1": 1.05, "layer2": 1.0, "layer3": 2.0}, "layer1", [1, 2, 4]),
-    ({"layer1": 1.2, "layer2": 1.05, "layer3": 1.0}, "layer2", [1, 2, 4]),
-    ({"layer1": 3.0, "layer2": 2.0, "layer3": 1.0}, "layer3", [1, 2, 4]),
-    ({"layer1": 1.0, "layer2": 2.0, "layer3": 2.0}, "layer1", [1])])
-def test_a_later_block_must_be_ahead_by_more_than_chance_and_a_tenth(problem, flat, monkeypatch, losses, chosen, rungs_made):
-    run = module._Run(ConditionalRepair(blocks=list(losses)), problem.network, flat.data, [], None)
-    rungs = []
-
-    def trial(blocks, data, epochs):
-        rungs.append((list(blocks), epochs))
-        return {block: torch.full((50,), losses[block]) for block in blocks}
-
-    monkeypatch.setattr(run, "_trial_data", lambda: flat.data)
-    monkeypatch.setattr(run, "_try", trial)
-    assert run._try_blocks() == chosen
-    assert rungs[0] == (["layer1", "layer2", "layer3"], 1) and all(chosen in blocks for blocks, _ in rungs)
-    assert [epochs for _, epochs in rungs] == rungs_made
-
-
 def test_without_trials_the_localizers_block_is_taken(problem, flat):
     result = ConditionalRepair(**SETTINGS | {"block": None, "search_epochs": 0, "finetune_epochs": 1, "control": False}).repair(
         problem.network, flat.data)
     assert result.block == result.localization.block and result.conditional["trials"] == []
+
+
+def test_trials_choose_the_form_as_well(problem, flat):
+    settings = SETTINGS | {"form": "auto", "search_epochs": 1, "trial_images": 200, "finetune_epochs": 1, "control": False}
+    result = ConditionalRepair(**settings).repair(problem.network, flat.data)
+    trials = result.conditional["trials"]
+    assert {trial["form"] for trial in trials} == set(FORMS) and {trial["block"] for trial in trials} == {"layer2"}
+    chosen = result.candidates["repaired"].branches["pattern1"].form
+    losses = {trial["form"]: trial["loss"] for trial in trials}
+    assert losses[chosen] <= 1.5 * min(losses.values())
+
+
+@pytest.fixture(scope="module")
+def two(_problem):
+    "Half of the failures are of low contrast, half are negatives."
+    train, clean = load_dataset("digits", "train"), load_dataset("digits", "test")
+    negative = replace(clean, images=255 - clean.batch(torch.arange(len(clean))))
+    parts = []
+    for test in (load_dataset("digits:contrast:3", "test"), negative):
+        correct = is_correct(predict(_problem.network, test, _problem.transform), test.labels)
+        parts.append(build_scenario(train, test, correct, clean=clean, n_failures=200, transform=_problem.transform).data)
+    joined = {part: concatenate(*(getattr(data, part) for data in parts)) for part in ("failures", "val_failures")}
+    return replace(parts[0], **joined), [len(data.failures) for data in parts]
+
+
+def test_mixed_failures_get_a_gate_and_an_expert_each(problem, two, tmp_path):
+    data, sizes = two
+    result = ConditionalRepair(**SETTINGS | {"control": False, "max_touched": 0.05}).repair(problem.network, data)
+    assert result.accepted and list(result.model.branches) == ["pattern1", "pattern2"]
+    findings = result.conditional
+    first, second = findings, findings["further"][0]
+    assert sorted([first["failures"], second["failures"]]) == pytest.approx(sorted(sizes), abs=0.1 * sum(sizes))
+    assert any("share 2 patterns" in note for note in result.warnings)
+    assert result.verdict.touch.limit == pytest.approx(max(0.05, touch_limit(result.verdict.touch.fired, 60)))
+    with torch.no_grad():
+        inputs = data.transform(data.failures.batch(torch.arange(len(data.failures))))
+        result.model(inputs)
+    flat = torch.arange(len(data.failures)) < sizes[0]
+    answered = result.model.fired
+    assert min(float((answered[part] == answered[part].mode().values).float().mean()) for part in (flat, ~flat)) > 0.85
+    assert answered[flat].mode().values != answered[~flat].mode().values
+    lines = closing_lines(result.to_dict(), {"before": {}, "after": {}})
+    assert "without('pattern1')" in lines[3] and "pattern2" in lines[3]
+    result.save(tmp_path)
+    assert torch.equal(load(tmp_path, problem.network)(inputs[:20]), result.model(inputs[:20]))
+
+
+def test_mixed_failures_resume_each_pattern_where_it_was(problem, two, tmp_path, monkeypatch):
+    data, _ = two
+    settings = {"block": None, "blocks": ("layer1", "layer2"), "search_epochs": 1, "trial_images": 100, "control": False,
+                "finetune_epochs": 1}
+    method = ConditionalRepair(**SETTINGS | settings)
+    expected = method.repair(problem.network, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "choose_thresholds", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            method.repair(problem.network, data, checkpoints=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"expert.pt", "expert2.pt", "trials.json", "trials2.json"}
+    monkeypatch.setattr(module, "Trials", lambda *args: pytest.fail("trials are not made again"))
+    again = method.repair(problem.network, data, checkpoints=tmp_path)
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in expected.model.state_dict().items())
+
+
+def test_one_gate_for_all_where_a_mixture_is_ruled_out(problem, two):
+    result = ConditionalRepair(**SETTINGS | {"control": False, "mixed": False, "finetune_epochs": 1}).repair(problem.network, two[0])
+    assert result.conditional["further"] == [] and len(result.candidates["repaired"].branches) == 1
+    assert result.conditional["failures"] == len(two[0].failures)
 
 
 def test_the_network_that_comes_in_and_the_global_stream_stay_as_they_are(problem, flat, untouched, quiet_stream):
@@ -210,7 +259,7 @@ def test_a_repair_resumes(problem, flat, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             method.repair(problem.network, flat.data, checkpoints=tmp_path)
     assert (tmp_path / "expert.pt").exists()
-    monkeypatch.setattr(module._Run, "_try_blocks", lambda self: pytest.fail("trials are not made again"))
+    monkeypatch.setattr(module, "Trials", lambda *args: pytest.fail("trials are not made again"))
     again = method.repair(problem.network, flat.data, checkpoints=tmp_path)
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in expected.model.state_dict().items())
     assert again.conditional["trials"] == expected.conditional["trials"] and again.block == expected.block
@@ -278,15 +327,3 @@ def test_a_few_failures_are_no_pattern_and_leave_the_network_alone(problem, flat
     assert len(closing_lines(result.to_dict(), {})) == 4 and "branches" not in result.conditional
     result.save(tmp_path)
     assert result.report(tmp_path / "report.html").exists()
-
-
-def test_failures_judge_trials_and_emulated_images_the_expert_where_they_are_faithful(problem, flat, monkeypatch):
-    run = module._Run(ConditionalRepair(trial_images=100), problem.network, flat.data, [], None)
-    monkeypatch.setattr(Pattern, "faithful", property(lambda pattern: pattern.emulator.name == "spectral"))
-    failures = set(flat.data.failures.index.tolist())
-    for emulator in ("spectral", "none"):
-        run.pattern = Pattern.of(flat.data.failures, flat.data.train, emulator=emulator)
-        trial, expert = run._trial_data(), run._expert_data()
-        learn, judge = set(trial.failures.index.tolist()), set(trial.val.index.tolist())
-        assert learn and judge and not learn & judge and learn | judge == failures and 90 <= len(trial.train) <= 110
-        assert (expert.val is flat.data.val_failures) == (emulator == "none") and set(expert.failures.index.tolist()) == failures
