@@ -5,7 +5,7 @@
 # %% ../../nbs/data/10_emulators.ipynb #38bda410
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['RINGS', 'as_floats', 'in_batches', 'Profile', 'Emulator', 'Unchanged', 'normal_like', 'Spectral', 'emulate']
+__all__ = ['RINGS', 'Features', 'Draw', 'as_floats', 'in_batches', 'Profile', 'Emulator', 'EmulatorKind', 'Custom', 'Unchanged',
+           'normal_like', 'Spectral', 'emulate']
 
 # %% ../../nbs/data/10_emulators.ipynb #ea9e0a7a
 from ..core.errors import ArchrepairError
@@ -77,17 +78,22 @@ class Profile:
 RINGS = [(i + 0.5) / BINS * HIGHEST for i in range(BINS)]  # the middle of each ring, in cycles per pixel
 
 # %% ../../nbs/data/10_emulators.ipynb #b6f1bbb3
+Features = Callable[[Tensor], Tensor]  # float N×C×H×W in [0, 1] to N×F, differentiable
+Draw = Callable[[Tensor, torch.Generator], Tensor]  # what calling an emulator does
+
+
 class Emulator(Protocol):
     """What every emulator in `EMULATORS` can do.
 
-    `fit` takes uint8 N×H×W×C failures and training images; calling it takes float N×C×H×W in [0, 1] and returns the same shape on the same
-    device, neither clipped nor rounded, with new random numbers from the generator; `from_dict` is the inverse of `to_dict`.
+    `fit` takes uint8 N×H×W×C failures and training images, and `features` that it may use to compare them; calling it takes float
+    N×C×H×W in [0, 1] and returns the same shape on the same device, neither clipped nor rounded, with new random numbers from the
+    generator; `from_dict` is the inverse of `to_dict`.
     """
 
     name: ClassVar[str]
 
     @classmethod
-    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator) -> Emulator: ...
+    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Emulator: ...
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor: ...
 
@@ -97,13 +103,51 @@ class Emulator(Protocol):
     def from_dict(cls, record: dict[str, Any]) -> Emulator: ...
 
 
+class EmulatorKind(Protocol):
+    "What an emulator is made by: its class, or anything else with a name and `fit`."
+
+    name: str
+
+    def fit(self, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Emulator: ...
+
+
+class Custom:
+    "An emulator around a function of the user's own, which is used as it is; it is not written down, only that there was one."
+
+    name: ClassVar[str] = "custom"
+
+    def __init__(self, draw: Draw):
+        self.draw = draw
+
+    def fit(self, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Custom:
+        "Nothing to fit."
+        return self
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        y = self.draw(x, generator)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            kind = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ArchrepairError(f"the emulator returned {kind} for {tuple(x.shape)}; expected images of the same shape")
+        return y
+
+    def to_dict(self) -> dict[str, Any]:
+        "The name of the function."
+        return {"function": getattr(self.draw, "__qualname__", type(self.draw).__name__)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Custom:
+        "Raises `ArchrepairError`: a function cannot be read from a record."
+        raise ArchrepairError(f"this pattern was emulated by a function of the user's own, {record.get('function')}; make it anew with "
+                              "Pattern.of(failures, train, emulator=function)")
+
+
 class Unchanged:
     "The emulator `none`: images as they are."
 
     name: ClassVar[str] = "none"
 
     @classmethod
-    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator) -> Unchanged:
+    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Unchanged:
         "Nothing to fit."
         return cls()
 
@@ -135,7 +179,7 @@ class Spectral:
     name: ClassVar[str] = "spectral"
 
     @classmethod
-    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator) -> Spectral:
+    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Spectral:
         "Measure both sets. Raises `ArchrepairError` if they have different channels."
         return cls.between(Profile.of(train), Profile.of(failures))
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/11_mixture.ipynb #1c82a2ca
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,12 @@ SHRINK = 0.1  # how far the covariance of ordinary images is drawn towards the i
 
 
 def relative_to(ordinary: Tensor, features: Tensor) -> Tensor:
-    "Features (M×F) in coordinates in which those of ordinary images (N×F) have mean 0 and covariance 1: float64 M×F."
-    mean, scale = ordinary.double().mean(0), ordinary.double().std(0).clamp_min(1e-6)
+    """Features (M×F) in coordinates in which those of ordinary images (N×F) have mean 0 and covariance 1: float64 M×F.
+
+    What hardly varies on ordinary images, such as the least value of images on black, is measured in units of the failures' own spread.
+    """
+    mean, spread = ordinary.double().mean(0), [rows.double().std(0, unbiased=False) for rows in (ordinary, features)]
+    scale = spread[0].maximum(spread[1] / FAR).clamp_min(1e-6)
     standard = lambda rows: ((rows.double() - mean) / scale).clamp(-FAR, FAR)
     known = standard(ordinary)
     covariance = (1 - SHRINK) * known.T @ known / len(known) + SHRINK * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
@@ -120,7 +125,13 @@ def divide(failures: Tensor, ordinary: Tensor, *, least: int = LEAST, tells: flo
         raise ArchrepairError(f"features are {shapes}; expected failures × features and ten or more ordinary images × as many features")
     if not bool(failures.isfinite().all() and ordinary.isfinite().all()):
         raise ArchrepairError("features are not finite; check weights and images for NaN")
-    parts = _parts(relative_to(ordinary, failures), torch.arange(len(failures)), least, seed) if len(failures) else []
+    if not len(failures):
+        return Division((), (), torch.arange(0))
+    rows = relative_to(ordinary, failures)
+    parts = _joined(rows, _parts(rows, torch.arange(len(failures)), least, seed), seed)
+    small = [part for part in parts if len(part) < least]
+    if 1 < len(small):  # together they may be what a cut went through
+        parts = [*(part for part in parts if len(part) >= least), torch.cat(small).sort().values]
     alone = len(parts) == 1
     order = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(seed))[:2000]
     some = ordinary[order.to(ordinary.device)]
@@ -141,3 +152,12 @@ def _parts(rows: Tensor, positions: Tensor, least: int, seed: int) -> list[Tenso
     if side.all() or not side.any():
         return [positions]
     return [part for half in (~side, side) for part in _parts(rows, positions[half], least, seed)]
+
+
+def _joined(rows: Tensor, parts: list[Tensor], seed: int) -> list[Tensor]:
+    "The parts, with those made one between which there is no valley: an early cut may go through a cloud on its way between two others."
+    for i, j in itertools.combinations(range(len(parts)), 2):
+        together = torch.cat([parts[i], parts[j]]).sort().values
+        if len(parts) > 2 and depth(widest(rows[together.to(rows.device)]), seed) >= DEEP:
+            return _joined(rows, [together, *(part for k, part in enumerate(parts) if k not in (i, j))], seed)
+    return parts

@@ -5,22 +5,35 @@
 # %% ../../nbs/data/12_pattern.ipynb #8bdb224b
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'Interval', 'placements', 'Fidelity', 'fidelity', 'describe_profiles',
-           'Pattern', 'plot_pattern']
+__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'CHEAP', 'Interval', 'placements', 'Fidelity', 'fidelity',
+           'describe_profiles', 'Pattern', 'plot_pattern']
 
 # %% ../../nbs/data/12_pattern.ipynb #9f1dbe2e
 from ..core.errors import ArchrepairError, unknown
 from ..core.registry import EMULATORS
 from ..corruptions.statistics import image_statistics
-from .emulators import RINGS, Emulator, Profile, Spectral, emulate
+from archrepair.data.emulators import (
+    RINGS,
+    Custom,
+    Draw,
+    Emulator,
+    EmulatorKind,
+    Features,
+    Profile,
+    Spectral,
+    as_floats,
+    emulate,
+    in_batches,
+)
 from .images import ImageSet
 from .mixture import divide
 
@@ -42,6 +55,13 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Interval:
+        "Mean over folds of paired or unpaired placements, with its interval."
+        value = float(np.mean([first.mean() for first, _ in folds]))
+        variance = sum(part.var(ddof=1) / len(part) for fold in folds for part in fold) / len(folds) ** 2
+        return cls(value, float(value - 1.96 * variance**0.5), float(value + 1.96 * variance**0.5))
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ({max(0.0, self.low):.2f} to {min(1.0, self.high):.2f})"
@@ -69,12 +89,6 @@ def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray(np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
 
 
-def _interval(folds: list[tuple[np.ndarray, np.ndarray]]) -> Interval:
-    "Mean over folds of paired or unpaired placements, with its 95 % interval."
-    value = float(np.mean([first.mean() for first, _ in folds]))
-    variance = sum(part.var(ddof=1) / len(part) for fold in folds for part in fold) / len(folds) ** 2
-    return Interval(value, float(value - 1.96 * variance**0.5), float(value + 1.96 * variance**0.5))
-
 # %% ../../nbs/data/12_pattern.ipynb #f3d04b8b
 @dataclass(frozen=True)
 class Fidelity:
@@ -99,25 +113,35 @@ class Fidelity:
         return self.clean.low > 0.5 and self.clean.value >= COMMON
 
 
-def fidelity(kind: type[Emulator], failures: Tensor, train: Tensor, generator: torch.Generator) -> Fidelity:
+def _read(images: Tensor, features: Features | None) -> Tensor:
+    "What a classifier reads of uint8 N×H×W×C images: N×F."
+    if features is None:
+        return image_statistics(images)
+    with torch.no_grad():
+        return torch.cat([features(as_floats(batch)) for batch in in_batches(images)])
+
+
+def fidelity(kind: EmulatorKind, failures: Tensor, train: Tensor, generator: torch.Generator,
+             features: Features | None = None) -> Fidelity:
     """Two-sample test of an emulator on uint8 N×H×W×C failures and training images, each halved: fitted on one half, asked about the other.
 
-    Raises `ArchrepairError` for fewer than 20 of either.
+    The classifier reads `features` of images, by default `image_statistics`. Raises `ArchrepairError` for fewer than 20 of either.
     """
     if min(len(failures), len(train)) < FEWEST:
         raise ArchrepairError(f"{len(failures)} failures and {len(train)} training images; expected at least {FEWEST} of each")
     halves = [(failures[i::2], train[i::2]) for i in (0, 1)]
-    real, clean = ([image_statistics(half[part]) for half in halves] for part in (0, 1))
+    read = lambda images: _read(images, features)
+    real, clean = ([read(half[part]) for half in halves] for part in (0, 1))
     by_fold: dict[str, list] = {"clean": [], "emulated": [], "gain": []}
     for known, asked in ((0, 1), (1, 0)):
-        emulator = kind.fit(*halves[known], generator)
-        emulated = [image_statistics(emulate(emulator, half[1], generator)) for half in halves]
+        emulator = kind.fit(*halves[known], generator, features)
+        emulated = [read(emulate(emulator, half[1], generator)) for half in halves]
         fold = {name: placements(*_scores(real[known], others[known], (real[asked], others[asked])))
                 for name, others in (("clean", clean), ("emulated", emulated))}
         fold["gain"] = tuple(before - after for before, after in zip(fold["clean"], fold["emulated"]))
         for name, pair in fold.items():
             by_fold[name].append(pair)
-    clean_area, emulated_area, gain = (_interval(by_fold[name]) for name in ("clean", "emulated", "gain"))
+    clean_area, emulated_area, gain = (Interval.of(by_fold[name]) for name in ("clean", "emulated", "gain"))
     return Fidelity(clean_area, emulated_area, gain, len(failures))
 
 # %% ../../nbs/data/12_pattern.ipynb #b2a9bf5e
@@ -125,7 +149,8 @@ def describe_profiles(clean: Profile, failing: Profile) -> list[str]:
     "What distinguishes the failing images, each difference in a few words; empty where there is none worth a word."
     between, words = Spectral.between(clean, failing), []
     gain, noise, ring = between.gain.mean(0), between.noise.square().mean(0).sqrt(), torch.tensor(RINGS)
-    sigma = float(noise.median())
+    loud = noise.square() > clean.power.mean(0)  # where the images themselves drown in it, noise can be read off exactly
+    sigma = float((noise[loud] if loud.sum() >= 4 else noise).median())
     if sigma >= 0.015:
         upper = noise[ring > 0.2]
         strongest = "at high frequencies" if upper[-4:].mean() > upper[:4].mean() else "at low frequencies"
@@ -136,7 +161,7 @@ def describe_profiles(clean: Profile, failing: Profile) -> list[str]:
         words.append(f"contrast {100 * contrast:.0f} %")
     lost = (gain < contrast * 0.5**0.5) & (ring > 0.05) & (noise < 0.015)
     if lost.sum() >= 3:
-        words.append(f"fine detail lost above {float(ring[lost][0]):.2f} cycles per pixel")
+        words.append(f"blur, fine detail lost above {float(ring[lost][0]):.2f} cycles per pixel")
     shift = failing.mean - clean.mean
     if abs(average := float(shift.mean())) >= 0.04:
         words.append(f"{'brighter' if average > 0 else 'darker'} by {abs(average):.2f} of the range")
@@ -145,14 +170,31 @@ def describe_profiles(clean: Profile, failing: Profile) -> list[str]:
     return words
 
 # %% ../../nbs/data/12_pattern.ipynb #ec8c7780
-def _sample(images: ImageSet | Tensor, generator: torch.Generator) -> Tensor:
-    "At most 2,000 of the images (fewer where they are large, but 400), drawn at random, uint8 N×H×W×C."
+def _sample(images: ImageSet | Tensor, generator: torch.Generator, most: int = 2000) -> Tensor:
+    "At most `most` of the images (fewer where they are large, but 400), drawn at random, uint8 N×H×W×C."
     if isinstance(images, Tensor) and (images.ndim != 4 or images.dtype != torch.uint8):
         raise ArchrepairError(f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; expected uint8 N×H×W×C")
     height, width = images.sides if isinstance(images, ImageSet) else images.shape[1:3]
-    most = max(400, min(2000, 2**23 // max(1, height * width)))
+    most = max(400, min(most, 2**23 // max(1, height * width)))
     chosen = torch.randperm(len(images), generator=generator)[:most]
     return images.batch(chosen) if isinstance(images, ImageSet) else images[chosen.to(images.device)]
+
+
+MANY = 600  # training images that failures are compared with at least, if there are as many: ten times the failures, at most 2,000
+CHEAP = ("spectral", "none")  # what is tried where nobody has said
+
+
+def _kinds(emulator: str | EmulatorKind | Draw) -> dict[str, EmulatorKind]:
+    "What `emulator` may stand for, by name. Raises `ArchrepairError` for an unknown name and for what cannot be called."
+    if isinstance(emulator, str):
+        if emulator not in ("auto", *EMULATORS):
+            raise unknown("emulator", emulator, ["auto", *EMULATORS])
+        return {name: EMULATORS[name].load() for name in (CHEAP if emulator == "auto" else (emulator,))}
+    if not callable(emulator) and not hasattr(emulator, "fit"):
+        raise ArchrepairError(f"emulator is a {type(emulator).__name__}; expected a name, a class with fit, or a function (images, "
+                              "generator) -> images")
+    kind = cast("EmulatorKind", emulator if hasattr(emulator, "fit") else Custom(emulator))
+    return {kind.name: kind}
 
 
 def _all(images: ImageSet | Tensor) -> Tensor:
@@ -174,30 +216,34 @@ class Pattern:
     examples: tuple[Tensor, Tensor] | None = field(default=None, repr=False)  # failures and training images for the figure
 
     @classmethod
-    def of(cls, failures: ImageSet | Tensor, train: ImageSet | Tensor, *, emulator: str = "auto", seed: int = 0) -> Pattern:
+    def of(cls, failures: ImageSet | Tensor, train: ImageSet | Tensor, *, emulator: str | EmulatorKind | Draw = "auto",
+           features: Features | None = None, seed: int = 0) -> Pattern:
         """Compare `failures` with `train`, uint8 N×H×W×C each and not paired.
 
-        `emulator` is a name in `EMULATORS`, or `auto`: the one hardest to tell from the failures, of those that are closer to them than
-        clean images are; `none` without such a one, and for fewer than 20 images of either kind. The same seed gives the same result.
-        Raises `ArchrepairError` for an unknown name, fewer than two images and other shapes or types.
+        `emulator` is a name in `EMULATORS`; a class like those, or a function (float N×C×H×W images, generator) -> images, of your own;
+        or `auto`: of `CHEAP`, the one hardest to tell from the failures that is closer to them than clean images are; `none` without
+        such a one, and for fewer than 20 images of either kind. They are told apart by `features` of images (float N×C×H×W in [0, 1] to
+        N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name, fewer than
+        two images and other shapes or types.
         """
-        if emulator != "auto" and emulator not in EMULATORS:
-            raise unknown("emulator", emulator, ["auto", *EMULATORS])
+        kinds = _kinds(emulator)
         generator = torch.Generator().manual_seed(seed)
-        failing, ordinary = _sample(failures, generator), _sample(train, generator)
+        failing = _sample(failures, generator)
+        ordinary = _sample(train, generator, max(MANY, 10 * len(failing)))
         profiles = Profile.of(ordinary), Profile.of(failing)
-        names = [name for name in EMULATORS if name != "none" and emulator in ("auto", name)]
         enough = min(len(failing), len(ordinary)) >= FEWEST
-        tried = {name: fidelity(EMULATORS[name].load(), failing, ordinary, generator) for name in names if enough}
+        tried = {name: fidelity(kind, failing, ordinary, generator, features) for name, kind in kinds.items() if enough and name != "none"}
         if emulator == "auto":
             helpful = [name for name in tried if tried[name].helps and tried[name].common]
-            emulator = min(helpful, key=lambda name: tried[name].emulated.value, default="none")
-        chosen = EMULATORS[emulator].load().fit(failing, ordinary, generator)
+            best = min(helpful, key=lambda name: tried[name].emulated.value, default="none")
+        else:
+            best, = kinds
+        chosen = kinds[best].fit(failing, ordinary, generator, features)
         return cls(chosen, *profiles, tried, (failing[:8].cpu(), ordinary[:8].cpu()))
 
     @classmethod
     def split(cls, failures: ImageSet | Tensor, train: ImageSet | Tensor, features: tuple[Tensor, Tensor] | None = None, *,
-              emulator: str = "auto", seed: int = 0) -> list[tuple[Pattern, Tensor]]:
+              emulator: str | EmulatorKind | Draw = "auto", seed: int = 0) -> list[tuple[Pattern, Tensor]]:
         """The patterns among failures, the largest first, each with the positions (int64) of its failures; see `mixture.divide`.
 
         `features` are those of all failures (M×F) and of ordinary images (N×F, not necessarily those of `train`), by default their image

@@ -37,7 +37,7 @@ def test_intervals_hold_the_true_area_about_as_often_as_they_say():
     rng, true, inside = np.random.default_rng(0), 0.7602, 0  # area for two unit normals one apart: Φ(1/√2)
     for _ in range(400):
         folds = [placements(rng.normal(1, 1, 60), rng.normal(0, 1, 60)) for _ in range(2)]
-        interval = module._interval(folds)
+        interval = module.Interval.of(folds)
         inside += interval.low <= true <= interval.high
     assert 0.92 <= inside / 400 <= 0.985
 
@@ -68,7 +68,7 @@ def test_what_no_emulator_can_imitate_is_said():
 
 
 @pytest.mark.parametrize(("damage", "words"), [
-    (lambda x: corrupt(x, "contrast", 3), "contrast 4"), (lambda x: corrupt(x, "gaussian_blur", 5), "fine detail lost above 0."),
+    (lambda x: corrupt(x, "contrast", 3), "contrast 4"), (lambda x: corrupt(x, "gaussian_blur", 5), "blur, fine detail lost above 0."),
     (lambda x: (x.int() + 30).clamp(max=255).byte(), "brighter by 0.1"), (lambda x: (x.int() - 30).clamp(min=0).byte(), "darker by 0.1"),
     (lambda x: (x.int() + torch.tensor([20, 0, 0])).clamp(max=255).byte(), "color shifted by +0.08, +0.00, +0.00"),
 ])
