@@ -122,9 +122,10 @@ def read_claims(path: Path | None = None) -> dict[str, Claim]:
     "The claims of a file, by id; default: the project's. Raises `ArchrepairError` where there are none, or two of one id."
     path = path or home() / "data" / "claims.toml"
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("claim", [])
+        content = tomllib.loads(path.read_text(encoding="utf-8")).get("claim")
     except (OSError, ValueError) as error:
         raise ArchrepairError(f"cannot read {path} ({first_line(error)}); expected the claims of a checkout: run in one") from None
+    entries = [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
     claims = {claim.id: claim for claim in map(Claim.of, entries)}
     if len(claims) < len(entries) or not claims:
         raise ArchrepairError(f"{path} has {len(entries)} claims with {len(claims)} ids; expected one or more, each with its own")
