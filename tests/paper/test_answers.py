@@ -24,13 +24,15 @@ def matrix(**points: list[float]) -> pd.DataFrame:
 
 def test_a_gain_is_taken_from_the_runs_own_original():
     rows = pd.DataFrame({"method": ["archrepair", "archrepair", "mode"], "seed": [0, 1, 0], "full": [82.0, 80, 81],
-                         "full before": [80.0, 79, 81], "held_out": [70.0, 71, 70], "held_out before": [71.0, 71, 70], "unchanged": [False, False, True]})
+                         "full before": [80.0, 79, 81], "held_out": [70.0, 71, 70], "held_out before": [71.0, 71, 70],
+                         "unchanged": [False, False, True]})
     means = answers.mean_gains(answers.gains_by_run(rows))
     assert means.loc["ArchRepair"].tolist() == [1.5, -0.5, 2, False] and means.loc["MODE", "unchanged"]
 
 
 @pytest.mark.parametrize(("table", "beginning"), [
-    (gains(ArchRepair=(3, 1, False), Apricot=(2, 0.5, False)), "Yes: on images that no repair has seen, ArchRepair changes accuracy by +1"),
+    (gains(ArchRepair=(3, 1, False), Apricot=(2, 0.5, False)),
+     "Yes: on images that no repair has seen, ArchRepair changes accuracy by +1"),
     (gains(ArchRepair=(3, 1, False), Apricot=(4, 0.5, False)), "No: "),
     (gains(ArchRepair=(3, -1, False), Apricot=(2, -2, False)), "No: "),  # the best of losers has not gained
     (gains(ArchRepair=(3, 1, False), MODE=(0, 0, True)), "Not answered: "), (gains(Apricot=(3, 1, False)), "Not answered: ")])

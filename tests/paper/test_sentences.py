@@ -94,7 +94,8 @@ def test_the_caption_of_a_stored_table_counts_its_rows(card):
 
 @pytest.mark.parametrize(("name", "columns", "side_by_side"), [
     ("table5-gain", ["method"], False), ("table5-parts-of-gain", ["method"], False), ("fig4", ["method"], True),
-    ("fig4-change", ["method"], True), ("fig6", ["method", "corruption"], True), ("fig6-change", ["method", "corruption"], True), ("table9", ["block"], True)])
+    ("fig4-change", ["method"], True), ("fig6", ["method", "corruption"], True), ("fig6-change", ["method", "corruption"], True),
+    ("table9", ["block"], True)])
 def test_the_caption_of_a_stored_figure_counts_its_records(name, columns, side_by_side):
     [card] = [card for card in STORED if card["name"] == name and card["kind"] == "figure"]
     settings = Settings.of(tier="lite", model=card["settings"]["models"][0], dataset=card["settings"]["dataset"], seeds=3)
