@@ -86,7 +86,7 @@ class _Channels(nn.Module):
         z = y @ self.down.T @ self.up.T if hasattr(self, "down") else y * self.factor + self.offset
         return z.transpose(self.dim, -1)
 
-# %% ../../nbs/networks/11_conditional.ipynb #855ac2be
+
 def _copied(block: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
     return duplicate(block)
 
@@ -114,7 +114,7 @@ def _tie(expert: nn.Module, block: nn.Module) -> None:
             if id(parameter) not in own:
                 setattr(module, name, block.get_submodule(path).get_parameter(name))
 
-# %% ../../nbs/networks/11_conditional.ipynb #50f8c0dd
+
 def _on_channels(rank_share: int) -> Callable[[nn.Module, Tensor, torch.Generator], nn.Module]:
     def make(block: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
         with torch.no_grad():

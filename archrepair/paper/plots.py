@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/paper/09_plots.ipynb #fbe8bdeb
-def set_style() -> None:
-    "Have all figures of this process look alike: white ground, two axes, a palette that color-blind readers can tell apart."
+# %% ../../nbs/paper/09_plots.ipynb #3f3748b2
+def set_style(**rc: Any) -> None:
+    """Have all figures of this process look alike: white ground, two axes, a palette that color-blind readers can tell apart.
+
+    `rc` are further settings of matplotlib, with `_` for the point, as in `figure_dpi=80`.
+    """
     sns.set_theme(style="ticks", palette="colorblind", context="notebook", font_scale=0.85,
-                  rc={"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": "medium"})
+                  rc={"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": "medium",
+                      **{name.replace("_", ".", 1): value for name, value in rc.items()}})
 
 # %% ../../nbs/paper/09_plots.ipynb #fcc19c17
 OURS = "#b2182b"
