@@ -217,8 +217,9 @@ class _Run:
                 advance(1)
                 if number % 50 == 0:
                     advance(0, epoch=epoch, loss=float(loss))
+        mean = float(total) / sum(map(len, batches))
         self.model.eval()
-        return {"epoch": epoch, "loss": round(float(total) / sum(map(len, batches)), 5), "seconds": round(time.perf_counter() - started, 2)}
+        return {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
 
 # %% ../../nbs/training/03_fit.ipynb #b6bcebd7
 def sgd(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
