@@ -142,7 +142,7 @@ def answer_rq2(effects: pd.DataFrame) -> Answer:
                   f"clean images change by {clean:+.1f} points, and another corruption loses more than {LOSS} points in {lost} of {other} "
                   "cases.")
 
-# %% ../../nbs/paper/12_answers.ipynb #daf94f33
+# %% ../../nbs/paper/12_answers.ipynb #fe921974
 LOST, WON = "points lost against the best block", "points won over a random block"
 
 
@@ -163,10 +163,11 @@ def answer_rq3(verdicts: pd.DataFrame) -> Answer:
         return Answer("Not answered: no block has been repaired in these runs.")
     hits = int((verdicts["localized"] == verdicts["best to repair"]).sum())
     word = "Yes" if hits == len(verdicts) else "No" if not hits else "Not always"
-    return Answer(f"{word}: the localized block was the best to repair in {hits} of {len(verdicts)} runs; on average it lies "
-                  f"{verdicts[LOST].mean():.2f} points below the best block and {verdicts[WON].mean():+.2f} from a block drawn at random.")
+    lost, won = verdicts[LOST].mean(), verdicts[WON].mean()
+    return Answer(f"{word}: the localized block was the best to repair in {hits} of {len(verdicts)} runs; on average it lies {lost:.2f} "
+                  f"points below the best block, and {abs(won):.2f} points {'above' if won > 0 else 'below'} a block drawn at random.")
 
-# %% ../../nbs/paper/12_answers.ipynb #2b2484ae
+# %% ../../nbs/paper/12_answers.ipynb #a29d968a
 def against_control(record: Record) -> dict:
     "Held-out accuracy (%) of the searched network and of its control, how many edges the search changed, and which of both was returned."
     candidates = record.metrics["candidates"]
@@ -205,7 +206,7 @@ def answer_rq4(pairs: pd.DataFrame, verdicts: dict[str, tuple[str, float, int]])
     changed = int((both["edges changed"] > 0).sum())
     agreed = {word: [f"{part} ({points:+.2f} points, n = {n})" for part, (said, points, n) in verdicts.items() if said == word]
               for word in ("yes", "no")}
-    helps = f"The seeds agree that {' and '.join(agreed['yes'])} helps" if agreed["yes"] else "The seeds agree on no part that helps"
+    helps = f"All seeds agree that {' and '.join(agreed['yes'])} helps" if agreed["yes"] else "On no part do all seeds agree that it helps"
     harms = f", and that {' and '.join(agreed['no'])} does not" if agreed["no"] else ""
-    return Answer(f"{helps}{harms}; whether a new architecture adds to new weights only {changed} of {len(both)} pairs can tell, because "
+    return Answer(f"{helps}{harms}; whether a new architecture adds to new weights, only {changed} of {len(both)} pairs can tell, because "
                   "in the others the search changed no edge.")

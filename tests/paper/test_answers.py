@@ -75,7 +75,7 @@ def test_rq4_needs_seeds_that_agree_and_pairs_that_differ():
     assert {part: word for part, (word, *_) in verdicts.items()} == {
         "a block": "yes", "votes": "not shown, the seeds disagree", "gradients": "not measured", "search": "no"}
     text = answers.answer_rq4(pairs, verdicts)
-    assert text.startswith("The seeds agree that a block (+1.50 points, n = 2) helps, and that search (-1.00 points, n = 1) does not; ")
+    assert text.startswith("All seeds agree that a block (+1.50 points, n = 2) helps, and that search (-1.00 points, n = 1) does not; ")
     assert "only 1 of 2 pairs" in text
 
 
