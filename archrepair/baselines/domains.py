@@ -268,7 +268,7 @@ class DomainRepair:
                 f"in {bad_before} and {bad_after} of {len(self.pieces)} sub-boxes; "
                 f"accuracy elsewhere {self.accuracy[0]:.1%} and {self.accuracy[1]:.1%}")
 
-
+# %% ../../nbs/baselines/domains.ipynb #deda18c2
 @dataclass
 class DomainBIRDNN:
     """BIRDNN for a property (Liang et al., 2023): repair every sub-box in which it is violated.

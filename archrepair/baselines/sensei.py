@@ -160,8 +160,7 @@ class Search:
         self._begin()
 
     def _begin(self) -> None:
-        self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.confusions = Confusions(self.settings.max_confusions)
+        self.counts, self.confusions = torch.zeros(4, dtype=torch.float64, device=self.device), Confusions(self.settings.max_confusions)
 
     def keys(self, positions: Tensor) -> Tensor:
         "Random keys, int32 B×2, of the images at `positions`: others at every visit."
@@ -218,10 +217,7 @@ class Search:
 
     def close(self, epoch: int) -> None:
         "Note what happened in an epoch: images seen, the share searched, the mean loss of the worst variants and of the images themselves."
-        seen, searched, worst, itself = self.counts.tolist()
-        mean = lambda total: round(total / searched, 5) if searched else None
-        self.epochs.append({"epoch": epoch, "seen": int(seen), "searched": round(searched / max(1, seen), 4), "worst": mean(worst),
-                            "itself": mean(itself)})
+        self.epochs.append(_epoch_entry(epoch, self.counts))
         self._begin()
 
     def state_dict(self) -> dict:
@@ -230,6 +226,13 @@ class Search:
     def load_state_dict(self, state: dict) -> None:
         self.queue, self.loss = state["queue"].to(self.device), state["loss"].to(self.device)
         self.visits, self.epochs = state["visits"], state["epochs"]
+
+# %% ../../nbs/baselines/sensei.ipynb #e28ea57d
+def _epoch_entry(epoch: int, counts: Tensor) -> dict:
+    "One epoch of the history, from the counts of images seen and searched and the losses of the worst variants and of the images."
+    seen, searched, worst, itself = counts.tolist()
+    mean = lambda total: round(total / searched, 5) if searched else None
+    return {"epoch": epoch, "seen": int(seen), "searched": round(searched / max(1, seen), 4), "worst": mean(worst), "itself": mean(itself)}
 
 # %% ../../nbs/baselines/sensei.ipynb #432d61c9
 @checked

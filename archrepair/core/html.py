@@ -43,7 +43,7 @@ def join(*content: object) -> Html:
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in content if c is not None))
 
 # %% ../../nbs/core/05_html.ipynb #8810496b
-_STYLE = """
+_LOOK = """
 .archrepair, .archrepair-page {
   --ink: #1b1e21; --soft: #5b6168; --line: #d5d9dd; --paper: #ffffff; --card: #f5f6f8;
   --blue: #0169a3; --sky: #22789f; --green: #007a58; --orange: #96600a; --red: #b04a00; }
@@ -87,6 +87,10 @@ _STYLE = """
   & .thumbs b, & .thumbs span { display: block; }
   & pre { background: var(--card); color: inherit; padding: 0.8rem 1rem; border-radius: 0.4rem; overflow-x: auto; font-size: 0.85rem; }
   & footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 0.6rem; } }
+"""
+
+# %% ../../nbs/core/05_html.ipynb #793bf5e0
+_MEDIA = """\
 @media screen and (prefers-color-scheme: dark) { .archrepair, .archrepair-page {
   --ink: #e6e9ec; --soft: #a3abb3; --line: #3b4249; --paper: #14171a; --card: #1f2428;
   --blue: #66b8ea; --sky: #a3dbff; --green: #45c99e; --orange: #f0ad42; --red: #ff9460; } }
@@ -113,6 +117,7 @@ _STYLE = """
   & .pair figure { flex: 1 1 0; }
   & pre { white-space: pre-wrap; } } }
 """
+_STYLE = _LOOK + _MEDIA
 
 # %% ../../nbs/core/05_html.ipynb #bf4c9fd4
 def scroll(content: Html, label: str) -> Html:

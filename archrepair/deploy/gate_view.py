@@ -106,7 +106,7 @@ def _around(branch: Mapping[str, Any]) -> tuple[str, str]:
     before, after = stages[:at][-1:], stages[at + 1:][:1]
     return "\n".join(["stem", *(f"… {_short(name)}" for name in before)]), "\n".join([*(f"{_short(name)} …" for name in after), "head"])
 
-
+# %% ../../nbs/deploy/09_gate_view.ipynb #92c4d19e
 def _draw_row(ax: Axes, branch: Mapping[str, Any], top: float) -> None:
     "One branch: the path of every image at height `top`, and below it that of the images on which its gate fires."
     low, (before, after) = top - 1.4, _around(branch)

@@ -51,7 +51,7 @@ def scores_of(record: Record, score: str = "repaired") -> dict[str, float]:
             "seconds": cost["seconds"], "forwards": cost["forwards"], "backwards": cost["backwards"],
             "accepted": float(record.repair["accepted"])}
 
-
+# %% ../../nbs/experiments/05_comparison.ipynb #7e1faad4
 @dataclass(repr=False)
 class MethodTable:
     """Methods on one grid.
@@ -114,7 +114,7 @@ def _short(summary: Summary, spec: str, n: int) -> str:
     "The summary for a table whose caption says `n`: without n, unless this one has fewer."
     return format(summary, spec).removesuffix(f" (n {n})")
 
-
+# %% ../../nbs/experiments/05_comparison.ipynb #c785275c
 def compare_methods(methods: Sequence[str], cell: Cell | None = None, *, seeds: Sequence[int] | None = None,
                     corruptions: Sequence[str] = (), epochs: int | None = None, score: str = "repaired",
                     runs: Runs | None = None) -> MethodTable:
@@ -247,7 +247,7 @@ class BlockTable:
     def _repr_html_(self) -> str:
         return self.frame().style.set_caption(self.verdict).to_html()
 
-
+# %% ../../nbs/experiments/05_comparison.ipynb #6e9c5f1f
 def compare_blocks(cell: Cell | None = None, blocks: Sequence[str] | None = None, *, method: str = "archrepair",
                    seeds: Sequence[int] | None = None, epochs: int | None = None, score: str = "repaired",
                    runs: Runs | None = None) -> BlockTable:

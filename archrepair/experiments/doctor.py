@@ -242,7 +242,7 @@ def _built(patient: _Examination, train: ImageSet) -> nn.Module:
     network = build_network(patient.model, train, patient.tier, patient.seed, trust=patient.trust, pretrained=published or None).eval()
     return admit_to_repair(network)
 
-
+# %% ../../nbs/experiments/08_doctor.ipynb #d97096cc
 def _source(patient: _Examination, n_classes: int) -> tuple[str, Path]:
     """Where the weights come from, and their file: a `file`, the `cache`, the network's `factory`, or a `training`.
 
@@ -265,7 +265,7 @@ def _file_of(patient: _Examination) -> Path:
     "The file of weights that was given, or the one that a published network has in the cache."
     return published_place(patient.model) if patient.weights == PUBLISHED else Path(patient.weights).expanduser()
 
-
+# %% ../../nbs/experiments/08_doctor.ipynb #6f01714e
 def _weights(patient: _Examination) -> None:
     "Where the weights come from, and whether they fit."
     network, train = patient.network, patient.train

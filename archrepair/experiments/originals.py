@@ -186,7 +186,7 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
         _train_into(path, network, train, tier, unrepaired.transform, device, seed)
     return unrepaired
 
-
+# %% ../../nbs/experiments/01_originals.ipynb #52273e5e
 def weights_path(model: str, dataset: str, tier: str | Tier, seed: int, weights: str | Path | None = None,
                  outputs: Path | None = None) -> Path:
     "The file that holds a network's weights: the user's own, the published one (fetched if need be), or else one in the tier's cache."
@@ -199,7 +199,7 @@ def weights_path(model: str, dataset: str, tier: str | Tier, seed: int, weights:
     path = weights_of(source.name, dataset, tier, seed, outputs)
     return path.with_stem(f"{path.stem}-{PUBLISHED}") if weights else path
 
-
+# %% ../../nbs/experiments/01_originals.ipynb #e93a6f01
 def _with_inputs(unrepaired: Original, own: Normalize | None) -> Original:
     "The same with the normalization that its configuration names (`own`), unless the user did, and the channels it takes; doubts are said."
     train, network, transform = unrepaired.train, unrepaired.network, unrepaired.transform

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['method_cell', 'versions_of', 'Runs', 'own']
+__all__ = ['method_cell', 'versions_of', 'own', 'Runs']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
 from ..core.errors import ArchrepairError, first_line, unknown, write_json
@@ -102,13 +102,8 @@ def versions_of(dataset: str, corruptions: Sequence[str]) -> list[str]:
 
 # %% ../../nbs/experiments/04_runs.ipynb #f77e0fa1
 @dataclass
-class Runs:
-    """Cells of one grid, read or run; see `record`, `network`, `right` and `localization`.
-
-    `outputs`: the folder of results, by default the project's. `weights`: a file of the user's own, or `published`, in place of the cached
-    originals, and `normalize` the normalization that they expect; `outputs` must then be a folder for this network alone. `force`: run
-    every cell once more. `log`: gets a line for everything run. `done`: the files written so far, which `force` does not write again.
-    """
+class _Repairs:
+    "Cells of one grid, read or run, and their networks; `Runs` knows what these get right."
 
     outputs: Path | None = None
     device: str | torch.device = "auto"
@@ -168,6 +163,29 @@ class Runs:
         self.record(cell, network=True)
         return load(self.file(cell, "networks", ""), self.problem(cell)[0].network)
 
+
+def own(result: RepairResult) -> RepairResult:
+    "The same result with the method's own network as the one returned, whether it was accepted or not."
+    return replace(result, model=result.candidates["repaired"], verdict=replace(result.verdict, chosen="repaired"))
+
+
+def _cost(folder: Path) -> dict | None:
+    "The cost of the repair that was saved in a folder, which tells runs apart; None for a folder without a repair."
+    try:
+        return json.loads((folder / "repair.json").read_text(encoding="utf-8"))["cost"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+# %% ../../nbs/experiments/04_runs.ipynb #a7e61930
+@dataclass
+class Runs(_Repairs):
+    """Cells of one grid, read or run; see `record`, `network`, `right` and `localization`.
+
+    `outputs`: the folder of results, by default the project's. `weights`: a file of the user's own, or `published`, in place of the cached
+    originals, and `normalize` the normalization that they expect; `outputs` must then be a folder for this network alone. `force`: run
+    every cell once more. `log`: gets a line for everything run. `done`: the files written so far, which `force` does not write again.
+    """
+
     def right(self, cell: Cell, versions: Sequence[str], weights: str | None = None) -> dict[str, Tensor]:
         """Which held-out images the method's own network gets right: for each version, one bool per image.
 
@@ -220,20 +238,7 @@ class Runs:
         except (OSError, ValueError) as error:
             raise ArchrepairError(f"cannot read {path} ({first_line(error)}); remove it") from None
 
-
-def own(result: RepairResult) -> RepairResult:
-    "The same result with the method's own network as the one returned, whether it was accepted or not."
-    return replace(result, model=result.candidates["repaired"], verdict=replace(result.verdict, chosen="repaired"))
-
-
-def _cost(folder: Path) -> dict | None:
-    "The cost of the repair that was saved in a folder, which tells runs apart; None for a folder without a repair."
-    try:
-        return json.loads((folder / "repair.json").read_text(encoding="utf-8"))["cost"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
+# %% ../../nbs/experiments/04_runs.ipynb #499a3d70
 def _pack(right: Tensor) -> dict[str, object]:
     "Bools as base64 text, one bit each."
     return {"n": len(right), "right": base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()}

@@ -68,24 +68,13 @@ def loudness(supernet: SuperNet, like: Tensor) -> Tensor:
     return s
 
 # %% ../../nbs/nas/09_bayesnas.ipynb #28ae6f4a
-@checked
-class BayesNAS(SearchStrategy):
-    """Bayesian architecture search (Zhou et al., 2019): switches with sparse priors instead of eq. 8; one level.
+class _Switches(SearchStrategy):
+    "A switch for each candidate and one for each edge, whose product is the coefficient; only their ratios matter."
 
-    There is one switch per candidate and one per edge; their product is the coefficient.
-    `arch_lr`: the rate of SGD for the switches (None: the published 0.1). `sparsity`: λ (None: the published 0.01, and at least 2 /
-    (arch_lr · steps)). `threshold`: a candidate survives while its effective prior variance exceeds it; of the survivors the largest
-    wins, and None if there are none. `updates`: how often posteriors are updated during a search. Raises `ArchrepairError` for numbers
-    out of range.
-    """
-
-    name = "bayesnas"
     bilevel = False
-
-    def __init__(self, *, arch_lr: Positive | None = None, sparsity: Positive | None = None, threshold: NotNegative = THRESHOLD,
-                 updates: Count = 20):
-        self.arch_lr, self.requested_sparsity, self.threshold, self.updates = arch_lr, sparsity, threshold, updates
-        self.probe: Tensor | None = None
+    arch_lr: float | None
+    requested_sparsity: float | None
+    probe: Tensor | None
 
     def init_arch(self, graph: BlockGraph, generator: torch.Generator | None) -> nn.ParameterDict:
         lr = self.arch_lr if self.arch_lr is not None else 0.1
@@ -106,6 +95,36 @@ class BayesNAS(SearchStrategy):
         return (self.arch["edge"][:, None] * self.arch["operation"]).masked_fill(~self.mask, 0.0)
 
     @torch.no_grad()
+    def normalize_switches(self) -> None:
+        "Scale switches so that those of the original of each edge and of the strongest inherited edge into each node are 1; ratios stay."
+        operation, edge, inherited = self.arch["operation"], self.arch["edge"], self.mask[:, -1]
+        scale = torch.where(inherited & (operation[:, -1] != 0), operation[:, -1].abs(), 1.0)
+        operation.div_(scale[:, None])
+        edge.mul_(scale)
+        target = torch.tensor([e.target for e in self.graph.edges], device=edge.device)
+        strongest = edge.new_zeros(len(self.graph.nodes)).scatter_reduce(0, target, edge.abs() * inherited, "amax")[target]
+        edge.div_(torch.where(strongest > 0, strongest, 1.0))
+
+# %% ../../nbs/nas/09_bayesnas.ipynb #910e6b3e
+@checked
+class BayesNAS(_Switches):
+    """Bayesian architecture search (Zhou et al., 2019): switches with sparse priors instead of eq. 8; one level.
+
+    There is one switch per candidate and one per edge; their product is the coefficient.
+    `arch_lr`: the rate of SGD for the switches (None: the published 0.1). `sparsity`: λ (None: the published 0.01, and at least 2 /
+    (arch_lr · steps)). `threshold`: a candidate survives while its effective prior variance exceeds it; of the survivors the largest
+    wins, and None if there are none. `updates`: how often posteriors are updated during a search. Raises `ArchrepairError` for numbers
+    out of range.
+    """
+
+    name = "bayesnas"
+
+    def __init__(self, *, arch_lr: Positive | None = None, sparsity: Positive | None = None, threshold: NotNegative = THRESHOLD,
+                 updates: Count = 20):
+        self.arch_lr, self.requested_sparsity, self.threshold, self.updates = arch_lr, sparsity, threshold, updates
+        self.probe: Tensor | None = None
+
+    @torch.no_grad()
     def arch_step(self, context: ArchContext) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -117,17 +136,6 @@ class BayesNAS(SearchStrategy):
         if self.steps_taken % max(1, self.steps // self.updates) == 0 or self.steps_taken == self.steps - 1:
             self.update_posteriors(context)
         self.steps_taken += 1
-
-    @torch.no_grad()
-    def normalize_switches(self) -> None:
-        "Scale switches so that those of the original of each edge and of the strongest inherited edge into each node are 1; ratios stay."
-        operation, edge, inherited = self.arch["operation"], self.arch["edge"], self.mask[:, -1]
-        scale = torch.where(inherited & (operation[:, -1] != 0), operation[:, -1].abs(), 1.0)
-        operation.div_(scale[:, None])
-        edge.mul_(scale)
-        target = torch.tensor([e.target for e in self.graph.edges], device=edge.device)
-        strongest = edge.new_zeros(len(self.graph.nodes)).scatter_reduce(0, target, edge.abs() * inherited, "amax")[target]
-        edge.div_(torch.where(strongest > 0, strongest, 1.0))
 
     @torch.no_grad()
     def update_posteriors(self, context: ArchContext) -> None:

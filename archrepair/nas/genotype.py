@@ -77,17 +77,7 @@ class Genotype:
     strategy: str = ""
 
     def __post_init__(self):
-        lengths = {len(entries) for entries in (self.choices, self.coefficients, self.channel_parts, self.graph.edges)}
-        if len(lengths) > 1 or self.widen not in WIDEN:
-            raise ArchrepairError(f"a genotype needs one choice for each of its {len(self.graph.edges)} edges and widen in {WIDEN}; it has "
-                                  f"{len(self.choices)} and {self.widen!r}")
-        if wrong := [n for n in self.channel_parts if type(n) is not int or not 1 <= n < 2**16]:
-            raise ArchrepairError(f"channels cannot be divided into {wrong[0]!r} parts; expected whole numbers from 1")
-        if wrong := [c for c in self.coefficients if isinstance(c, bool) or not isinstance(c, (int, float)) or not abs(c) < math.inf]:
-            raise ArchrepairError(f"a coefficient is {wrong[0]!r}; expected a finite number")
-        for edge, choice in zip(self.graph.edges, self.choices):
-            if choice not in edge.candidates:
-                raise ArchrepairError(f"edge {edge.key} cannot be {choice!r}: expected one of {', '.join(edge.candidates)}")
+        _check_choices(self)
 
     @property
     def edges(self) -> dict[str, str]:
@@ -166,10 +156,29 @@ class Genotype:
         return graph_figure(self.graph, self.edges, self.partly, name=name, caption=caption)
 
     def _repr_html_(self) -> str:
-        added = sum(choice not in ("none", "original") for choice in self.choices)
-        caption = "The original architecture of the block" if self.is_original else f"A searched architecture with {added} new operations"
-        origin = f", found by {self.strategy}" if self.strategy else ""
-        return self.figure(caption=f"{caption}{origin}.")._repr_html_()
+        return self.figure(caption=_caption(self))._repr_html_()
+
+# %% ../../nbs/nas/04_genotype.ipynb #ad75ed74
+def _check_choices(genotype: Genotype) -> None:
+    "Raise `ArchrepairError` for entries that do not match the graph, and for a choice that an edge does not offer."
+    lengths = {len(entries) for entries in (genotype.choices, genotype.coefficients, genotype.channel_parts, genotype.graph.edges)}
+    if len(lengths) > 1 or genotype.widen not in WIDEN:
+        raise ArchrepairError(f"a genotype needs one choice for each of its {len(genotype.graph.edges)} edges and widen in {WIDEN}; it has "
+                              f"{len(genotype.choices)} and {genotype.widen!r}")
+    if wrong := [n for n in genotype.channel_parts if type(n) is not int or not 1 <= n < 2**16]:
+        raise ArchrepairError(f"channels cannot be divided into {wrong[0]!r} parts; expected whole numbers from 1")
+    if wrong := [c for c in genotype.coefficients if isinstance(c, bool) or not isinstance(c, (int, float)) or not abs(c) < math.inf]:
+        raise ArchrepairError(f"a coefficient is {wrong[0]!r}; expected a finite number")
+    for edge, choice in zip(genotype.graph.edges, genotype.choices):
+        if choice not in edge.candidates:
+            raise ArchrepairError(f"edge {edge.key} cannot be {choice!r}: expected one of {', '.join(edge.candidates)}")
+
+
+def _caption(genotype: Genotype) -> str:
+    "Whose architecture it is, in a sentence."
+    added = sum(choice not in ("none", "original") for choice in genotype.choices)
+    caption = "The original architecture of the block" if genotype.is_original else f"A searched architecture with {added} new operations"
+    return f"{caption}{f', found by {genotype.strategy}' if genotype.strategy else ''}."
 
 # %% ../../nbs/nas/04_genotype.ipynb #b5415b02
 class Scale(nn.Module):
@@ -206,7 +215,7 @@ def fold(layers: nn.Sequential, factors: Tensor, neutral: bool = False) -> nn.Se
         layers.append(Scale(torch.ones_like(factors) if neutral else factors))
     return layers
 
-
+# %% ../../nbs/nas/04_genotype.ipynb #a3642cb8
 class RepairedBlock(nn.Module):
     """A block with the architecture of a genotype, a plain network from B×C×H×W to B×C'×H'×W'; see `Genotype.build`.
 

@@ -62,7 +62,7 @@ class Edge:
         "The entries of `CANDIDATES` that this edge can take."
         return tuple(c for c in CANDIDATES if c == "none" or (self.inherited is not None if c == "original" else self.stride))
 
-
+# %% ../../nbs/nas/03_graph.ipynb #d2e0bacd
 @dataclass(frozen=True)
 class BlockGraph:
     """A block as a directed acyclic graph (§3.3.1, eq. 7); node 0 is its input, the last node its output.
@@ -157,7 +157,7 @@ def _trace(skeleton: Skeleton, block: nn.Module, x: Tensor, expected: Tensor) ->
         raise CannotRelax("its layers, one after the other, do not give its output: it changes features in place, or is random")
     return features
 
-
+# %% ../../nbs/nas/03_graph.ipynb #39ce827c
 def _read(block: nn.Module, x: Tensor, expected: Tensor, level: str) -> tuple[Skeleton, list[Tensor], str]:
     "The skeleton that `level` asks for, the features at its nodes, and a note where it is a single layer."
     kind, fine, reason = type(block).__name__, None, ""
@@ -301,7 +301,7 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
     ax.axis("off")
     return ax
 
-
+# %% ../../nbs/nas/03_graph.ipynb #dd81e334
 def describe(graph: BlockGraph, choices: dict[str, str] | None = None) -> str:
     "The edges of a drawing in words, for those who cannot see it; `choices` as in `draw_graph`."
     phrases = []

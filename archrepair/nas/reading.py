@@ -46,6 +46,23 @@ _RELU = {torch.relu, nn.functional.relu, "relu", "relu_"}
 _Term = tuple[int, tuple[str, ...]]
 
 
+def _is_last(step: fx.Node) -> bool:
+    "Does what the step gives leave the block?"
+    return all(user.op == "output" for user in step.users)
+
+
+def _holds_weights(block: nn.Module, term: _Term) -> bool:
+    "Is there a convolution in it?"
+    return any(isinstance(block.get_submodule(path), nn.Conv2d) for path in term[1] if path != "F.relu")
+
+
+def _only_passes(block: nn.Module, skeleton: Skeleton, term: _Term) -> bool:
+    "Does the last node leave the block through a single layer without weights?"
+    source, path = term
+    is_last = source == len(skeleton.activations) - 1
+    return is_last and len(path) == 1 and isinstance(block.get_submodule(path[0]), _PASSING)
+
+# %% ../../nbs/nas/02_reading.ipynb #e6113737
 class _Reader:
     "Reads the steps of a block, convolution by convolution, into `skeleton`."
 
@@ -55,7 +72,7 @@ class _Reader:
         for step in fx.Tracer().trace(block).nodes:
             if step.op == "output":
                 final = values[step.args[0]]
-                if self.skeleton.tail != "concat" and len(final) == 1 and self._only_passes(final[0]):
+                if self.skeleton.tail != "concat" and len(final) == 1 and _only_passes(block, self.skeleton, final[0]):
                     self.skeleton.tail = final[0][1][0]
                 elif final[0][1] or len(final) > 1:
                     self._node(final, None)
@@ -73,7 +90,7 @@ class _Reader:
             return arguments[0] + arguments[1]
         if step.op != "call_module" and step.target in _RELU:
             return self._activate(arguments[0], "F.relu")
-        if step.target in (torch.cat, torch.concat) and len(arguments) == 2 and arguments[0] == [(0, ())] and self._last(step):
+        if step.target in (torch.cat, torch.concat) and len(arguments) == 2 and arguments[0] == [(0, ())] and _is_last(step):
             self.skeleton.tail = "concat"
             return arguments[1]
         module = self.block.get_submodule(step.target) if step.op == "call_module" else None
@@ -91,24 +108,13 @@ class _Reader:
             reason = "adds something other than two features"
         raise CannotRelax(f"{_describe_step(step, module)} {reason}")
 
-    def _last(self, step: fx.Node) -> bool:
-        return all(user.op == "output" for user in step.users)
-
-    def _weighty(self, term: _Term) -> bool:
-        return any(isinstance(self.block.get_submodule(p), nn.Conv2d) for p in term[1] if p != "F.relu")
-
-    def _only_passes(self, term: _Term) -> bool:
-        source, path = term
-        is_last = source == len(self.skeleton.activations) - 1
-        return is_last and len(path) == 1 and isinstance(self.block.get_submodule(path[0]), _PASSING)
-
     def _append(self, terms: list[_Term], path: str, new_edge: bool) -> list[_Term]:
-        if len(terms) > 1 or (new_edge and self._weighty(terms[0])):
+        if len(terms) > 1 or (new_edge and _holds_weights(self.block, terms[0])):
             terms = self._node(terms, None)
         return [(terms[0][0], (*terms[0][1], path))]
 
     def _activate(self, terms: list[_Term], path: str) -> list[_Term]:
-        if len(terms) == 1 and not self._weighty(terms[0]):
+        if len(terms) == 1 and not _holds_weights(self.block, terms[0]):
             self.normalizes_first |= terms[0] == (0, ())
             return [(terms[0][0], (*terms[0][1], path))]
         if self.normalizes_first and len(terms) == 1:
@@ -123,7 +129,7 @@ class _Reader:
         self.skeleton.edges += [(source, len(self.skeleton.activations) - 1, path) for source, path in terms]
         return [(len(self.skeleton.activations) - 1, ())]
 
-
+# %% ../../nbs/nas/02_reading.ipynb #23ddbed9
 def read_convolutions(block: nn.Module) -> Skeleton:
     """The skeleton of `block` whose edges are single convolutions.
 

@@ -42,7 +42,7 @@ class ArchContext:
     step: int = 0
     steps: int = 1
 
-
+# %% ../../nbs/nas/06_strategy.ipynb #929bbdb0
 SELECTIONS = ("argmax", "top2", "perturb")
 
 
@@ -105,24 +105,7 @@ class SearchStrategy:
         into each node with their best operation that is not None, as DARTS does. `max_skip`: how many edges may become skips (None: any
         number). Raises `ArchrepairError` for another selection.
         """
-        scores = self.scores().clone()
-        if select == "top2":
-            scores[:, 0] = 0.0
-        elif select != "argmax":
-            raise unknown("selection", select, ["argmax", "top2"])
-        skip = CANDIDATES.index("skip")
-        if max_skip is not None:
-            skips = [i for i in range(len(scores)) if int(scores[i].argmax()) == skip]
-            for i in sorted(skips, key=lambda i: -float(scores[i, skip]))[max_skip:]:
-                scores[i, skip] = 0.0
-        choices = [CANDIDATES[int(row.argmax())] for row in scores]
-        if select == "top2":
-            for node in range(1, len(self.graph.nodes)):
-                strength = scores.amax(1) * self.edge_weights()
-                ranked = sorted((i for i, _ in self.graph.incoming(node)), key=lambda i: -float(strength[i]))
-                for i in ranked[2:]:
-                    choices[i] = "none"
-        return tuple(choices)
+        return _choose(self.scores().clone(), self.edge_weights(), self.graph, select, max_skip)
 
     def edge_weights(self) -> Tensor:
         "(edges), ≥ 0: how strongly each edge is preferred to the others into its node."
@@ -162,3 +145,24 @@ class SearchStrategy:
         self.healthy = {name: value.to(self.mask.device) for name, value in state["healthy"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.decisions = state["decisions"]
+
+# %% ../../nbs/nas/06_strategy.ipynb #673ade2d
+def _choose(scores: Tensor, edge_weights: Tensor, graph: BlockGraph, select: str, max_skip: int | None) -> tuple[str, ...]:
+    "The decision of `SearchStrategy.decide` from scores (edges, candidates), which are overwritten."
+    if select == "top2":
+        scores[:, 0] = 0.0
+    elif select != "argmax":
+        raise unknown("selection", select, ["argmax", "top2"])
+    skip = CANDIDATES.index("skip")
+    if max_skip is not None:
+        skips = [i for i in range(len(scores)) if int(scores[i].argmax()) == skip]
+        for i in sorted(skips, key=lambda i: -float(scores[i, skip]))[max_skip:]:
+            scores[i, skip] = 0.0
+    choices = [CANDIDATES[int(row.argmax())] for row in scores]
+    if select == "top2":
+        strength = scores.amax(1) * edge_weights
+        for node in range(1, len(graph.nodes)):
+            ranked = sorted((i for i, _ in graph.incoming(node)), key=lambda i: -float(strength[i]))
+            for i in ranked[2:]:
+                choices[i] = "none"
+    return tuple(choices)

@@ -164,7 +164,7 @@ def side_by_side(rows: Sequence[Row], name: str, factors: Tensor | None = None) 
     parts = (everything if factors is None else everything * factors).split([sum(t.numel() for t in row) for row in tensors])
     return {row: part.view(-1, *like[0].shape[1:]) for row, part, like in zip(rows, parts, tensors)}
 
-
+# %% ../../nbs/nas/05_supernet.ipynb #3ee5cad3
 class SuperNet(PlainSuperNet):
     """A relaxed block (eq. 7 and 8): `supernet(x, coefficients)` is the block with a mixture of candidates on every edge.
 
@@ -185,7 +185,7 @@ class SuperNet(PlainSuperNet):
                 bundles.setdefault((edge.source, edge.stride, part.source[1], part.target[1]), []).append(index)
         self.bundles = [sorted(bundle, key=lambda index: self.slices[index].position) for bundle in bundles.values()]
         first = next((p for p in block.parameters()), torch.empty(0))
-        self.register_buffer("coefficient_index", self._index_coefficients().to(first.device), persistent=False)
+        self.register_buffer("coefficient_index", _index_coefficients(self).to(first.device), persistent=False)
 
     def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
         inherited_factors, norm_factors = self._spread(coefficients)
@@ -210,7 +210,7 @@ class SuperNet(PlainSuperNet):
 
     def _widen(self, norm_factors: Tensor) -> WideLayers:
         "Step 2: the weights of all added operations side by side; factors that are the same for all samples go into the BatchNorms."
-        bundle_rows = self._rows()
+        bundle_rows = self.rows_of_bundles()
         rows = [row for operations in bundle_rows for operation in operations.values() for row in operation]
         if not rows:
             return WideLayers(bundle_rows, {}, {}, {})
@@ -227,27 +227,9 @@ class SuperNet(PlainSuperNet):
         "Step 3: run all operations on the features `x` of node `source`; add what they give to the slices of the nodes that they lead to."
         for bundle, operations in zip(self.bundles, layers.rows):
             if self.graph.edges[bundle[0]].source == source:
-                for index, y in zip(bundle, self._run_bundle(bundle, operations, x, layers)):
+                for index, y in zip(bundle, _run_bundle(self, bundle, operations, x, layers)):
                     sums, place = slice_sums[self.graph.edges[index].target], self.slices[index].target
                     sums[place] = sums[place] + y if place in sums else y
-
-    def _run_bundle(self, bundle: list[int], operations: dict[str, list[Row]], x: Tensor, layers: WideLayers) -> tuple[Tensor, ...]:
-        "For each edge of a bundle the sum of its operations, B × C/parts × H × W."
-        slices = [self.slices[index] for index in bundle]
-        parts = x.split(slices[0].source[1], 1)
-        is_whole = [part.position for part in slices] == list(range(len(parts)))
-        x = lay_out(x if is_whole else torch.cat([parts[part.position] for part in slices], 1), self.layout)  # B × edges · C/parts × H × W
-        total, rectified = None, None
-        for rows in operations.values():
-            y = x
-            for row in rows:
-                if isinstance(row[0], nn.ReLU) and y is x:  # two operations begin with it
-                    y = rectified = row[0](x) if rectified is None else rectified
-                else:
-                    y = _run_row(row, y, layers, self.layout)
-            y = _times(y, layers.factors[rows[-1]]) if layers.factors else y
-            total = y if total is None else total + y
-        return total.split(slices[0].target[1], 1)
 
     def _sum_into(self, node: int, features: list[Tensor], inherited_factors: dict[str, Tensor], slice_sums: SliceSums) -> Tensor:
         "Step 4: the sum of all edges into `node`, B × C_j × H_j × W_j: inherited layers times their factors, and the sums of the slices."
@@ -257,31 +239,30 @@ class SuperNet(PlainSuperNet):
             terms.append(_join(slice_sums, self.graph.nodes[node].shape[0]))
         return functools.reduce(torch.add, terms)
 
-    def _rows(self) -> list[dict[str, list[Row]]]:
+    def rows_of_bundles(self) -> list[dict[str, list[Row]]]:
         "For each bundle the layers of every operation, each as the row of those on all edges."
         keys = [[self.graph.edges[index].key for index in bundle] for bundle in self.bundles]
         return [{name: list(zip(*(self.added[key][name] for key in row))) for name in self.added[row[0]]} for row in keys]
 
-    def _index_coefficients(self) -> Tensor:
-        """Which entry of the flat coefficients multiplies each channel, in the order of `_spread`; the entry after the last one is a 1.
-
-        The channels of an inherited layer have its coefficient in the slice and 1 outside; those of a BatchNorm have the coefficient of its
-        operation if they are the operation's output, and 1 otherwise.
-        """
-        one = len(self.graph.edges) * len(CANDIDATES)
-        entry = lambda index, name: index * len(CANDIDATES) + CANDIDATES.index(name)
-        entries = []
-        for index, edge in enumerate(self.graph.edges):
-            if edge.inherited is not None:
-                channels = torch.full([self.graph.nodes[edge.target].shape[0]], one)
-                channels.narrow(0, *self.slices[index].target).fill_(entry(index, "original"))
-                entries.append(channels)
-        for bundle, operations in zip(self.bundles, self._rows()):
-            for name, rows in operations.items():
-                for row in (row for row in rows if isinstance(row[0], nn.BatchNorm2d)):
-                    entries += [torch.full([norm.num_features], entry(index, name) if row is rows[-1] else one)
-                                for index, norm in zip(bundle, row)]
-        return torch.cat(entries)
+# %% ../../nbs/nas/05_supernet.ipynb #01f168f9
+def _run_bundle(supernet: SuperNet, bundle: list[int], operations: dict[str, list[Row]], x: Tensor,
+                layers: WideLayers) -> tuple[Tensor, ...]:
+    "For each edge of a bundle the sum of its operations, B × C/parts × H × W."
+    slices = [supernet.slices[index] for index in bundle]
+    parts = x.split(slices[0].source[1], 1)
+    is_whole = [part.position for part in slices] == list(range(len(parts)))
+    x = lay_out(x if is_whole else torch.cat([parts[part.position] for part in slices], 1), supernet.layout)  # B × edges · C/parts × H × W
+    total, rectified = None, None
+    for rows in operations.values():
+        y = x
+        for row in rows:
+            if isinstance(row[0], nn.ReLU) and y is x:  # two operations begin with it
+                y = rectified = row[0](x) if rectified is None else rectified
+            else:
+                y = _run_row(row, y, layers, supernet.layout)
+        y = _times(y, layers.factors[rows[-1]]) if layers.factors else y
+        total = y if total is None else total + y
+    return total.split(slices[0].target[1], 1)
 
 
 def _run_row(row: Row, x: Tensor, layers: WideLayers, layout: torch.memory_format) -> Tensor:
@@ -305,6 +286,28 @@ def _join(slice_sums: SliceSums, channels: int) -> Tensor:
         whole = torch.cat([torch.zeros_like(present) if part is None else part for part in parts], 1) if len(parts) > 1 else present
         total = whole if total is None else total + whole
     return total
+
+# %% ../../nbs/nas/05_supernet.ipynb #71d89f0e
+def _index_coefficients(supernet: SuperNet) -> Tensor:
+    """Which entry of the flat coefficients multiplies each channel, in the order of `SuperNet._spread`; the one after the last is a 1.
+
+    The channels of an inherited layer have its coefficient in the slice and 1 outside; those of a BatchNorm have the coefficient of its
+    operation if they are the operation's output, and 1 otherwise.
+    """
+    one = len(supernet.graph.edges) * len(CANDIDATES)
+    entry = lambda index, name: index * len(CANDIDATES) + CANDIDATES.index(name)
+    entries = []
+    for index, edge in enumerate(supernet.graph.edges):
+        if edge.inherited is not None:
+            channels = torch.full([supernet.graph.nodes[edge.target].shape[0]], one)
+            channels.narrow(0, *supernet.slices[index].target).fill_(entry(index, "original"))
+            entries.append(channels)
+    for bundle, operations in zip(supernet.bundles, supernet.rows_of_bundles()):
+        for name, rows in operations.items():
+            for row in (row for row in rows if isinstance(row[0], nn.BatchNorm2d)):
+                entries += [torch.full([norm.num_features], entry(index, name) if row is rows[-1] else one)
+                            for index, norm in zip(bundle, row)]
+    return torch.cat(entries)
 
 # %% ../../nbs/nas/05_supernet.ipynb #17b43382
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def block_names(model: nn.Module) -> list[str]:
                               "the last one; name a submodule yourself")
     return list(blocks)
 
-
+# %% ../../nbs/networks/03_blocks.ipynb #efab3cf4
 def _dominates(size: int, sizes: list[int]) -> bool:
     """Does a part of `size` layers hold nearly all of them?
 
@@ -190,7 +190,7 @@ def _cut(model: nn.Module, block: str) -> tuple[nn.Module, nn.Module] | None:
             copies[node] = suffix.node_copy(node, copies.__getitem__)
     return fx.GraphModule(root, prefix, "Prefix"), fx.GraphModule(root, suffix, "Suffix")
 
-
+# %% ../../nbs/networks/03_blocks.ipynb #7cc5683b
 def _only_call(graph: fx.Graph, target: str) -> tuple[fx.Node, fx.Node] | None:
     "The step that calls the module `target`, and the one whose result enters it; None where it is called otherwise, or not just once."
     calls = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
@@ -277,7 +277,7 @@ class Whole(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))
 
-
+# %% ../../nbs/networks/03_blocks.ipynb #a94c6785
 def freeze(module: nn.Module) -> nn.Module:
     "Eval mode and no gradients, in place; returns the module."
     module.eval()  # a `train` of the user's own may return nothing

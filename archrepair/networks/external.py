@@ -127,7 +127,7 @@ def _importing_from_here() -> Iterator[None]:
         with contextlib.suppress(ValueError):
             sys.path.remove(here)
 
-
+# %% ../../nbs/networks/02_external.ipynb #391e273c
 def _find(spec: str) -> Callable:
     "The callable of that name."
     module, _, attribute = spec.partition(":")
@@ -201,7 +201,7 @@ def _try(model: nn.Module, name: str, image_size: int) -> object:
                               "(gray)") from refusal
     raise _wrong_size(name, image_size, refusal) from refusal
 
-
+# %% ../../nbs/networks/02_external.ipynb #b0fce5e2
 def _make(name: str, n_classes: int, image_size: int, seed: int, *, trust: bool = False,
           pretrained: bool | None = None) -> nn.Module:
     "The network as its own code makes it, whatever it then can do."

@@ -40,7 +40,7 @@ def _names(text: str | Sequence[str]) -> tuple[str, ...]:
     parts = text.split(",") if isinstance(text, str) else text
     return tuple(dict.fromkeys(filter(None, (part.strip() for part in parts))))
 
-
+# %% ../../nbs/paper/02_exhibits.ipynb #4882d6f3
 @dataclass(frozen=True)
 class Settings:
     """What a run of a notebook covers: networks, dataset, corruptions, methods, tier, seeds and protocol; see `of`.

@@ -77,7 +77,7 @@ def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] 
                 pages.append(_page(notebook, exhibits, replace(common, models=tuple(group)), explicit))
     return pages
 
-
+# %% ../../nbs/paper/06_plan.ipynb #52379ac6
 def _usual_datasets(size: Tier) -> tuple[str, ...]:
     "The datasets of a tier, the second of which is Tiny-ImageNet or its replacement."
     return {"smoke": SMOKE_DATASETS, "paper": (size.dataset, "tiny-imagenet")}.get(size.name, (size.dataset,))

@@ -14,8 +14,8 @@ import pandas as pd
 import seaborn as sns
 
 # %% auto #0
-__all__ = ['OURS', 'METHOD_COLORS', 'METHOD_MARKERS', 'method_palette', 'plot_accuracies', 'plot_changes', 'plot_parts_of_gain',
-           'plot_blocks', 'plot_ablation', 'plot_architectures']
+__all__ = ['OURS', 'METHOD_COLORS', 'METHOD_MARKERS', 'SETS', 'set_style', 'method_palette', 'plot_accuracies', 'plot_changes',
+           'plot_gains', 'plot_parts_of_gain', 'plot_blocks', 'plot_ablation', 'plot_architectures']
 
 # %% ../../nbs/paper/09_plots.ipynb #691e6956
 from ..nas.genotype import Genotype
@@ -27,6 +27,16 @@ from .sentences import UNCHANGED, n_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# %% ../../nbs/paper/09_plots.ipynb #3f3748b2
+def set_style(**rc: Any) -> None:
+    """Have all figures of this process look alike: white ground, two axes, a palette that color-blind readers can tell apart.
+
+    `rc` are further settings of matplotlib, with `_` for the point, as in `figure_dpi=80`.
+    """
+    sns.set_theme(style="ticks", palette="colorblind", context="notebook", font_scale=0.85,
+                  rc={"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": "medium",
+                      **{name.replace("_", ".", 1): value for name, value in rc.items()}})
 
 # %% ../../nbs/paper/09_plots.ipynb #fcc19c17
 OURS = "#b2182b"
@@ -88,19 +98,76 @@ def _draw_dots(ax: Axes, rows: pd.DataFrame, order: Sequence[str], versions: Seq
                                       color=palette[method], ms=11 if method == "archrepair" else 7, mec="white", mew=0.4, zorder=2)
     return handles
 
-# %% ../../nbs/paper/09_plots.ipynb #60ebe0d9
-def plot_changes(points: pd.DataFrame, title: str, rows: str = "corruption") -> Figure:
-    "A heat map of points gained: what was repaired, or by which method (`rows`: corruption or method) × corruptions judged on, by name."
-    fig, ax = plt.subplots(figsize=(10, 0.45 * len(points) + 1.6), layout="constrained")
-    if len(points):
-        limit = max(1.0, float(points.abs().max().max()))
-        named = points.rename(index=lambda name: display_name(rows, name), columns=lambda name: display_name("corruption", name))
-        sns.heatmap(named.round(1) + 0.0, ax=ax, cmap="BrBG", center=0, vmin=-limit, vmax=limit, annot=True, fmt="+.1f",  # no -0.0
-                    annot_kws={"size": 8}, cbar_kws={"label": "points"}, linewidths=0.4)
-    ax.set(xlabel="judged on", ylabel="repaired on" if rows == "corruption" else "repaired by", title=title)
-    plt.setp(ax.get_yticklabels(), rotation=0)
+# %% ../../nbs/paper/09_plots.ipynb #30f2723a
+def plot_changes(panels: Mapping[str, pd.DataFrame], title: str, rows: str = "corruption") -> Figure:
+    """Heat maps of points gained, one panel (title → rows × versions judged on, both by name) below the other.
+
+    `rows` says what the rows are: the `corruption` that was repaired, or the `method` that repaired. A version that was both repaired and
+    judged on has a frame.
+    """
+    panels = {name: points for name, points in panels.items() if len(points)} or {"": pd.DataFrame()}
+    heights = [len(points) + 0.6 for points in panels.values()]
+    fig, axes = plt.subplots(len(panels), 1, figsize=(10, 0.36 * sum(heights) + 1.3), height_ratios=heights, squeeze=False, sharex=True,
+                             layout="constrained")
+    values = np.concatenate([points.to_numpy(float).ravel() for points in panels.values()])
+    limit = max(1.0, float(np.quantile(np.abs(values), 0.9))) if len(values) else 1.0
+    for ax, (name, points) in zip(axes[:, 0], panels.items()):
+        if len(points):
+            named = points.rename(index=lambda row: display_name(rows, row), columns=lambda column: display_name("corruption", column))
+            sns.heatmap(named.round(1) + 0.0, ax=ax, cmap="BrBG", center=0, vmin=-limit, vmax=limit, annot=True, fmt="+.1f",  # no -0.0
+                        annot_kws={"size": 7.5}, cbar=False, linewidths=0.4)
+            own = [(column, row) for row, name in enumerate(points.index) for column, other in enumerate(points) if name == other]
+            for corner in own:
+                ax.add_patch(plt.Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.2, clip_on=False))
+        ax.set(xlabel="", ylabel="")
+        ax.set_title(name, loc="left", fontsize="medium")
+        ax.tick_params(length=0)
+        plt.setp(ax.get_yticklabels(), rotation=0)
+    axes[-1, 0].set_xlabel("judged on")
+    fig.supylabel("repaired on" if rows == "corruption" else "repaired by", fontsize="medium")
+    fig.suptitle(title)
+    if len(values):
+        fig.colorbar(axes[0, 0].collections[0], ax=axes, label="points", extend="both", aspect=30, pad=0.01)
     plt.close(fig)
     return fig
+
+# %% ../../nbs/paper/09_plots.ipynb #3156a27f
+def plot_gains(runs: pd.DataFrame, title: str, theirs: Mapping[str, float] | None = None) -> Figure:
+    "Points gained by method on unseen images and on the full test set, with a small dot per run; `theirs` is the paper's gain by method."
+    means = runs.groupby("method")[["full", "held_out"]].mean()
+    idle = runs.groupby("method")["unchanged"].all()
+    order = [*means[~idle].sort_values("held_out", ascending=False).index, *means[idle].index]
+    fig, ax = plt.subplots(figsize=(8, 0.42 * len(order) + 1.5), layout="constrained")
+    ax.axvline(0, color="0.2", lw=0.8, zorder=0)
+    colors = {display_name("method", name): color for name, color in METHOD_COLORS.items()}
+    for place, method in enumerate(order):
+        if idle[method]:
+            ax.annotate(UNCHANGED, (0, place), xytext=(-6, 0), textcoords="offset points", va="center", ha="right", style="italic")
+            continue
+        part, color = runs[runs["method"] == method], colors.get(method, "#444444")
+        ax.hlines(place, *sorted(means.loc[method]), color=color, lw=1.2, alpha=0.5, zorder=1)
+        for score, face in (("full", "white"), ("held_out", color)):
+            ax.plot(part[score], [place] * len(part), "o", color=color, ms=3, alpha=0.6, mew=0, zorder=2)
+            ax.plot(means.loc[method, score], place, "o", mfc=face, mec=color, ms=9, mew=1.6, zorder=3)
+    crosses = [(theirs[m], place) for place, m in enumerate(order) if theirs is not None and np.isfinite(theirs.get(m, np.nan))]
+    if crosses:
+        ax.plot(*zip(*crosses), "x", color="0.35", ms=7, mew=1.6, zorder=4)
+    sizes = runs.groupby("method").size()
+    ax.set_yticks(range(len(order)), [f"{method} (n = {sizes[method]})" for method in order])
+    ax.set(xlabel="points of accuracy gained over the original", title=title, ylim=(len(order) - 0.5, -0.5))
+    _explain_gains(fig, bool(crosses))
+    sns.despine(fig)
+    plt.close(fig)
+    return fig
+
+
+def _explain_gains(fig: Figure, theirs: bool) -> None:
+    "The legend of `plot_gains`: what filled, open and crossed marks are."
+    marks = {"images never seen": {"mfc": "0.4"}, "full test set, repaired images included": {"mfc": "white"}}
+    handles = [plt.Line2D([], [], marker="o", ls="", mec="0.4", ms=8, mew=1.6, label=label, **look) for label, look in marks.items()]
+    if theirs:
+        handles.append(plt.Line2D([], [], marker="x", ls="", color="0.35", ms=7, mew=1.6, label="the paper's, full test set"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 # %% ../../nbs/paper/09_plots.ipynb #2ad11bca
 def plot_parts_of_gain(parts: pd.DataFrame, title: str) -> Figure:
@@ -123,37 +190,48 @@ def plot_parts_of_gain(parts: pd.DataFrame, title: str) -> Figure:
     plt.close(fig)
     return fig
 
-# %% ../../nbs/paper/09_plots.ipynb #d295613c
-def plot_blocks(runs: pd.DataFrame, shares: pd.DataFrame) -> Figure:
+# %% ../../nbs/paper/09_plots.ipynb #3d8fdaef
+SETS = {"held_out gain": "images never seen", "full gain": "full test set, repaired images included"}
+
+
+def plot_blocks(runs: pd.DataFrame, shares: pd.DataFrame, localized: Mapping[int, str]) -> Figure:
     """Gain of repairing each block, beside its share of suspicious neurons.
 
-    `runs` has the columns block, seed, full gain, held_out gain; `shares` has thresholds as rows and blocks as columns.
+    `runs` has the columns block, seed, full gain, held_out gain; `shares` has thresholds as rows and blocks as columns; `localized` is the
+    block that each seed's localization chose.
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=[1.25, 1], layout="constrained")
-    sets = {"full gain": "full test, repaired images included", "held_out gain": "held out, never seen"}
-    gains = runs[["block", *sets]].melt(id_vars=["block"], var_name="set", value_name="gain")
-    gains["set"] = gains["set"].map(sets)
-    sns.barplot(gains, x="block", y="gain", hue="set", ax=left, palette=["0.65", sns.color_palette("colorblind")[0]],
-                errorbar="sd" if runs["seed"].nunique() > 1 else None)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.25, 1], layout="constrained")
+    blocks = list(dict.fromkeys(runs["block"]))
+    for score, place, color in zip(SETS, (-0.18, 0.18), (OURS, "0.55")):
+        means = runs.groupby("block")[score].mean().reindex(blocks)
+        left.bar(np.arange(len(blocks)) + place, means, 0.32, color=color, alpha=0.3, label=SETS[score])
+        x = [blocks.index(block) + place for block in runs["block"]]
+        left.plot(x, runs[score], "o", color=color, ms=5)
+        if score == "held_out gain":
+            is_localized = [localized.get(int(seed)) == block for seed, block in zip(runs["seed"], runs["block"])]
+            left.scatter(np.array(x)[is_localized], runs[score][is_localized], s=110, facecolors="none", edgecolors="black",
+                         label="the localized block")
     left.axhline(0, color="0.2", lw=0.8)
+    left.set_xticks(range(len(blocks)), blocks)
     left.set(xlabel="block repaired", ylabel="accuracy gained (points)")
-    left.set_title(f"Gain of repairing each block ({n_text(runs.groupby('block')['seed'].nunique())})", pad=24)
-    left.legend(title="", frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2)
+    left.set_title(f"Gain of repairing each block ({n_text(runs.groupby('block')['seed'].nunique())})", pad=40)
+    handles, labels = left.get_legend_handles_labels()
+    left.legend(handles[::-1], labels[::-1], fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False)
     count = shares.shape[1]
     colors = sns.color_palette("colorblind" if count < 9 else "viridis", count)
-    sns.lineplot(shares, ax=right, palette=colors, markers=count < 9, dashes=False)
-    right.set(xlabel="threshold i (the i most suspicious neurons)", ylabel="share of these i in the block")
-    right.set_title("Suspiciousness of each block", pad=24)
-    right.legend(title="", frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=min(count, 5))
+    sns.lineplot(100 * shares, ax=right, palette=colors, markers=count < 9, dashes=False)
+    right.set(xlabel="threshold i (the i most suspicious neurons)", ylabel="of these i in the block (%)", ylim=(0, None))
+    right.set_title(f"Suspiciousness of each block (n = {len(localized)})", pad=40)
+    right.legend(title="", frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=min(count, 4))
     sns.despine(fig)
     plt.close(fig)
     return fig
 
-# %% ../../nbs/paper/09_plots.ipynb #f08bdd0f
+# %% ../../nbs/paper/09_plots.ipynb #b08a889c
 def plot_ablation(runs: pd.DataFrame, title: str) -> Figure:
     "Bars of points gained by variant, the first of them ours, with one dot per seed; columns variant, seed, gain."
-    fig, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
     order = list(dict.fromkeys(runs["variant"]))
+    fig, ax = plt.subplots(figsize=(8, 0.38 * len(order) + 1.1), layout="constrained")
     sns.barplot(runs, x="gain", y="variant", order=order, ax=ax, color="0.75", errorbar="sd" if runs["seed"].nunique() > 1 else None,
                 err_kws={"linewidth": 1})
     sns.stripplot(runs, x="gain", y="variant", order=order, ax=ax, color="0.15", size=4, jitter=False)

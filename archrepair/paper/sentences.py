@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 # %% auto #0
 __all__ = ['UNCHANGED', 'FEWEST_PAIRS', 'n_text', 'edges_changed', 'search_sentence', 'is_unchanged', 'p_text', 'pairs_sentence',
-           'Answers']
+           'Answer', 'Answers']
 
 # %% ../../nbs/paper/11_sentences.ipynb #a964a265
 from ..training.statistics import Paired
@@ -78,6 +78,13 @@ def pairs_sentence(test: Paired, better: int) -> str:
     return f"{differing}, p = {p_text(test.p)}"
 
 # %% ../../nbs/paper/11_sentences.ipynb #d0686357
+class Answer(str):
+    "An answer in one sentence, in bold where a notebook shows it."
+
+    def _repr_markdown_(self) -> str:
+        return f"**{self}**"
+
+
 class Answers(dict[str, str]):
     "Answers by question, in order; shown as a list, never cut."
 

@@ -79,13 +79,8 @@ def _heading(name: str, title: str, settings: Settings) -> str:
 
 
 @dataclass
-class ResultTable:
-    """One table of ours, beside the paper's where it has one.
-
-    `long` has the columns row, column, score, mean, sd, n, unchanged, paper, difference. `better` says which is best: `max`, `min`, or
-    empty (nothing is bold). `digits` are those behind the point, or `form` is how a number is written; `statistic` is what a number is of
-    its n values, `theirs` the head of the paper's column, `commits` those that made the records.
-    """
+class _LongTable:
+    "The numbers of a table in long form, and how they are written; for the fields see `ResultTable`."
 
     name: str
     title: str
@@ -98,26 +93,6 @@ class ResultTable:
     form: str = ""
     statistic: str = "mean ± sd"
     theirs: str = "paper"
-
-    @classmethod
-    def of(cls, name: str, title: str, settings: Settings, values: pd.DataFrame, paper: pd.DataFrame | None = None, *,
-           against: str | Collection[str] = "full", compare: bool = True, commits: Iterable[str] = (), **fields: Any) -> ResultTable:
-        """From `values`, one per run: columns row, column, score, value, and `unchanged` where a run may have changed nothing.
-
-        `paper` (rows × columns) is set beside the scores `against`, with the difference if `compare`; `fields` are further ones of the
-        table. Rows and columns keep the order in which they come. A value that is a statistic of n runs has a column `n` as well.
-        """
-        rows = []
-        against = (against,) if isinstance(against, str) else against
-        for (row, column, score), part in values.groupby(["row", "column", "score"], sort=False):
-            ours, theirs = Summary.of(part["value"]), math.nan
-            n = int(part["n"].iloc[0]) if "n" in part else ours.n
-            unchanged = "unchanged" in part and bool(part["unchanged"].all())
-            if paper is not None and score in against and row in paper.index and column in paper.columns:
-                theirs = float(paper.loc[row, column])
-            rows.append({"row": row, "column": column, "score": score, "mean": ours.mean, "sd": ours.sd, "n": n, "unchanged": unchanged,
-                         "paper": theirs, "difference": ours.mean - theirs if compare else math.nan})
-        return cls(name, title, settings, pd.DataFrame(rows), commits=tuple(sorted({c for c in commits if c})), **fields)
 
     @property
     def caption(self) -> str:
@@ -162,6 +137,36 @@ class ResultTable:
 
     def _number(self, value: float, sign: str = "") -> str:
         return "–" if math.isnan(value) else f"{value:{sign}{self.form or f',.{self.digits}f'}}"
+
+# %% ../../nbs/paper/04_tables.ipynb #1163894c
+@dataclass
+class ResultTable(_LongTable):
+    """One table of ours, beside the paper's where it has one.
+
+    `long` has the columns row, column, score, mean, sd, n, unchanged, paper, difference. `better` says which is best: `max`, `min`, or
+    empty (nothing is bold). `digits` are those behind the point, or `form` is how a number is written; `statistic` is what a number is of
+    its n values, `theirs` the head of the paper's column, `commits` those that made the records.
+    """
+
+    @classmethod
+    def of(cls, name: str, title: str, settings: Settings, values: pd.DataFrame, paper: pd.DataFrame | None = None, *,
+           against: str | Collection[str] = "full", compare: bool = True, commits: Iterable[str] = (), **fields: Any) -> ResultTable:
+        """From `values`, one per run: columns row, column, score, value, and `unchanged` where a run may have changed nothing.
+
+        `paper` (rows × columns) is set beside the scores `against`, with the difference if `compare`; `fields` are further ones of the
+        table. Rows and columns keep the order in which they come. A value that is a statistic of n runs has a column `n` as well.
+        """
+        rows = []
+        against = (against,) if isinstance(against, str) else against
+        for (row, column, score), part in values.groupby(["row", "column", "score"], sort=False):
+            ours, theirs = Summary.of(part["value"]), math.nan
+            n = int(part["n"].iloc[0]) if "n" in part else ours.n
+            unchanged = "unchanged" in part and bool(part["unchanged"].all())
+            if paper is not None and score in against and row in paper.index and column in paper.columns:
+                theirs = float(paper.loc[row, column])
+            rows.append({"row": row, "column": column, "score": score, "mean": ours.mean, "sd": ours.sd, "n": n, "unchanged": unchanged,
+                         "paper": theirs, "difference": ours.mean - theirs if compare else math.nan})
+        return cls(name, title, settings, pd.DataFrame(rows), commits=tuple(sorted({c for c in commits if c})), **fields)
 
     def style(self) -> Styler:
         "The table as a notebook shows it."

@@ -189,7 +189,7 @@ def failure_gradients(network: nn.Module, rows: Rows, failures: Tensor, wiring: 
                               "or use precision='fp32'")
     return g
 
-
+# %% ../../nbs/00_localization.ipynb #91441df2
 def _leaves(network: nn.Module, wiring: Wiring) -> dict[str, Tensor]:
     "The weights of the wired layers as tensors of their own (sharing memory) that take gradients; tied weights are one tensor."
     parameters = dict(network.named_parameters(remove_duplicate=False))
@@ -212,7 +212,7 @@ def settle_gradient(network: nn.Module, wiring: Wiring, grad: str) -> str:
               "gradients of their activations (grad='activation')")
     return "activation"
 
-
+# %% ../../nbs/00_localization.ipynb #4af6a7bc
 def _catch(z: Tensor, view: Callable[[Tensor], Tensor], grad: str, into: list[Tensor]) -> None:
     "Have the gradient of z reduced to B×C and appended to `into` during the backward pass."
     value = view(z.detach().clone()) if grad == "taylor" else None
@@ -239,6 +239,43 @@ def reweight(s: np.ndarray, g: np.ndarray, member: np.ndarray, deviation: str = 
     d = {"abs": np.abs(g - g_bar), "positive": np.maximum(g - g_bar, 0), "ratio": g}[deviation]  # Ḡ cancels in the ratio
     weight = d / d.max() if d.max() > 0 else np.ones_like(d)
     return np.where(weight == 0, 0, s) * np.where(weight == 0, 1, weight), g_bar
+
+# %% ../../nbs/00_localization.ipynb #34fecd8a
+def _candidates(model: nn.Module, blocks: list[str] | None) -> list[str]:
+    "The names of the candidate blocks, each once, none inside another."
+    names = block_names(model) if blocks is None else list(dict.fromkeys(blocks))
+    if not names:
+        raise ArchrepairError("no blocks to choose from; give at least one name, or None for all")
+    for name in names:
+        get_block(model, name)
+    if inner := [(a, b) for a in names for b in names if b.startswith(f"{a}.")]:
+        raise ArchrepairError(f"block {inner[0][1]} is a part of block {inner[0][0]}; give blocks that do not overlap")
+    return names
+
+
+def _summarize(neurons: pd.DataFrame, selected: pd.DataFrame, blocks: list[str]) -> pd.DataFrame:
+    "Size, votes, and what chance would give, per block."
+    from scipy.stats import hypergeom
+
+    size, count = count_blocks(neurons, blocks), count_blocks(selected, blocks)
+    expected = len(selected) * size / len(neurons)
+    means = neurons.groupby("block")[["g", "s_hat"]].mean().reindex(blocks)
+    p = hypergeom.sf(count - 1, len(neurons), size, len(selected))
+    return pd.DataFrame({"size": size, "count": count, "per_neuron": count / size, "expected": expected,
+                         "enrichment": count / expected, "p": p, "gradient": means["g"], "s_hat": means["s_hat"]}, index=blocks)
+
+
+def _doubts(summary: pd.DataFrame, best: str, selected: pd.DataFrame, below: float) -> list[str]:
+    "What a reader should know before believing the verdict."
+    found = []
+    if below > 0.5:
+        found.append(f"{below:.0%} of the selected neurons have a gradient below the mean (eq. 6 weighs distance in either "
+                     "direction); compare deviation='positive'")
+    if not summary["count"].sum():
+        found.append(f"none of the {len(selected)} selected neurons lies in a candidate block")
+    elif summary.loc[best, "p"] > 0.05:
+        found.append(f"{best} is not chosen more often than its size explains (p = {summary.loc[best, 'p']:.2g})")
+    return found
 
 # %% ../../nbs/00_localization.ipynb #765656a1
 @settled()
@@ -305,40 +342,3 @@ def localize(model: nn.Module, data: RepairData, blocks: list[str] | None = None
     n_m = len(count.failures)
     return Localization(best, blocks, neurons, counts, summary, k, n_m, len(rows) - n_m, g_bar, below, settings,
                         _doubts(summary, best, selected, below))
-
-
-def _candidates(model: nn.Module, blocks: list[str] | None) -> list[str]:
-    "The names of the candidate blocks, each once, none inside another."
-    names = block_names(model) if blocks is None else list(dict.fromkeys(blocks))
-    if not names:
-        raise ArchrepairError("no blocks to choose from; give at least one name, or None for all")
-    for name in names:
-        get_block(model, name)
-    if inner := [(a, b) for a in names for b in names if b.startswith(f"{a}.")]:
-        raise ArchrepairError(f"block {inner[0][1]} is a part of block {inner[0][0]}; give blocks that do not overlap")
-    return names
-
-
-def _summarize(neurons: pd.DataFrame, selected: pd.DataFrame, blocks: list[str]) -> pd.DataFrame:
-    "Size, votes, and what chance would give, per block."
-    from scipy.stats import hypergeom
-
-    size, count = count_blocks(neurons, blocks), count_blocks(selected, blocks)
-    expected = len(selected) * size / len(neurons)
-    means = neurons.groupby("block")[["g", "s_hat"]].mean().reindex(blocks)
-    p = hypergeom.sf(count - 1, len(neurons), size, len(selected))
-    return pd.DataFrame({"size": size, "count": count, "per_neuron": count / size, "expected": expected,
-                         "enrichment": count / expected, "p": p, "gradient": means["g"], "s_hat": means["s_hat"]}, index=blocks)
-
-
-def _doubts(summary: pd.DataFrame, best: str, selected: pd.DataFrame, below: float) -> list[str]:
-    "What a reader should know before believing the verdict."
-    found = []
-    if below > 0.5:
-        found.append(f"{below:.0%} of the selected neurons have a gradient below the mean (eq. 6 weighs distance in either "
-                     "direction); compare deviation='positive'")
-    if not summary["count"].sum():
-        found.append(f"none of the {len(selected)} selected neurons lies in a candidate block")
-    elif summary.loc[best, "p"] > 0.05:
-        found.append(f"{best} is not chosen more often than its size explains (p = {summary.loc[best, 'p']:.2g})")
-    return found

@@ -224,8 +224,8 @@ def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, s
     return loss
 
 # %% ../../nbs/01_search.ipynb #e842f5fd
-class _Searcher:
-    "One search of one block, step by step: `learn`, `decide`, `conclude`."
+class _Setup:
+    "What a search of one block works with, before its first step."
 
     def __init__(self, prepared: BlockData, recipe: SearchRecipe, meter: CostMeter):
         self.prepared, self.recipe, self.meter = prepared, recipe, meter
@@ -245,7 +245,7 @@ class _Searcher:
         self.optimizer = sgd(weight_groups(self.supernet, self.recipe), self.training)
         self.epoch = self.position = 0
         self.context = ArchContext(self.network, self.supernet, lambda: self.arch_half.batch(self.epoch, self.position),
-                                   lambda: self.weights_half.batch(self.epoch, self.position), self._loss, self.optimizer,
+                                   lambda: self.weights_half.batch(self.epoch, self.position), self.loss, self.optimizer,
                                    steps=max(1, self.total - self.warm))
         self.recorder = _Recorder({
             "block": prepared.block, "strategy": self.strategy.name, "strategy_options": str(sorted(recipe.strategy_options.items())),
@@ -257,7 +257,7 @@ class _Searcher:
         x = self.prepared.parts["train"].batch(torch.arange(1))
         return work(self.network.eval(), x) / max(1, work(self.prepared.split.tail(), x))
 
-    def _loss(self, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Tensor:
+    def loss(self, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Tensor:
         "Loss of the relaxed network on a batch, with its own weights or with others by name; counted."
         x, *answers = batch
         self.meter.add(len(x), len(x), self.share)
@@ -265,7 +265,9 @@ class _Searcher:
             logits = self.network(x) if parameters is None else torch.func.functional_call(self.network, parameters, (x,))
         return self.training.loss(logits.float(), *answers)
 
-    # --- learn
+# %% ../../nbs/01_search.ipynb #65b8dfe4
+class _Searcher(_Setup):
+    "One search of one block: `learn`, then `decide`."
 
     def learn(self, checkpoint: str | Path | None) -> list[dict]:
         "Weights (eq. 9) and architecture (eq. 10), one step each in turn; returns one entry per epoch."
@@ -296,58 +298,58 @@ class _Searcher:
             self.recorder.warnings.append(f"stopped after epoch {epoch} of {self.training.epochs}: {reason}")
         return bool(reason)
 
-    # --- decide
-
     def decide(self, checkpoint: str | Path | None) -> tuple[Sequence[str], list[str]]:
         "One choice per edge that together lead from input to output, and the keys of the edges that had to be given back for it."
         if self.recipe.select == "perturb":
-            choices = self._decide_by_removal(Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None)
+            choices = _decide_by_removal(self, Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None)
         else:
             choices = self.strategy.decide(self.recipe.select, self.recipe.max_skip)
         carried = [] if self.recipe.widen == "full" else [  # inherited layers that live on outside their slice
             i for i, edge in enumerate(self.graph.edges) if edge.inherited is not None and self.supernet.slices[i].parts > 1]
         return guard(self.graph, choices, self.strategy.scores(), carried)
 
-    def _decide_by_removal(self, checkpoint: Path | None) -> tuple[str, ...]:
-        "Edge by edge, at even distances, while the weights learn on."
-        tuning = replace(self.training, epochs=self.recipe.perturb_epochs)
-        loss = _loss_of(self.network, self.arch_half.rows, tuning, self.meter, self.share)
-        removal = Removal(self.relaxed, loss, self.recipe.max_skip, self.recipe.seed)
-        steps = max(1, tuning.epochs * self.steps)
+# %% ../../nbs/01_search.ipynb #24f50cf2
+def _decide_by_removal(searcher: _Searcher, checkpoint: Path | None) -> tuple[str, ...]:
+    "Edge by edge, at even distances, while the weights learn on."
+    tuning = replace(searcher.training, epochs=searcher.recipe.perturb_epochs)
+    loss = _loss_of(searcher.network, searcher.arch_half.rows, tuning, searcher.meter, searcher.share)
+    removal = Removal(searcher.relaxed, loss, searcher.recipe.max_skip, searcher.recipe.seed)
+    steps = max(1, tuning.epochs * searcher.steps)
 
-        def before_step(epoch: int, step: int) -> None:
-            due = ((epoch - 1) * self.steps + step + 1) * len(self.graph.edges) // steps
-            while len(removal.choices) < due:
-                removal.decide()
+    def before_step(epoch: int, step: int) -> None:
+        due = ((epoch - 1) * searcher.steps + step + 1) * len(searcher.graph.edges) // steps
+        while len(removal.choices) < due:
+            removal.decide()
 
-        fit(self.network, self.weights_half.rows, tuning, trainable=[self.supernet], groups=weight_groups(self.supernet, self.recipe),
-            select="last", before_step=before_step, extra={"decided": removal}, checkpoint=checkpoint, meter=self.meter, share=self.share,
-            what=f"deciding {self.prepared.block}")
-        return removal.result()
+    fit(searcher.network, searcher.weights_half.rows, tuning, trainable=[searcher.supernet],
+        groups=weight_groups(searcher.supernet, searcher.recipe), select="last", before_step=before_step, extra={"decided": removal},
+        checkpoint=checkpoint, meter=searcher.meter, share=searcher.share, what=f"deciding {searcher.prepared.block}")
+    return removal.result()
 
-    # --- conclude
+# %% ../../nbs/01_search.ipynb #45c4c303
+def _conclude(searcher: _Searcher, history: list[dict], choices: Sequence[str], given_back: list[str]) -> SearchResult:
+    "The network of these choices, and how they came about."
+    prepared, recipe, supernet, strategy = searcher.prepared, searcher.recipe, searcher.supernet, searcher.strategy
+    genotype = _genotype(supernet, strategy, choices, recipe.widen)
+    block = prepared.recalibrate(discretize(supernet.eval(), genotype, prepared.split.block), recipe.batch_size, recipe.seed)
+    steps, scores = [*searcher.recorder.steps, searcher.total], strategy.scores()
+    arch = {edge.key: {c: round(float(row[CANDIDATES.index(c)]), 4) for c in edge.candidates}
+            for row, edge in zip(scores, searcher.graph.edges)}
+    path, coefficients = torch.stack([*searcher.recorder.path, scores]), strategy.coefficients(1, False).detach().cpu()
+    return SearchResult(genotype, block, arch, history, steps, path, _remarks(searcher, given_back), supernet, strategy, coefficients)
 
-    def conclude(self, history: list[dict], choices: Sequence[str], given_back: list[str]) -> SearchResult:
-        "The network of these choices, and how they came about."
-        genotype = _genotype(self.supernet, self.strategy, choices, self.recipe.widen)
-        block = self.prepared.recalibrate(discretize(self.supernet.eval(), genotype, self.prepared.split.block), self.recipe.batch_size,
-                                          self.recipe.seed)
-        scores = self.strategy.scores()
-        arch = {edge.key: {c: round(float(row[CANDIDATES.index(c)]), 4) for c in edge.candidates}
-                for row, edge in zip(scores, self.graph.edges)}
-        return SearchResult(genotype, block, arch, history, [*self.recorder.steps, self.total], torch.stack([*self.recorder.path, scores]),
-                            self._remarks(given_back), self.supernet, self.strategy, self.strategy.coefficients(1, False).detach().cpu())
 
-    def _remarks(self, given_back: list[str]) -> list[str]:
-        "What a user should know about how the decision came about."
-        remarks = [*([self.graph.note] if self.graph.note else []), *self.recorder.warnings]
-        if given_back:
-            remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
-        rate, margin, steps = self.strategy.rate, self.strategy.margin, self.total - self.warm
-        if rate and margin and 2 * rate * steps < margin:
-            remarks.append(f"{steps} architecture steps at a rate of {rate:.2g} cannot overcome the margin of {margin:.2g}: the search can "
-                           f"only return the original; {'search for more epochs' if self.strategy.arch_lr is None else 'use arch_lr=None'}")
-        return remarks
+def _remarks(searcher: _Searcher, given_back: list[str]) -> list[str]:
+    "What a user should know about how the decision came about."
+    remarks = [*([searcher.graph.note] if searcher.graph.note else []), *searcher.recorder.warnings]
+    if given_back:
+        remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
+    strategy, steps = searcher.strategy, searcher.total - searcher.warm
+    rate, margin = strategy.rate, strategy.margin
+    if rate and margin and 2 * rate * steps < margin:
+        remarks.append(f"{steps} architecture steps at a rate of {rate:.2g} cannot overcome the margin of {margin:.2g}: the search can "
+                       f"only return the original; {'search for more epochs' if strategy.arch_lr is None else 'use arch_lr=None'}")
+    return remarks
 
 # %% ../../nbs/01_search.ipynb #252e1b04
 @settled()
@@ -367,4 +369,4 @@ def search(model: nn.Module | BlockData, block: str | None = None, data: RepairD
     searcher = _Searcher(prepared, recipe, meter if meter is not None else prepared.meter)
     history = searcher.learn(checkpoint)
     choices, given_back = searcher.decide(checkpoint)
-    return searcher.conclude(history, choices, given_back)
+    return _conclude(searcher, history, choices, given_back)

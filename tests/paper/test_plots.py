@@ -53,14 +53,43 @@ def test_parts_of_a_gain_name_those_that_changed_nothing():
 
 
 def test_changes_have_no_negative_zero():
-    figure = plots.plot_changes(pd.DataFrame({"clean": [-0.04], "fog": [-0.06]}, index=["sensei"]), "Change", rows="method")
+    figure = plots.plot_changes({"": pd.DataFrame({"clean": [-0.04], "fog": [-0.06]}, index=["sensei"])}, "Change", rows="method")
     assert {"+0.0", "-0.1", "SENSEI", "FOG"} <= set(text_of(figure).splitlines())
+
+
+def test_panels_of_changes_share_a_scale_and_frame_what_was_repaired():
+    points = pd.DataFrame({"clean": [0.4, -0.6], "fog": [1.2, 9.4]}, index=["clean", "fog"])
+    figure = plots.plot_changes({"ArchRepair": points, "SENSEI": 10 * points, "none": points[:0]}, "Change")
+    panels = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert [ax.get_title(loc="left") for ax in panels] == ["ArchRepair", "SENSEI"]
+    assert len({ax.collections[0].get_clim() for ax in panels}) == 1
+    assert [[patch.get_xy() for patch in ax.patches] for ax in panels] == 2 * [[(0, 0), (1, 1)]]
+
+
+def test_no_changes_are_a_figure_too():
+    assert "Change" in text_of(plots.plot_changes({"ArchRepair": pd.DataFrame()}, "Change"))
+
+
+def test_gains_are_sorted_by_unseen_images_and_unchanged_methods_come_last():
+    runs = pd.DataFrame([("MODE", 0, 0.0, 0.0, True), ("SENSEI", 0, 3.0, -2.0, False), ("ArchRepair", 0, 2.0, 0.5, False),
+                         ("ArchRepair", 1, 1.0, -0.1, False)], columns=["method", "seed", "full", "held_out", "unchanged"])
+    figure = plots.plot_gains(runs, "Gains", {"ArchRepair": 3.5})
+    [ax] = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["ArchRepair (n = 2)", "SENSEI (n = 1)", "MODE (n = 1)"]
+    assert text_of(figure).splitlines().count("unchanged") == 1
+    [cross] = [line for line in ax.lines if line.get_marker() == "x"]
+    assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([3.5], [0])
+    filled = [line for line in ax.lines if line.get_markersize() == 9 and line.get_markerfacecolor() == METHOD_COLORS["archrepair"]]
+    assert [list(line.get_xdata()) for line in filled] == [[0.2]]
 
 
 def test_blocks_and_ablations_count_their_seeds():
     runs = pd.DataFrame({"block": ["layer1", "layer1", "layer2"], "seed": [0, 1, 0], "full gain": 1.0, "held_out gain": 0.5})
     shares = pd.DataFrame({"layer1": [0.5, 0.4], "layer2": [0.5, 0.6]}, index=[10, 50])
-    assert "(n = 1 to 2)" in text_of(plots.plot_blocks(runs, shares))
+    figure = plots.plot_blocks(runs, shares, {0: "layer2", 1: "layer1"})
+    assert {"Gain of repairing each block (n = 1 to 2)", "Suspiciousness of each block (n = 2)"} <= set(text_of(figure).splitlines())
+    rings = figure.axes[0].collections[-1].get_offsets()
+    assert rings[:, 0].round(2).tolist() == [-0.18, 0.82] and set(rings[:, 1]) == {0.5}
     variants = pd.DataFrame({"variant": ["whole", "part"] * 2, "seed": [0, 0, 1, 1], "gain": np.arange(4.0)})
     assert "made up (n = 2)" in text_of(plots.plot_ablation(variants, "made up"))
 

@@ -7,7 +7,7 @@ from archrepair.experiments.cells import Record
 from archrepair.experiments.runs import Runs
 from archrepair.paper.exhibits import Settings, requirements
 from archrepair.paper.index import cards
-from archrepair.paper.sentences import (FEWEST_PAIRS, Answers, edges_changed, is_unchanged, n_text, p_text, pairs_sentence,
+from archrepair.paper.sentences import (FEWEST_PAIRS, Answer, Answers, edges_changed, is_unchanged, n_text, p_text, pairs_sentence,
                                         search_sentence)
 from archrepair.paper.tables import collect_rows, keep_common_seeds
 from archrepair.training.statistics import wilcoxon
@@ -75,6 +75,7 @@ def test_answers_are_shown_whole():
     answers = Answers({"question": "a long answer, " * 40, "other": "no"})
     assert answers._repr_markdown_().count("a long answer") == repr(answers).count("a long answer") == 40
     assert answers._repr_markdown_().splitlines()[1] == "- **other:** no"
+    assert Answer("Yes: " + "it does, " * 40)._repr_markdown_().count("it does") == 40
 
 
 # --- the stored results
@@ -92,8 +93,9 @@ def test_the_caption_of_a_stored_table_counts_its_rows(card):
 
 
 @pytest.mark.parametrize(("name", "columns", "side_by_side"), [
-    ("table5-parts-of-gain", ["method"], False), ("fig4", ["method"], True), ("fig4-change", ["method"], True),
-    ("fig6", ["method", "corruption"], True), ("fig6-change", ["method", "corruption"], True), ("table9", ["block"], True)])
+    ("table5-gain", ["method"], False), ("table5-parts-of-gain", ["method"], False), ("fig4", ["method"], True),
+    ("fig4-change", ["method"], True), ("fig6", ["method", "corruption"], True), ("fig6-change", ["method", "corruption"], True),
+    ("table9", ["block"], True)])
 def test_the_caption_of_a_stored_figure_counts_its_records(name, columns, side_by_side):
     [card] = [card for card in STORED if card["name"] == name and card["kind"] == "figure"]
     settings = Settings.of(tier="lite", model=card["settings"]["models"][0], dataset=card["settings"]["dataset"], seeds=3)
