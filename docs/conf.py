@@ -17,6 +17,7 @@ exclude_patterns = ["jupyter_execute", "_figures"]
 # Notebooks: what is stored is what is shown; nothing is run.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # outputs may be tables
 nb_code_prompt_show = "Show the {type}"
 nb_code_prompt_hide = "Hide the {type}"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block"]
@@ -38,7 +39,7 @@ maximum_signature_line_length = 88
 mathjax_path = "tex-svg.js"
 html_theme = "furo"
 html_title = "archrepair"
-html_static_path = ["_static"]
+html_static_path = ["_static", "workflow.svg"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_js_files = ["keyboard.js"]

@@ -32,10 +32,12 @@ def show_record(record: Any, folder: str) -> None:
          ["images", "n", "before %", "after %", "change", "fixed", "broken"], rows)
     seen, unseen = (change[name]["repair_rate"] for name in ("seen", "unseen"))
     print(f"failures repaired: {seen:.1f} % of those given, {unseen:.1f} % of those never seen")
-    print(record.repair["verdict"])
+    lines = closing_lines(record.repair, record.metrics, folder)
+    limit = next((line.removeprefix("touches: ") for line in lines if line.startswith("touches: ")), "")
+    print(record.repair["verdict"].replace(f"; {limit}", ""))  # the limit has a line of its own
     for warning in record.repair["warnings"]:
         note(warning)
-    for line in closing_lines(record.repair, record.metrics, folder):
+    for line in lines:
         print(line)
 
 # %% ../../nbs/cli/06_outcomes.ipynb #6ecab9a1
