@@ -44,10 +44,6 @@ def cells(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def front_page() -> str:
-    return "\n".join("".join(cell["source"]) for cell in cells(ROOT / "nbs" / "index.ipynb") if cell["cell_type"] == "markdown")
-
-
 SILENT = {"cleanup", "filterwarnings", "set_num_threads", "set_option"}  # calls that return nothing
 
 
@@ -179,8 +175,9 @@ def test_the_contracts_see_lazy_imports_circles_and_new_packages(tmp_path, file,
     assert status and message in re.sub(r"\s+", " ", said)
 
 
-def test_readme_shows_the_packages_in_the_order_of_the_contract():
-    rows = re.findall(r"^\| \[(\w+)\]\(nbs/(\w+)\) \| (.+) \|$", front_page(), re.M)
+def test_contributing_shows_the_packages_in_the_order_of_the_contract():
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+)\]\(nbs/(\w+)\) \| (.+) \|$", guide, re.M)
     summaries = [ast.get_docstring(tree_of(PACKAGE / package / "__init__.py")) for package in LAYERS]
     assert [row for row in rows if row[0] in LAYERS and row[0] == row[1] and row[2] in summaries] == list(zip(LAYERS, LAYERS, summaries))
     assert all((ROOT / "nbs" / package).is_dir() for package in LAYERS)
@@ -190,13 +187,14 @@ def test_contributing_states_the_layers():
     assert " → ".join(f"`{package}`" for package in LAYERS) in " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
 
 
-def test_readme_leads_to_the_code_of_every_equation():
+def test_the_page_of_the_paper_leads_to_the_code_of_every_equation():
     "Every row of the table links to a notebook that exports the code it names and speaks of the equation."
-    rows = re.findall(r"^\| (§.+?) \| (\[.+?) \| (`.+?) \|$", front_page(), re.M)
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (§.+?) \| (\[.+?) \| (`.+?) \|$", page, re.M)
     equations = [re.findall(r"\d+", place.partition(" · ")[0].partition("eq")[2]) for place, _, _ in rows]
     assert set(map(int, sum(equations, []))) == {1, 2, 5, 6, 7, 8, 9, 10}
     for (place, links, names), numbers in zip(rows, equations):
-        notebooks = [ROOT / target for target in re.findall(r"\]\((.+?)\)", links)]
+        notebooks = [ROOT / "docs" / target for target in re.findall(r"\]\((.+?)\)", links)]
         exported = {m[1] for path in notebooks for c in cells(path) if (m := re.match(r"#\|\s*default_exp (\S+)", "".join(c["source"])))}
         for name in re.findall(r"`archrepair\.([\w.]+)`", names):
             module, _, attribute = name.rpartition(".")
