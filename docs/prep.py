@@ -106,9 +106,9 @@ def notebook(source: Path, page: str, title: str = "") -> None:
 
 
 def workflow() -> str:
-    "The four steps of docs/workflow.svg side by side: each is a view of it, so that on a phone they wrap."
-    labels = re.findall(r'<view id="(\w+)" viewBox="[^"]+" aria-label="([^"]+)"', (DOCS / "workflow.svg").read_text(encoding="utf-8"))
-    steps = [f'<img src="_static/workflow.svg#{view}" alt="{label}" width="288" height="316">' for view, label in labels]
+    "The four steps of docs/workflow.svg as four images, each of which shows a quarter of it, so that on a phone they wrap."
+    labels = re.findall(r'<g [^>]*aria-label="([^"]+)"', (DOCS / "workflow.svg").read_text(encoding="utf-8"))
+    steps = [f'<img src="_static/workflow.svg" alt="{label}" width="288" height="316">' for label in labels]
     return "\n".join(["```{raw} html", '<div class="workflow">', *steps, "</div>", "```"])
 
 

@@ -98,7 +98,7 @@ def test_the_picture_of_the_four_steps_stands_alone():
     assert "prefers-color-scheme: dark" in source and "](docs/workflow.svg)" in README
     assert not re.search(r"<script|href|url\(|@import", source)
     space = "{http://www.w3.org/2000/svg}"
-    assert picture.find(f"{space}title").text and len(picture.findall(f"{space}view[@aria-label]")) == 4
+    assert picture.find(f"{space}title").text and len(picture.findall(f"{space}g[@aria-label]")) == 4
 
 
 # --- links
