@@ -129,15 +129,24 @@ def _implements(name: str) -> Callable:
     return enter
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #c2e71f5a
-def corrupt(images: Tensor | np.ndarray, name: str, severity: int, *, dataset: str = "", indices: Tensor | np.ndarray | None = None,
-            device: str | torch.device | None = None, textures: str = "generated", archive_jpeg: bool = False) -> Tensor:
-    """Corrupted copies of `images` (uint8 N×n×n×3, n = 32, 64 or 224): uint8 N×n×n×3 on `device` (default: where they are).
+def corrupt(
+    images: Tensor | np.ndarray,  # uint8 N×n×n×3, n = 32, 64 or 224
+    name: str,  # of the corruption: see `list_corruptions`
+    severity: int,  # 1 (mild) to 5
+    *,
+    dataset: str = "",  # name of the dataset, from which random numbers are derived
+    indices: Tensor | np.ndarray | None = None,  # place of each image in its split, int64 N; default: 0…N−1
+    device: str | torch.device | None = None,  # of the result; default: where the images are
+    textures: str = "generated",  # of frost: `generated`, or `photographs` of an installed imagecorruptions
+    archive_jpeg: bool = False,  # store as JPEG of quality 85 in between, as Tiny-ImageNet-C and ImageNet-C were published
+) -> Tensor:
+    """Corrupted copies of images: uint8 N×n×n×3.
 
-    What is random about an image depends on (`dataset`, `name`, `severity`) and on its place in its split, `indices` (int64 N,
-    default 0…N−1), and on nothing else: not on the batch, the order or the device. `textures` of frost are `generated`, or the
-    `photographs` of an installed imagecorruptions package. `archive_jpeg` stores the result as JPEG of quality 85 in between, as
-    the published Tiny-ImageNet-C and ImageNet-C do. Raises `ArchrepairError` for an unknown name, a severity outside 1…5,
-    another size or dtype, and wrong indices.
+    What is random about an image depends on `dataset`, `name`, `severity` and its place in its split, and on nothing else: not on the
+    batch, the order or the device. Raises `ArchrepairError` for an unknown name, a severity outside 1…5, another size or dtype, and wrong
+    indices.
+
+    Example: `corrupt(images, "fog", 3, dataset="cifar10")`
     """
     if name not in FUNCTIONS:
         raise unknown("corruption", name, CORRUPTIONS)

@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% ../../nbs/deploy/05_outcome.ipynb #e8e5aa68
-def metrics_of(repair: Mapping[str, Any], networks: Mapping[str, nn.Module], scenario: Scenario | None = None,
-               before: Evaluation | None = None, after: Evaluation | None = None) -> dict[str, Any]:
-    """Metrics of a repair, in the layout of a record, from evaluations of the original network and of the one that is returned.
+def metrics_of(
+    repair: Mapping[str, Any],  # what `RepairResult.to_dict()` gives
+    networks: Mapping[str, nn.Module],  # by name: `original`, `control`, `repaired`
+    scenario: Scenario | None = None,  # with it, missing evaluations are computed from `networks`
+    before: Evaluation | None = None,  # evaluation of the original network
+    after: Evaluation | None = None,  # evaluation of the network that is returned
+) -> dict[str, Any]:
+    """Metrics of a repair, in the layout of a record; empty where there is nothing to compute them from.
 
-    With a `scenario`, evaluations that are missing are computed from `networks` (by name: `original`, `control`, `repaired`). Empty where
-    there is nothing to compute them from.
+    Example: `metrics_of(result.to_dict(), result.candidates, scenario)`
     """
     chosen = repair["chosen"]
     if scenario is not None and "original" in networks:
@@ -183,10 +187,16 @@ def _scores_of(name: str, chosen: str, metrics: Mapping[str, Any]) -> Mapping[st
     return scores or metrics.get("candidates", {}).get(name, {}).get("after", {})
 
 # %% ../../nbs/deploy/05_outcome.ipynb #0ddfca67
-def examples_section(before: nn.Module, after: nn.Module, scenario: Scenario, changed: Tensor | None = None, limit: int = 12) -> Html:
-    """Held-out images on which two networks differ, at most `limit` fixed ones and `limit` broken ones.
+def examples_section(
+    before: nn.Module,  # the original network
+    after: nn.Module,  # the repaired network
+    scenario: Scenario,  # its held-out images are shown
+    changed: Tensor | None = None,  # bool, in the order of the held-out images: which answers changed; None: predict all
+    limit: int = 12,  # images of each kind, at most
+) -> Html:
+    """Held-out images on which two networks differ: some that were fixed and some that broke.
 
-    `changed`, bool, in the order of the held-out images: the only ones to be predicted, where it is known which answers changed.
+    Example: `examples_section(original, result.model, scenario, limit=6)`
     """
     images = scenario.test.select(scenario.held_out if changed is None else scenario.held_out[changed])
     if not len(images):

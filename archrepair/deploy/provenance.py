@@ -201,11 +201,16 @@ PROTOCOL_MEANINGS = {"clean": ": failures from one half of the test set, judged 
                      "paper": ": failures from the whole test set, judged with and without them"}
 
 
-def request_section(repair: Mapping[str, Any], metrics: Mapping[str, Any], scenario: Scenario | None, record: Mapping[str, Any],
-                    network: str | None = None) -> Html:
-    """Everything the repair was asked with: command, method, network, data, settings, versions.
+def request_section(
+    repair: Mapping[str, Any],  # what `RepairResult.to_dict()` gives
+    metrics: Mapping[str, Any],  # of the repair, as in a record
+    scenario: Scenario | None,  # the repair problem, where it is at hand
+    record: Mapping[str, Any],  # content of a record, or empty
+    network: str | None = None,  # what was repaired, where the record does not say so
+) -> Html:
+    """Everything that the repair was asked for: command, method, network, data, settings, versions.
 
-    `record` is the content of a record, or empty; `network` says what was repaired where the record does not.
+    Example: `request_section(result.to_dict(), {}, scenario, record={})`
     """
     cell, settings = record.get("cell", {}), dict(repair["config"])
     protocol = cell.get("protocol") or (scenario.protocol if scenario else None)

@@ -52,10 +52,21 @@ def check_repair(repair: Mapping[str, Any]) -> None:
         raise ArchrepairError(f"not a saved repair: it lacks {', '.join(missing[:3])}; expected what RepairResult.to_dict() gives")
 
 # %% ../../nbs/deploy/07_report.ipynb #10008a7d
-def render_report(repair: Mapping[str, Any], path: str | Path = "report.html", *, networks: Mapping[str, nn.Module] | None = None,
-                  scenario: Scenario | None = None, before: Evaluation | None = None, after: Evaluation | None = None,
-                  title: str | None = None, record: Mapping[str, Any] | None = None) -> str:
-    "The page of `write_report` as text; of `path` only the folder's name is used, in the lines on how to load the network."
+def render_report(
+    repair: Mapping[str, Any],  # what `RepairResult.to_dict()` gives
+    path: str | Path = "report.html",  # its folder is named in the lines on how to load the network
+    *,
+    networks: Mapping[str, nn.Module] | None = None,  # candidates by name, at least `original` and the chosen one
+    scenario: Scenario | None = None,  # the repair problem; with `networks`, missing numbers are computed
+    before: Evaluation | None = None,  # evaluation of the original network
+    after: Evaluation | None = None,  # evaluation of the returned network
+    title: str | None = None,  # of the page; default: what was repaired
+    record: Mapping[str, Any] | None = None,  # content of a record: cell, metrics, versions
+) -> str:
+    """The page of `write_report` as text.
+
+    Example: `render_report(result.to_dict(), networks=result.candidates, scenario=scenario)`
+    """
     check_repair(repair)
     networks, record = networks or {}, record or {}
     cell = record.get("cell", {})
@@ -95,15 +106,23 @@ def _subtitle(repair: Mapping[str, Any], scenario: Scenario | None, cell: Mappin
     return " · ".join(parts)
 
 # %% ../../nbs/deploy/07_report.ipynb #d0694b2f
-def write_report(repair: Mapping[str, Any], path: str | Path, *, networks: Mapping[str, nn.Module] | None = None,
-                 scenario: Scenario | None = None, before: Evaluation | None = None, after: Evaluation | None = None,
-                 title: str | None = None, record: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    repair: Mapping[str, Any],  # what `RepairResult.to_dict()` gives
+    path: str | Path,  # of the file
+    *,
+    networks: Mapping[str, nn.Module] | None = None,  # candidates by name, at least `original` and the chosen one
+    scenario: Scenario | None = None,  # the repair problem; with `networks`, missing numbers are computed
+    before: Evaluation | None = None,  # evaluation of the original network
+    after: Evaluation | None = None,  # evaluation of the returned network
+    title: str | None = None,  # of the page; default: what was repaired
+    record: Mapping[str, Any] | None = None,  # content of a record: cell, metrics, versions
+) -> Path:
     """Write a repair as one HTML file that needs no network connection; returns its path. The file is written whole or not at all.
 
-    `repair`: what `RepairResult.to_dict()` gives. `networks`: the candidates by name, at least `original` and the one that was chosen;
-    with them and a `scenario`, examples are shown and numbers that are missing are computed. Numbers come from `repair["metrics"]`, else
-    from `record` (a record's content: cell, metrics, versions), else from the evaluations `before` and `after`. Raises `ArchrepairError`
+    Numbers come from `repair["metrics"]`, else from `record`, else from the evaluations `before` and `after`. Raises `ArchrepairError`
     where a part of `repair` is missing, and when the file cannot be written.
+
+    Example: `write_report(result.to_dict(), "report.html", networks=result.candidates, scenario=scenario)`
     """
     page = render_report(repair, path, networks=networks, scenario=scenario, before=before, after=after, title=title, record=record)
     return write_text(path, page)

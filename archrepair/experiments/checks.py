@@ -189,12 +189,19 @@ def check_answers(logits: Tensor, labels: Tensor, classes: Sequence[str], name: 
     return Check("answers", "note" if remarks else "ok", "; ".join([text, *remarks]))
 
 
-def check_normalization(network: nn.Module, sample: ImageSet, transform: Callable[[Tensor], Tensor], name: str,
-                        others: Mapping[str, Normalize] | None = None) -> Check:
-    """Is `network` right about `sample` far more often under another normalization than under `transform`, called `name`?
+def check_normalization(
+    network: nn.Module,  # in eval mode
+    sample: ImageSet,  # labeled images
+    transform: Callable[[Tensor], Tensor],  # the normalization in use
+    name: str,  # what it is called
+    others: Mapping[str, Normalize] | None = None,  # by name; default: the published constants, and pixels in [0, 1]
+) -> Check:
+    """Is the network right far more often under another normalization?
 
-    `others` (default: the published constants, and pixels in [0, 1]) are tried. It is a problem where the accuracy doubles, and worth a
-    note where it is higher by more than chance (95 % intervals that do not overlap).
+    It is a problem where the accuracy doubles, and worth a note where it is higher by more than chance (95 % intervals that do not
+    overlap).
+
+    Example: `check_normalization(network, sample, Normalize.of(train), "dataset")`
     """
     known = {key: Normalize(*values) for key, values in STATISTICS.items()} | {"none": Normalize((0.0,) * 3, (1.0,) * 3)}
     candidates = {"": transform}
@@ -215,10 +222,16 @@ def check_normalization(network: nn.Module, sample: ImageSet, transform: Callabl
     return Check("normalization", "ok", text + (f" ({max(others_right):.1f} % under the best of the others)" if others_right else ""))
 
 # %% ../../nbs/experiments/07_checks.ipynb #8f9557ef
-def check_failures(right: Tensor, test: ImageSet, protocol: str, seed: int, most: int) -> tuple[Check, int]:
-    """How many failures a repair would get, in words and as a number, at `most` those of its tier.
+def check_failures(
+    right: Tensor,  # bool: which images of `test`, or of a sample of them, the network gets right
+    test: ImageSet,  # the test images
+    protocol: str,  # `clean` or `paper`
+    seed: int,  # of the split of the test set
+    most: int,  # failures of the tier
+) -> tuple[Check, int]:
+    """How many failures a repair would get, in words and as a number.
 
-    `right` (bool) says which images of `test` the network gets right, or which of a sample of them.
+    Example: `check_failures(right, test, "clean", seed=0, most=1000)`
     """
     pool = holdout(test.labels, 0.5, seed)[0] if protocol == "clean" else torch.arange(len(test))
     wrong, sampled = int((~right).sum()), len(right) < len(test)

@@ -379,15 +379,30 @@ def _forecast(patient: _Examination, folder: Path) -> None:
     patient.attempt("disk", lambda: check_disk(folder, disk_needed(network, trained=patient.source == "training")))
 
 # %% ../../nbs/experiments/08_doctor.ipynb #34f7fbef
-def doctor(model: str = "resnet18", dataset: str = "auto", tier: str = "auto", seed: int = 0, *, weights: str | Path | None = None,
-           normalize: str | None = None, trust: bool = False, device: str | torch.device = "auto", protocol: str = "clean",
-           method: str = "archrepair", block: str | None = None, options: Mapping[str, object] | None = None,
-           repaired: str | Path | None = None, out: str | Path | None = None, outputs: Path | None = None) -> Diagnosis:
+def doctor(
+    model: str = "resnet18",  # a name: see `create_model`
+    dataset: str = "auto",  # name and version, e.g. `cifar10:fog:3`; `auto`: the tier's
+    tier: str = "auto",  # `smoke`, `lite`, `paper` or `auto`
+    seed: int = 0,  # of the failures and the training
+    *,
+    weights: str | Path | None = None,  # a file, an entry `FILE#ENTRY`, or `published`; default: trained here
+    normalize: str | None = None,  # of such weights: see `normalization`; default: by the network's configuration, else the dataset's
+    trust: bool = False,  # let a repository of torch.hub run its code
+    device: str | torch.device = "auto",  # `auto`: a GPU where there is one
+    protocol: str = "clean",  # `clean` or `paper`
+    method: str = "archrepair",  # as for `method_cell`
+    block: str | None = None,  # the block to repair; default: the method chooses
+    options: Mapping[str, object] | None = None,  # further settings of the method, by name
+    repaired: str | Path | None = None,  # folder of an earlier repair, to be repaired once more
+    out: str | Path | None = None,  # folder for the results
+    outputs: Path | None = None,  # folder of records and weights; default: the tier's
+) -> Diagnosis:
     """Look at everything that a repair with these settings would need: in seconds, without training, downloads or files written.
 
-    The arguments are those of `archrepair repair`: `model`, `weights`, `normalize`, `trust` and `device` of `originals.original`, `method`
-    a name as for `runs.method_cell`, `options` further settings of the method by name, `repaired` the folder of an earlier repair, `out`
-    the folder for the results. What is wrong is a finding and not an error, so that all problems are named, not only the first.
+    The arguments are those of `archrepair repair`. What is wrong is a finding and not an error, so that all problems are named, not only
+    the first.
+
+    Example: `doctor("cifar-resnet20", "folder:photos", weights="mine.pt")`
     """
     folder = Path(out) if out else home() / "outputs" / "repair"
     checks: list[Check] = []

@@ -94,11 +94,16 @@ LIBRARIES_BYTES = 600 << 20  # what a process needs with torch and no data
 SEARCH_FACTOR = 2  # in a step of the search every edge of the block has all its candidates, on a slice of the channels
 
 
-def memory_needed(network: nn.Module, x: Tensor, image_bytes: int, feature_bytes: int, batch_size: int) -> int:
+def memory_needed(
+    network: nn.Module,  # to be repaired
+    x: Tensor,  # a few network inputs, float B×3×H×W
+    image_bytes: int,  # of all images, of which there are two copies
+    feature_bytes: int,  # of the features that enter the block
+    batch_size: int,  # of the training
+) -> int:
     """About how many bytes a repair will occupy.
 
-    `image_bytes` are those of all images, of which there are two copies, and `feature_bytes` those of the features that enter the block;
-    `x` (float B×3×H×W) are a few network inputs.
+    Example: `memory_needed(network, x, image_bytes=data.nbytes, feature_bytes=0, batch_size=128)`
     """
     step = saved_bytes(network, x) // len(x) * batch_size
     return LIBRARIES_BYTES + 2 * image_bytes + feature_bytes + SEARCH_FACTOR * step + 4 * size_of(network)["bytes"]

@@ -65,9 +65,19 @@ class Original:
         return replace(self, network=network, repaired=repaired)
 
 
-def build_network(model: str, images: ImageSet, tier: Tier, seed: int = 0, *, pretrained: bool | None = None,
-                  trust: bool = False) -> nn.Module:
-    "A network of the tier's size for these images, fresh or with the weights that its source publishes (see `create_model`)."
+def build_network(
+    model: str,  # a name: see `create_model`
+    images: ImageSet,  # their classes and size are the network's
+    tier: Tier,  # sets width and stem
+    seed: int = 0,  # of fresh weights
+    *,
+    pretrained: bool | None = None,  # see `create_model`
+    trust: bool = False,  # let a repository of torch.hub run its code
+) -> nn.Module:
+    """A network of the tier's size for these images, fresh or with the weights that its source publishes.
+
+    Example: `build_network("resnet18", load_dataset("digits"), TIERS["smoke"])`
+    """
     small = images.size <= 64
     return create_model(model, len(images.classes), image_size=images.size, width=tier.width, stem_stride=tier.stem_stride if small else 1,
                         seed=seed, pretrained=pretrained, trust=trust)
@@ -109,10 +119,18 @@ def _weights_slug(weights: str) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', path.stem)}~{hashlib.sha256(content).hexdigest()[:8]}"
 
 
-def weights_of(model: str, dataset: str, tier: str | Tier, seed: int, outputs: Path | None = None) -> Path:
+def weights_of(
+    model: str,  # name of the network
+    dataset: str,  # name of the dataset
+    tier: str | Tier,  # name or tier
+    seed: int,  # of its training
+    outputs: Path | None = None,  # folder of records and weights; default: the tier's
+) -> Path:
     """The file that keeps an original's weights; all versions of a dataset share one.
 
-    The user's own data are known by the content of their training images: another folder of the same name has another original.
+    Your own data are known by the content of their training images: another folder of the same name has another original.
+
+    Example: `weights_of("resnet18", "digits", "smoke", seed=0)`
     """
     base = slug(parse_version(dataset)[0], "train")
     return outputs_of(tier, outputs) / "originals" / f"{base}-{slug(model)}-s{seed}.safetensors"
@@ -139,18 +157,27 @@ OWN = "-own"  # ends the name of weights that a factory brought
 
 
 @settled()
-def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = "auto", seed: int = 0, *, weights: str | Path | None = None,
-             normalize: str | None = None, trust: bool = False, device: str | torch.device = "auto", outputs: Path | None = None,
-             out: str | Path | None = None, force: bool = False, own: bool = True) -> Original:
+def original(
+    model: str = "resnet18",  # a name: see `create_model`
+    dataset: str = "auto",  # name and version, e.g. `cifar10:fog:3`; `auto`: the tier's
+    tier: str | Tier = "auto",  # `smoke`, `lite`, `paper` or `auto`
+    seed: int = 0,  # of the training
+    *,
+    weights: str | Path | None = None,  # a file, an entry `FILE#ENTRY`, or `published`; default: trained here
+    normalize: str | None = None,  # of such weights: see `normalization`; default: by the network's configuration, else the dataset's
+    trust: bool = False,  # let a repository of torch.hub run its code
+    device: str | torch.device = "auto",  # `auto`: a GPU where there is one
+    outputs: Path | None = None,  # folder of records and weights; default: the tier's
+    out: str | Path | None = None,  # where to keep the weights; default: the tier's cache
+    force: bool = False,  # train again, even if there are weights
+    own: bool = True,  # keep the trained weights that a factory's network comes with
+) -> Original:
     """The network of that name trained on `dataset` (without corruption) at `tier`, from the cache or trained now.
 
-    `weights` names a file of the user's own to read instead, an entry of it as `FILE#ENTRY`, or `published`: the weights that the
-    network's source publishes. `out` is where to keep the weights in place of the tier's cache; `force` trains again even if they are
-    there. With `own`, a factory's network that comes with trained weights is taken with them. `normalize` is the normalization that such
-    weights, which were not trained here, expect (see `normalization`); the default is what the network's own configuration says, else the
-    dataset's. `trust` lets a repository of torch.hub run its code. `model` may carry these settings itself (see `Source`).
-    Raises `ArchrepairError` for unknown names, for a checkpoint of another architecture, and for a normalization other than the dataset's
-    where the network is trained here.
+    `model` may carry the settings itself (see `Source`). Raises `ArchrepairError` for unknown names, for a checkpoint of another
+    architecture, and for a normalization other than the dataset's where the network is trained here.
+
+    Example: `original("cifar-resnet20", "cifar10", weights="published").network`
     """
     source = Source.of(model)
     weights, normalize, trust = weights or source.weights, normalize or source.normalize, trust or source.trust
@@ -187,9 +214,18 @@ def original(model: str = "resnet18", dataset: str = "auto", tier: str | Tier = 
     return unrepaired
 
 
-def weights_path(model: str, dataset: str, tier: str | Tier, seed: int, weights: str | Path | None = None,
-                 outputs: Path | None = None) -> Path:
-    "The file that holds a network's weights: the user's own, the published one (fetched if need be), or else one in the tier's cache."
+def weights_path(
+    model: str,  # name of the network
+    dataset: str,  # name of the dataset
+    tier: str | Tier,  # name or tier
+    seed: int,  # of its training
+    weights: str | Path | None = None,  # a file, an entry `FILE#ENTRY`, or `published`; default: trained here
+    outputs: Path | None = None,  # folder of records and weights; default: the tier's
+) -> Path:
+    """The file that holds a network's weights: your own, the published one (fetched if need be), or one in the tier's cache.
+
+    Example: `weights_path("cifar-resnet20", "cifar10", "lite", 0, weights="published")`
+    """
     source = Source.of(model)
     weights = str(weights or source.weights)
     if weights and weights != PUBLISHED:

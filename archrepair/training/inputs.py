@@ -34,11 +34,16 @@ def spread_sample(images: ImageSet) -> ImageSet:
     return images.select(torch.arange(0, len(images), -(-len(images) // most) or 1))
 
 
-def normalization_doubt(model: nn.Module, images: ImageSet, transform: Callable[[Tensor], Tensor], correct: Tensor,
-                        own: Normalize | None = None) -> str:
-    """A line where another known normalization doubles the accuracy on `images`; mostly empty.
+def normalization_doubt(
+    model: nn.Module,  # in eval mode
+    images: ImageSet,  # labeled images
+    transform: Callable[[Tensor], Tensor],  # the normalization in use
+    correct: Tensor,  # bool, one per image: what the network gets right under `transform`
+    own: Normalize | None = None,  # what the network's configuration names
+) -> str:
+    """One line if another known normalization doubles the accuracy; usually empty.
 
-    `correct` (bool, one per image) is what the network gets right under `transform`; `own` is what its configuration names.
+    Example: `normalization_doubt(model, images, transform, correct)`
     """
     right, n = int(correct.sum()), len(correct)
     if 2 * right > n or not n:

@@ -103,11 +103,20 @@ def fold(network: nn.Module, layers: dict[str, tuple[str, ...]], places: Sequenc
     return network
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #db7da78c
-def neuron_table(network: nn.Module, rows: Features, wiring: Wiring, layers: dict[str, tuple[str, ...]], *, precision: str = "fp32",
-                 meter: CostMeter | None = None) -> Tensor:
-    """Mean activation of every neuron of `layers` (see `scalable`) on every row, float32 N×neurons, in the order of `neurons_of`.
+def neuron_table(
+    network: nn.Module,  # in eval mode
+    rows: Features,  # its inputs
+    wiring: Wiring,  # of the network
+    layers: dict[str, tuple[str, ...]],  # whose neurons: see `scalable`
+    *,
+    precision: str = "fp32",  # `fp32` or `bf16`
+    meter: CostMeter | None = None,  # counts the cost
+) -> Tensor:
+    """Mean activation of every neuron on every row, float32 N×neurons, in the order of `neurons_of`.
 
     A class, where it counts as a neuron, is represented by its logit.
+
+    Example: `neuron_table(network, rows, wiring, scalable(wiring))`
     """
     states, logits = activations(network, rows, wiring, precision=precision, meter=meter)
     return torch.cat([states.get(layer, logits) for layer in layers], 1)
@@ -183,15 +192,26 @@ class Behavior:
         return torch.cat(batches, 1)
 
 # %% ../../../nbs/baselines/parts/multipliers.ipynb #b1009ce1
-def search_multipliers(behavior: Behavior, layers: dict[str, tuple[str, ...]], places: list[tuple[str, int]],
-                       stream: Callable[[str], torch.Generator], *, alpha: float = 0.5, particles: int = 20, iterations: int = 100,
-                       speed: float = 0.1, precision: str = "fp32", on_pass: Callable[[int], object] | None = None,
-                       **more) -> OptimizationResult:
-    """Find multipliers 1 + r, r in [−1, 1], of the neurons `places` by a particle swarm that begins at r = 0.
+def search_multipliers(
+    behavior: Behavior,  # what the network does with the samples
+    layers: dict[str, tuple[str, ...]],  # that hold the neurons
+    places: list[tuple[str, int]],  # the neurons, (layer, channel)
+    stream: Callable[[str], torch.Generator],  # gives a seeded generator per purpose
+    *,
+    alpha: float = 0.5,  # weight of accuracy
+    particles: int = 20,  # of the swarm
+    iterations: int = 100,  # at most
+    speed: float = 0.1,  # bound of the first velocities
+    precision: str = "fp32",  # `fp32` or `bf16`
+    on_pass: Callable[[int], object] | None = None,  # called with n for every n samples that pass the tail
+    **more  # arguments of `swarm.pso`
+) -> OptimizationResult:
+    """Find multipliers 1 + r, r in [−1, 1], of neurons by a particle swarm that begins at r = 0.
 
-    It minimizes (1 − alpha)·violation + alpha·(1 − accuracy), the shares of negatives not answered well and of positives answered well; the
-    fitness returned is the negative of it. `speed` bounds the first velocities. `on_pass(n)` is called for every n samples that pass the
-    tail. `more` are arguments of `swarm.pso`.
+    It minimizes (1 − alpha)·violation + alpha·(1 − accuracy), the shares of negatives not answered well and of positives answered well;
+    the fitness returned is the negative of it.
+
+    Example: `search_multipliers(behavior, layers, places, stream, iterations=20)`
     """
     device = behavior.features.device
 
