@@ -283,7 +283,8 @@ def functions_of(module: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 def test_modules_are_short_enough_to_read(module):
     "Lines of code; a signature with a line per parameter counts as one."
     lines = file_of(module).read_text(encoding="utf-8").splitlines()
-    signatures = sum(node.body[0].lineno - node.lineno - 1 for node in functions_of(module) if "# " in lines[node.lineno])
+    several = [node for node in functions_of(module) if node.body[0].lineno > node.lineno + 1 and "  # " in lines[node.lineno]]
+    signatures = sum(node.body[0].lineno - node.lineno - 1 for node in several)
     assert sum(bool(line.strip()) and not line.startswith("#") for line in lines) - signatures <= 350
 
 
