@@ -380,7 +380,7 @@ def _forecast(patient: _Examination, folder: Path) -> None:
 
 # %% ../../nbs/experiments/08_doctor.ipynb #34f7fbef
 def doctor(
-    model: str = "resnet18",  # a name: see `create_model`
+    model: str = "resnet18",  # name of the network: see `create_model`
     dataset: str = "auto",  # name and version, e.g. `cifar10:fog:3`; `auto`: the tier's
     tier: str = "auto",  # `smoke`, `lite`, `paper` or `auto`
     seed: int = 0,  # of the failures and the training

@@ -66,7 +66,7 @@ class Original:
 
 
 def build_network(
-    model: str,  # a name: see `create_model`
+    model: str,  # name of the network: see `create_model`
     images: ImageSet,  # their classes and size are the network's
     tier: Tier,  # sets width and stem
     seed: int = 0,  # of fresh weights
@@ -158,7 +158,7 @@ OWN = "-own"  # ends the name of weights that a factory brought
 
 @settled()
 def original(
-    model: str = "resnet18",  # a name: see `create_model`
+    model: str = "resnet18",  # name of the network: see `create_model`
     dataset: str = "auto",  # name and version, e.g. `cifar10:fog:3`; `auto`: the tier's
     tier: str | Tier = "auto",  # `smoke`, `lite`, `paper` or `auto`
     seed: int = 0,  # of the training

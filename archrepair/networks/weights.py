@@ -136,7 +136,7 @@ def _examples(names: Iterable[str], most: int = 3) -> str:
 
 
 def _prefix(names: Iterable[str], known: Mapping[str, Any]) -> str:
-    "What stands before most of the names that are known otherwise, e.g. `module.`; empty where most are known as they are."
+    "What precedes most of the names that are known otherwise, e.g. `module.`; empty where most are known as they are."
     tally: Counter[str] = Counter({"": 0})
     for name in names:
         starts = [0, *(m.end() for m in re.finditer(r"\.", name))]
@@ -227,7 +227,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load weights into `model` and return it: safetensors, or a file of torch (`.pt`, `.pth`, `.th`, `.ckpt`, `.bin`, `.pth.tar`).
 
     Files of torch are read with `weights_only`. Nests, a prefix of all names, averages, extra or missing counters, tied weights and other
-    precisions are understood (see `match`); whatever was done is said in one `Notice`. `path` may be `FILE#ENTRY` where a file holds
+    precisions are understood (see `match`); one `Notice` says what was done. `path` may be `FILE#ENTRY` where a file holds
     several state dicts. Raises `ArchrepairError` for unreadable files, for weights of another architecture or that are NaN, and where
     several state dicts fit and none is the plain one; `model` is then unchanged.
     """

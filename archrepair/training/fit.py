@@ -111,8 +111,8 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
     """`fp32` or `bf16` for one of these, for a torch dtype, or for `auto` (see `default_precision`).
 
-    Raises `ArchrepairError` for another precision. Of weights it says nothing: they are float32 (`networks.admission`), and bf16 is what
-    they compute in, not what they are stored in.
+    Raises `ArchrepairError` for another precision. Weights are always stored in float32 (`networks.admission`); bf16 is what they
+    compute in.
     """
     name = PRECISIONS.get(precision, str(precision)) if isinstance(precision, torch.dtype) else precision
     if name not in ("auto", *PRECISIONS.values()):
@@ -170,7 +170,7 @@ class _Run:
         return self.rows.order(epoch, self.recipe.batch_size, self.recipe.failure_ratio, self.recipe.seed)
 
     def select(self, epoch: int) -> None:
-        "Let the weights of this moment be those that come out."
+        "Select the current weights: training returns them unless better ones follow."
         self.history.selected_epoch, self.weights = epoch, copy.deepcopy(tensors_of(self.model))
 
     def restore(self) -> None:

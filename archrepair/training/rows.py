@@ -184,7 +184,7 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
 # %% ../../nbs/training/01_rows.ipynb #3461cab8
 @dataclass
 class Rows:
-    """Rows to train on: features or images, labels, and what the original network answered.
+    """Rows to train on: features or images, labels, and the original network's answers.
 
     `parts` follow each other, failures last: the last `failures` rows are failures. `teacher` are the original's logits, N×classes (or
     None); rows marked in `imitate` (bool N) are held to them.
