@@ -141,7 +141,7 @@ def imitate(
 class _Retraining:
     """What a round of retraining needs: the network in place, the `positive` outputs it may borrow, and the rows they come from.
 
-    `model` is what is trained: the network, or its features (`Penultimate`). `orphans` are the failures that had nobody to imitate.
+    `model` is what is trained: the network, or its features (`Penultimate`). `orphans` are the failures that had nothing to imitate.
     """
 
     def __init__(self, problem: Problem, method: BIRDNN):
@@ -161,7 +161,7 @@ class _Retraining:
     def outputs(self, part: str, model: nn.Module) -> Tensor:
         "What `model` returns for a part of the data, float32 N×…"
         rows = self.problem.features(part)
-        rows = replace(rows, labels=torch.zeros_like(rows.labels))  # features are no classes
+        rows = replace(rows, labels=torch.zeros_like(rows.labels))  # features are not classes
         return predict(model, rows, precision=self.problem.precision, meter=self.problem.meter)
 
     def is_right(self, part: str) -> Tensor:

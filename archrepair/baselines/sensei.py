@@ -267,7 +267,7 @@ class Sensei(Augmented):
       `mutation`, else crossed.
     - Images whose worst variant has a loss below `threshold` (nats) are not searched: selective augmentation (0: all are searched,
       infinity: plain training).
-    - `max_confusions`: from that time on that an epoch mistakes one class for the same other, the second worst is taken (None: never).
+    - `max_confusions`: once an epoch has mistaken one class for the same other so often, the second worst is taken (None: never).
     """
 
     population: Annotated[int, Within(3)] = 10
