@@ -4,8 +4,8 @@
 
 In pages, `{{notebooks: PATTERN ...}}` lists notebooks, `{{library}}` those of every package, `{{api}}` the modules of every package and
 `{{names}}` the package's own names; `{{results}}` is every stored table and figure, `{{workflow}}` the four steps of docs/workflow.svg, and
-`{{bring}}` what people bring with what happens, as the tables of tests/journeys/test_bring_*.py have it. `{{tree: PATTERN ...}}` puts notebooks
-into the navigation that the page describes itself.
+`{{bring}}` what people bring with what happens, as the tables of tests/journeys/test_bring_*.py have it. `{{tree: PATTERN ...}}` puts
+notebooks into the navigation that the page itself describes.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def main() -> None:
     for page, path in NOTEBOOKS.items():
         notebook(path, page)
     notebook(NBS / "index.ipynb", "start.ipynb", "Getting started")
-    fill = {"notebooks": listing, "tree": hidden_tree, "library": lambda _: library(), "api": lambda _: api(SITE), "names": lambda _: names(),
-            "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring()}
+    fill = {"notebooks": listing, "tree": hidden_tree, "library": lambda _: library(), "names": lambda _: names(),
+            "api": lambda _: api(SITE), "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring()}
     for page in (*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = relink(page.read_text(encoding="utf-8"), page.parent.relative_to(ROOT).as_posix(), page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)
