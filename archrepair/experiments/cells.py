@@ -329,7 +329,7 @@ def repair_into(
     try:
         unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, normalize=normalize, device=device)
         if unrepaired.path.stem.endswith(OWN):
-            log(f"{cell.model} brings weights of its own, which are repaired; `archrepair train` would train them")
+            log(f"{cell.model} has trained weights, which are repaired; `archrepair train` would train it anew")
         if repaired:
             unrepaired = unrepaired.with_network(load(repaired, unrepaired.network), _digest_of_repair(repaired) or "")
         return run_full(cell, path, device=device, unrepaired=unrepaired, keep=keep)[0]

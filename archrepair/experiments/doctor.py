@@ -257,7 +257,7 @@ def _source(patient: _Examination, n_classes: int) -> tuple[str, Path]:
     source = "cache" if path.exists() else "factory" if brings_weights(patient.model, n_classes, trust=patient.trust) else "training"
     if patient.normalize not in ("", "dataset") and source != "factory":
         raise ArchrepairError(f"normalize is {patient.normalize}, but the original of {base} is trained here with the dataset's own; "
-                              "expected weights of yours beside it: --weights FILE")
+                              "expected your own weights with it: --weights FILE")
     return source, path
 
 

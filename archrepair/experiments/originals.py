@@ -199,7 +199,7 @@ def original(
     foreign = bool(weights) or brought
     if normalize not in ("", "dataset") and not foreign:
         raise ArchrepairError(f"normalize is {normalize}, but the original of {base} is trained here with the dataset's own; expected "
-                              "weights of yours beside it: --weights FILE")
+                              "your own weights with it: --weights FILE")
     if pretrained or brought:
         path = path.with_stem(f"{path.stem}{OWN}") if brought else path
         save_weights(network, str(path))  # each time: the source may give others tomorrow

@@ -78,7 +78,7 @@ def _read(path: Path) -> object:
             kind = next(filter(None, refused.groups()))
             raise ArchrepairError(f"{path} holds a {kind}, an object that could run code when it is read; expected names and tensors: if "
                                   "you trust the file, save them alone, e.g. torch.save(network.state_dict(), 'weights.pt')") from None
-        reason = first_sentence(error).replace("Weights only load failed", "it is no file of torch")
+        reason = first_sentence(error).replace("Weights only load failed", "it is not a file of torch")
         raise ArchrepairError(f"cannot read weights from {path}: {reason}; expected safetensors or a state dict") from None
 
 # %% ../../nbs/networks/07_weights.ipynb #d1d145b8

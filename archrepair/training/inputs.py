@@ -59,7 +59,7 @@ def normalization_doubt(
         return ""
     now = str(used) if isinstance(used, Normalize) else type(used).__name__
     return (f"normalized by {now} the network is right on {100 * right / n:.0f} % of {n} images of {images.name}, and by {best} on "
-            f"{100 * counts[best] / n:.0f} %: if it was trained so, say --normalize {best}, in Python transform={best!r}")
+            f"{100 * counts[best] / n:.0f} %: if it was trained that way, give --normalize {best}, in Python transform={best!r}")
 
 # %% ../../nbs/training/06_inputs.ipynb #c0fb4764
 def settle_normalization(model: nn.Module, images: ImageSet, own: Normalize) -> Normalize:
