@@ -2,10 +2,10 @@
 
     python docs/prep.py [FOLDER] && sphinx-build -W --keep-going -j 2 -c docs docs/_nbs _docs
 
-In pages, `{{notebooks: PATTERN ...}}` lists notebooks, `{{library}}` those of every package, `{{api}}` the modules of every package and
-`{{names}}` the package's own names; `{{results}}` is every stored table and figure, `{{workflow}}` the four steps of docs/workflow.svg, and
-`{{bring}}` what people bring with what happens, as the tables of tests/journeys/test_bring_*.py have it. `{{tree: PATTERN ...}}` puts
-notebooks into the navigation that the page itself describes.
+In pages, `{{notebooks: PATTERN ...}}` lists notebooks, and `{{tree: PATTERN ...}}` only puts them into the navigation. `{{library}}` lists
+those of every package, `{{api}}` the modules of every package, `{{names}}` the package's own names, and `{{results}}` every stored table and
+figure. `{{workflow}}` is the four steps of docs/workflow.svg, `{{readers}}` the front notebook's table of where to go, and `{{bring}}` what
+people bring with what happens, from the tables of tests/journeys/test_bring_*.py.
 """
 
 from __future__ import annotations
@@ -112,6 +112,12 @@ def workflow() -> str:
     return "\n".join(["```{raw} html", '<div class="workflow">', *steps, "</div>", "```"])
 
 
+def readers() -> str:
+    "Where to go, by what a reader wants: the table of the front notebook."
+    cells = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    return relink(next(text for cell in cells if (text := "".join(cell["source"])).startswith("## Where to go")), ".", "index.md")
+
+
 def entry(page: str) -> str:
     "A notebook's title as a link, and its summary."
     first = "".join(json.loads(NOTEBOOKS[page].read_text(encoding="utf-8"))["cells"][0]["source"])
@@ -157,7 +163,8 @@ def main() -> None:
         notebook(path, page)
     notebook(NBS / "index.ipynb", "start.ipynb", "Getting started")
     fill = {"notebooks": listing, "tree": hidden_tree, "library": lambda _: library(), "names": lambda _: names(),
-            "api": lambda _: api(SITE), "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring()}
+            "api": lambda _: api(SITE), "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring(),
+            "readers": lambda _: readers()}
     for page in (*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = relink(page.read_text(encoding="utf-8"), page.parent.relative_to(ROOT).as_posix(), page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)

@@ -269,8 +269,8 @@ def test_the_front_page_leads_on(site, path, window, scheme):
     page, complaints = context.new_page(), []
     page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(f"{address}/start.html", wait_until="load")
-    for words, target in [(None, "start.html"), *PATHS[path]]:
+    page.goto(f"{address}/index.html", wait_until="load")
+    for words, target in [(None, "index.html"), *PATHS[path]]:
         if words:
             page.locator("article").get_by_role("link", name=words, exact=True).first.click()
             page.wait_for_url(f"{address}/{target}", wait_until="load")
@@ -287,7 +287,7 @@ def test_every_path_of_the_front_page_is_walked(site):
     "The first links of README's table of readers; the others are checked with all links."
     address, chromium, found = site
     page = chromium.new_page()
-    page.goto(f"{address}/start.html")
+    page.goto(f"{address}/index.html")
     first = page.locator("section#where-to-go tbody tr").evaluate_all("rows => rows.map(r => r.querySelector('a')?.textContent)")
     page.close()
     assert {words for (words, _), *_ in PATHS.values()} | {"CONTRIBUTING"} >= set(first) and len(first) > 5
