@@ -3,9 +3,9 @@
     python docs/prep.py [FOLDER] && sphinx-build -W --keep-going -j 2 -c docs docs/_nbs _docs
 
 In pages, `{{notebooks: PATTERN ...}}` lists notebooks, and `{{tree: PATTERN ...}}` only puts them into the navigation. `{{library}}` lists
-those of every package, `{{api}}` the modules of every package, `{{names}}` the package's own names, and `{{results}}` every stored table and
-figure. `{{workflow}}` is the four steps of docs/workflow.svg, `{{readers}}` the front notebook's table of where to go, and `{{bring}}` what
-people bring with what happens, from the tables of tests/journeys/test_bring_*.py.
+those of every package, `{{api}}` the modules of every package, `{{names}}` the package's own names, and `{{results}}` every stored table
+and figure. `{{workflow}}` is the four steps of docs/workflow.svg, `{{readers}}` the front notebook's table of where to go, and `{{bring}}`
+what people bring with what happens, from the tables of tests/journeys/test_bring_*.py.
 """
 
 from __future__ import annotations
