@@ -1,7 +1,10 @@
 """Sphinx reads this. `prep.py` lays the source out first; `make docs` calls both."""
 
+import ast
 import configparser
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
@@ -17,6 +20,7 @@ exclude_patterns = ["jupyter_execute", "_figures"]
 # Notebooks: what is stored is what is shown; nothing is run.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # outputs may be tables
 nb_code_prompt_show = "Show the {type}"
 nb_code_prompt_hide = "Hide the {type}"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block"]
@@ -38,7 +42,7 @@ maximum_signature_line_length = 88
 mathjax_path = "tex-svg.js"
 html_theme = "furo"
 html_title = "archrepair"
-html_static_path = ["_static"]
+html_static_path = ["_static", "workflow.svg"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_js_files = ["keyboard.js"]
@@ -51,10 +55,28 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def docstring(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    "Docstrings speak Markdown's `code`; Sphinx expects two backticks, and takes stars and bars outside code for markup."
+    """Docstrings speak Markdown's `code`; Sphinx expects two backticks, and takes stars and bars outside code for markup.
+
+    Comments behind the parameters of a function become a list below its docstring.
+    """
+    if what in ("function", "method"):
+        lines[:] = [*lines, *(f":param {parameter}: {comment}" for parameter, comment in comments_of(obj).items()), ""]
     parts = re.split(r"(`+[^`]+`+)", "\n".join(lines))
     spoken = [f"``{p.strip('`')}``" if p.startswith("`") else re.sub(r"([*|\\])|_(?=\W|$)", lambda m: "\\" + m.group(), p) for p in parts]
     lines[:] = _spaced(spoken)
+
+
+def comments_of(function: object) -> dict[str, str]:
+    "What stands behind each parameter that has a line of its own."
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+        arguments = ast.parse(source).body[0].args
+    except (TypeError, OSError, AttributeError):  # not a function, or none with a source
+        return {}
+    lines = source.splitlines()
+    found = {argument.arg: re.search(r"  # (.+)$", lines[argument.end_lineno - 1][argument.end_col_offset:])
+             for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *filter(None, [arguments.kwarg]))}
+    return {name: match[1] for name, match in found.items() if match}
 
 
 def _spaced(parts: list[str]) -> list[str]:

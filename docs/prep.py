@@ -2,9 +2,10 @@
 
     python docs/prep.py [FOLDER] && sphinx-build -W --keep-going -j 2 -c docs docs/_nbs _docs
 
-In pages, `{{notebooks: PATTERN ...}}` lists notebooks, `{{library}}` those of every package, `{{api}}` the modules of every package and
-`{{names}}` the package's own names; `{{results}}` is every stored table and figure, `{{result}}` the table of the front notebook, and
-`{{bring}}` what people bring with what happens, as the tables of tests/journeys/test_bring_*.py have it.
+In pages, `{{notebooks: PATTERN ...}}` lists notebooks, and `{{tree: PATTERN ...}}` only puts them into the navigation. `{{library}}` lists
+those of every package, `{{api}}` the modules of every package, `{{names}}` the package's own names, and `{{results}}` every stored table
+and figure. `{{workflow}}` is the four steps of docs/workflow.svg, `{{readers}}` the front notebook's table of where to go, and `{{bring}}`
+what people bring with what happens, from the tables of tests/journeys/test_bring_*.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ PLACES = {  # what lies here is described on this page
     **{f"nbs/{package}": f"library.md#{package}" for package in packages()},
     **dict.fromkeys(["nbs/baselines", "nbs/baselines/parts"], "methods.md"), "nbs/tutorials": "tutorials.md", "outputs": "results.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "benchmarks": "benchmarks.md", "tests": "reliability.md",
-    "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb", "docs/bring.md": "bring.md",
+    "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb",
+    **{f"docs/{page.name}": page.name for page in DOCS.glob("*.md")},
 }
 NOTEBOOKS = {p.relative_to(NBS).as_posix(): p for p in sorted(NBS.rglob("*.ipynb"))
              if ".ipynb_checkpoints" not in p.parts and p.stem != "index"}
@@ -103,6 +105,19 @@ def notebook(source: Path, page: str, title: str = "") -> None:
     target.write_text(json.dumps({**book, "cells": kept}), encoding="utf-8")
 
 
+def workflow() -> str:
+    "The four steps of docs/workflow.svg as four images, each of which shows a quarter of it, so that on a phone they wrap."
+    labels = re.findall(r'<g [^>]*aria-label="([^"]+)"', (DOCS / "workflow.svg").read_text(encoding="utf-8"))
+    steps = [f'<img src="_static/workflow.svg" alt="{label}" width="288" height="316">' for label in labels]
+    return "\n".join(["```{raw} html", '<div class="workflow">', *steps, "</div>", "```"])
+
+
+def readers() -> str:
+    "Where to go, by what a reader wants: the table of the front notebook."
+    cells = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    return relink(next(text for cell in cells if (text := "".join(cell["source"])).startswith("## Where to go")), ".", "index.md")
+
+
 def entry(page: str) -> str:
     "A notebook's title as a link, and its summary."
     first = "".join(json.loads(NOTEBOOKS[page].read_text(encoding="utf-8"))["cells"][0]["source"])
@@ -110,11 +125,20 @@ def entry(page: str) -> str:
     return f"[{re.search('# *(.+)', first).group(1)}]({page})\n: {summary.group(1) if summary else ''}\n"
 
 
+def matching(patterns: str) -> list[str]:
+    "The notebooks of these patterns, in their order."
+    return list(dict.fromkeys(page for pattern in patterns.split() for page in NOTEBOOKS
+                              if PurePosixPath(page).match(pattern) and page.count("/") == pattern.count("/")))
+
+
 def listing(patterns: str) -> str:
-    "Notebooks with their summaries, in the order of the patterns, and the hidden tree that the navigation is made of."
-    pages = dict.fromkeys(page for pattern in patterns.split() for page in NOTEBOOKS
-                          if PurePosixPath(page).match(pattern) and page.count("/") == pattern.count("/"))
-    return "\n".join([*map(entry, pages), tree([page.removesuffix(".ipynb") for page in pages])])
+    "Notebooks with their summaries, and the hidden tree that the navigation is made of."
+    return "\n".join([*map(entry, matching(patterns)), hidden_tree(patterns)])
+
+
+def hidden_tree(patterns: str) -> str:
+    "What puts notebooks into the navigation."
+    return tree([page.removesuffix(".ipynb") for page in matching(patterns)])
 
 
 def library() -> str:
@@ -134,17 +158,15 @@ def _lessons(package: str) -> str:
 def main() -> None:
     shutil.rmtree(SITE, ignore_errors=True)
     (SITE / "_figures").mkdir(parents=True)
-    shutil.copy(DOCS / "workflow.html", SITE)
     mathjax(DOCS / "_static")
     for page, path in NOTEBOOKS.items():
         notebook(path, page)
     notebook(NBS / "index.ipynb", "start.ipynb", "Getting started")
-    front = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))
-    result = next("".join(o["data"]["text/html"]) for c in front["cells"] for o in c.get("outputs", []) if "text/html" in o.get("data", {}))
-    fill = {"notebooks": listing, "library": lambda _: library(), "api": lambda _: api(SITE), "names": lambda _: names(),
-            "results": lambda _: results(SITE), "result": lambda _: result, "bring": lambda _: bring()}
+    fill = {"notebooks": listing, "tree": hidden_tree, "library": lambda _: library(), "names": lambda _: names(),
+            "api": lambda _: api(SITE), "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring(),
+            "readers": lambda _: readers()}
     for page in (*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
-        text = relink(page.read_text(encoding="utf-8"), ".", page.name)
+        text = relink(page.read_text(encoding="utf-8"), page.parent.relative_to(ROOT).as_posix(), page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)
         (SITE / page.name).write_text(text, encoding="utf-8")
 

@@ -68,6 +68,12 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
+def execute_readme() -> None:
+    "Run nbs/index.ipynb afresh, so that its numbers are those of the records."
+    call("jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace", README_NOTEBOOK, "--log-level=ERROR")
+    call("nbdev-clean", "--fname", README_NOTEBOOK, env={k: v for k, v in ENVIRONMENT.items() if k != "IN_TEST"})
+
+
 def readme() -> str:
     "README.md from nbs/index.ipynb, without cells tagged `remove-cell` and the code of cells tagged `remove-input`."
     with tempfile.TemporaryDirectory() as folder:
@@ -93,8 +99,9 @@ def _python_fences(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write-readme", action="store_true")
+    parser.add_argument("--write-readme", action="store_true", help="execute nbs/index.ipynb, write README.md from it, and end")
     if parser.parse_args().write_readme:
+        execute_readme()
         (ROOT / "README.md").write_text(readme())
         return
     call("ruff", "check", "archrepair", "tests", "benchmarks", "docs", "setup.py")

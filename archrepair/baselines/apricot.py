@@ -146,11 +146,19 @@ def _remove_checkpoint(problem: Problem, name: str) -> None:
         path.unlink(missing_ok=True)
 
 # %% ../../nbs/baselines/apricot.ipynb #58a0f59f
-def adjust(problem: Problem, network: nn.Module, weights: Tensor, signs: Tensor, rows: Rows, eta: float) -> float:
-    """Move the parameters of `network` in place, as all failures one after the other would; returns how far, relative to their size.
+def adjust(
+    problem: Problem,  # the repair in progress
+    network: nn.Module,  # moved in place
+    weights: Tensor,  # of the reduced networks, float32 R×n
+    signs: Tensor,  # their pulls, F×R
+    rows: Rows,  # for BatchNorm's statistics
+    eta: float,  # the rate, ≥ 0
+) -> float:
+    """Move the parameters in place, as all failures one after the other would; returns how far, relative to their size.
 
-    `weights` (float32 R×n) are those of the reduced networks, `signs` (F×R) their pulls, `eta` ≥ 0 the rate. BatchNorm's statistics are
-    gathered anew on 2,000 of `rows`.
+    BatchNorm's statistics are gathered anew on 2,000 of `rows`.
+
+    Example: `adjust(problem, network, weights, signs, rows, eta=0.01)`
     """
     alpha, beta = combination(signs, eta)
     if alpha == 1 and not beta.any():

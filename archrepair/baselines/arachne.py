@@ -54,11 +54,19 @@ def forward_impact(layer: nn.Module, x: Tensor, gradient: Tensor, normalized: bo
         return weight.detach() * torch.autograd.grad(flow, weight, pull)[0]
 
 # %% ../../nbs/baselines/arachne.ipynb #2535fd84
-def impacts(network: Downstream, rows: Features, *, normalized: bool = True, precision: str = "fp32",
-            batch_size: int = 128) -> dict[str, tuple[Tensor, Tensor]]:
-    """Gradient loss |∂L/∂w| and forward impact of every weight of the layers, both means over `rows`: name → two tensors like the weight.
+def impacts(
+    network: Downstream,  # the layers whose weights count
+    rows: Features,  # their inputs
+    *,
+    normalized: bool = True,  # forward impact as a share of each neuron's inputs
+    precision: str = "fp32",  # `fp32` or `bf16`
+    batch_size: int = 128,  # rows per pass
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Gradient loss |∂L/∂w| and forward impact of every weight of the layers, means over `rows`: name → two tensors like the weight.
 
-    L is the cross-entropy, out the sum of the logits. One forward and two backwards per input.
+    L is the cross-entropy, out the sum of the logits. One forward and two backward passes per input.
+
+    Example: `impacts(network, failures)`
     """
     modules, device, layout = network.modules, next(network.tail.parameters()).device, layout_of(network.tail)
     for m in modules.values():

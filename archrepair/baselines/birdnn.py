@@ -40,11 +40,16 @@ from ..training.fit import Recipe
 from ..training.rows import Features, Rows
 
 # %% ../../nbs/baselines/birdnn.ipynb #146f4883
-def nearest(outputs: Tensor, pool: Tensor, labels: Tensor | None = None, pool_labels: Tensor | None = None, chunk: int = 1024) -> Tensor:
-    """For every row of `outputs` (N×D) the position of the row of `pool` (M×D) with the least Euclidean distance, int64 N.
+def nearest(
+    outputs: Tensor,  # N×D
+    pool: Tensor,  # M×D
+    labels: Tensor | None = None,  # int64 N; with them only rows of the same label count
+    pool_labels: Tensor | None = None,  # int64 M
+    chunk: int = 1024,  # rows compared at a time
+) -> Tensor:
+    """For each row the position of the nearest row of a pool, int64 N; −1 where there is none. Among equals the first counts.
 
-    With labels (int64 N and M) only rows of the same label count; −1 where there is none. Among equally near rows the first counts.
-    `chunk` rows are compared at a time.
+    Example: `nearest(outputs, pool)`
     """
     positions = torch.full((len(outputs),), -1, dtype=torch.int64)
     for label in [None] if labels is None else labels.unique().tolist():
@@ -92,14 +97,25 @@ class Penultimate(nn.Module):
         return seen[-1].flatten(1)
 
 # %% ../../nbs/baselines/birdnn.ipynb #a4fad4c4
-def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recipe: Imitation, measure: Callable[[], tuple[float, float]], *,
-            rounds: int, tolerance: float = 0.1, decay: float = 0.8, enough: float = 0.99, patience: int = 10,
-            resume: dict | None = None, save: Callable[..., object] | None = None) -> list[dict]:
+def imitate(
+    network: nn.Module,  # trained in place
+    train: Callable[[Imitation, str], object],  # `train(recipe, name)` trains it for one round
+    recipe: Imitation,  # of a round
+    measure: Callable[[], tuple[float, float]],  # gives accuracy and share of negatives repaired, 0 to 1
+    *,
+    rounds: int,  # at most
+    tolerance: float = 0.1,  # accuracy that a round may lose
+    decay: float = 0.8,  # of the rate after a round that lost more
+    enough: float = 0.99,  # share of negatives repaired that counts as done
+    patience: int = 10,  # rounds in a row with `enough`, after which it ends
+    resume: dict | None = None,  # a state that `save` was given
+    save: Callable[..., object] | None = None,  # `save(**state)` is called after every round
+) -> list[dict]:
     """Rounds of imitation, in place; returns what happened in each.
 
-    `train(recipe, name)` trains `network` for one round, `measure()` gives accuracy and share of negatives repaired (0 to 1). A round that
-    loses more than `tolerance` of accuracy is undone and the rate multiplied by `decay`. Ends after `patience` rounds in a row in which at
-    least `enough` of the negatives are repaired. `save(**state)` is called after every round; `resume` is such a state.
+    A round that loses more than `tolerance` of accuracy is undone and the rate multiplied by `decay`.
+
+    Example: `imitate(network, train, recipe, measure, rounds=20)`
     """
     state = resume or {"rounds": [], "lr": recipe.lr, "network": copy.deepcopy(tensors_of(network)), "measured": list(measure())}
     put_tensors(network, state["network"])
@@ -125,7 +141,7 @@ def imitate(network: nn.Module, train: Callable[[Imitation, str], object], recip
 class _Retraining:
     """What a round of retraining needs: the network in place, the `positive` outputs it may borrow, and the rows they come from.
 
-    `model` is what is trained: the network, or its features (`Penultimate`). `orphans` are the failures that had nobody to imitate.
+    `model` is what is trained: the network, or its features (`Penultimate`). `orphans` are the failures that had nothing to imitate.
     """
 
     def __init__(self, problem: Problem, method: BIRDNN):
@@ -145,7 +161,7 @@ class _Retraining:
     def outputs(self, part: str, model: nn.Module) -> Tensor:
         "What `model` returns for a part of the data, float32 N×…"
         rows = self.problem.features(part)
-        rows = replace(rows, labels=torch.zeros_like(rows.labels))  # features are no classes
+        rows = replace(rows, labels=torch.zeros_like(rows.labels))  # features are not classes
         return predict(model, rows, precision=self.problem.precision, meter=self.problem.meter)
 
     def is_right(self, part: str) -> Tensor:

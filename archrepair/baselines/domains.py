@@ -131,8 +131,18 @@ def as_features(x: Tensor, labels: Tensor | None = None) -> Features:
     return Features(torch.zeros(len(x), dtype=torch.int64) if labels is None else labels, lambda positions, view: x[positions])
 
 
-def violation_rate(network: nn.Module, goal: Property, box: Box, n: int, delta: float, generator: torch.Generator) -> Rate:
-    "How often `network` violates the property `goal` in `box`, from `n` samples."
+def violation_rate(
+    network: nn.Module,  # any module on inputs of the box
+    goal: Property,  # the property
+    box: Box,  # where inputs are drawn from
+    n: int,  # samples
+    delta: float,  # probability that the interval misses the truth
+    generator: torch.Generator,  # of the samples
+) -> Rate:
+    """How often a network violates a property in a box, estimated by sampling.
+
+    Example: `violation_rate(network, goal, box, 10_000, 0.01, generator)`
+    """
     outputs = predict(network, as_features(box.sample(n, generator)))
     return Rate(int((~goal.holds(outputs)).sum()), n, delta)
 

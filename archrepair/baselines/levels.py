@@ -30,12 +30,19 @@ from ..training.cost import CostMeter
 from ..training.rows import Rows, image_features
 
 # %% ../../nbs/baselines/levels.ipynb #e6db9366
-def largest_gradients(network: nn.Module, data: RepairData, n_failures: int = 100, *, seed: int = 0,
-                      meter: CostMeter | None = None) -> dict[str, str | None]:
+def largest_gradients(
+    network: nn.Module,  # in eval mode
+    data: RepairData,  # its failures count
+    n_failures: int = 100,  # drawn at random (§2.2)
+    *,
+    seed: int = 0,  # of the draw
+    meter: CostMeter | None = None,  # counts the cost
+) -> dict[str, str | None]:
     """The neuron (`layer:channel`), layer and block with the largest failure gradient, by level; None for `network`.
 
-    The gradients are those of `n_failures` failures drawn at random (§2.2); for layers and blocks it is the mean over their neurons.
-    `network` is not changed.
+    For layers and blocks it is the mean over their neurons. The network is not changed.
+
+    Example: `largest_gradients(network, data)`
     """
     failures, device = data.failures, device_of(network)
     sample = torch.randperm(len(failures), generator=torch.Generator().manual_seed(seed))[:n_failures]

@@ -36,12 +36,18 @@ def label_accuracy(right: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return torch.bincount(labels, right.double(), minlength=n_classes) / torch.bincount(labels, minlength=n_classes)
 
 
-def deployed_accuracy(right: Tensor, labels: Tensor, repaired: Tensor, repaired_labels: Tensor, all_failures: Tensor, rate: float,
-                      n_classes: int) -> Tensor:
+def deployed_accuracy(
+    right: Tensor,  # bool: which validation images that the original handled are handled now
+    labels: Tensor,  # of these images
+    repaired: Tensor,  # bool: which validation failures are handled now
+    repaired_labels: Tensor,  # of these failures
+    all_failures: Tensor,  # labels of all known failures
+    rate: float,  # share of inputs that fail
+    n_classes: int,  # number of labels
+) -> Tensor:
     """Expected accuracy of each label in deployment, float64, 0 to 1; NaN for labels of which nothing is known.
 
-    `right` (bool, with its `labels`): which of the validation images that the original handled are handled now. `repaired` (bool, with its
-    labels): which of the validation failures are. `all_failures`: the labels of all known failures. `rate`: the share of inputs that fail.
+    Example: `deployed_accuracy(right, labels, repaired, repaired_labels, all_failures, 0.1, 10)`
     """
     count = lambda labels, weights=None: torch.bincount(labels, weights, minlength=n_classes).double()
     ordinary = (1 - rate) * count(labels) / max(1, len(labels))
@@ -85,11 +91,18 @@ def bhattacharyya(p: Tensor, q: Tensor) -> float:
     return max(0.0, -math.log(shared)) if shared > 0 else math.inf
 
 
-def target_layer(answers: dict[str, Tensor], of_label: Tensor, bug: str, n_classes: int, distance: float = 0.01) -> tuple[str, list[float]]:
-    """The layer to repair for a label that is `under-fit` or `over-fit`, and the distances between the feature models of layers in a row.
+def target_layer(
+    answers: dict[str, Tensor],  # of the feature models, by layer in order
+    of_label: Tensor,  # bool N: the images of the label
+    bug: str,  # `under-fit` or `over-fit`
+    n_classes: int,  # number of labels
+    distance: float = 0.01,  # that counts as different
+) -> tuple[str, list[float]]:
+    """The layer to repair for a faulty label, and the distances between the feature models of successive layers.
 
-    `answers` of the feature models by layer in order, `of_label` (bool N): the images of the label. If all layers in a row differ by
-    more than `distance`, it is the last layer for an under-fit and the first for an over-fit label.
+    If all successive layers differ by more than `distance`, it is the last layer for an under-fit and the first for an over-fit label.
+
+    Example: `target_layer(answers, labels == 3, "under-fit", 10)`
     """
     layers = list(answers)
     count = max(1, int(of_label.sum()))
@@ -138,10 +151,16 @@ def differential(state: Tensor, labels: Tensor, answers: Tensor, label: int) -> 
     return States(rest if right is None else right, wrong, missed, typical)
 
 # %% ../../nbs/baselines/mode.ipynb #d0e3fa98
-def choose_images(state: Tensor, typical: Tensor, candidates: Tensor, count: int, bug: str) -> Tensor:
-    """`count` of the positions `candidates`: those most like `typical` for an under-fit label, least like it for an over-fit one, in order.
+def choose_images(
+    state: Tensor,  # normalized states, N×channels
+    typical: Tensor,  # channels
+    candidates: Tensor,  # positions to choose from
+    count: int,  # how many to choose
+    bug: str,  # `under-fit` or `over-fit`
+) -> Tensor:
+    """Positions of the images most like a typical state for an under-fit label, least like it for an over-fit one, in order.
 
-    `state`: normalized states, N×channels; `typical`: channels.
+    Example: `choose_images(state, typical, candidates, 100, "under-fit")`
     """
     score = state[candidates] @ typical
     return candidates[score.argsort(descending=bug != "over-fit", stable=True)[:count]]
@@ -250,10 +269,18 @@ def choose_aim(view: Observation, method: MODE, rounds: list[dict]) -> Aim | Non
     return Aim(label, bugs[label], layer, channels, view.positions[images], float(view.train[label]), float(view.test[label]))
 
 # %% ../../nbs/baselines/mode.ipynb #df5a62ba
-def round_rows(pool: Rows, images: Tensor, size: int, generator: torch.Generator, *, alpha: float, failure_views: int = 1) -> Rows:
-    """A round's training set: `size` rows in all, a share `alpha` of them chosen (all views of the failures among them), which come last.
+def round_rows(
+    pool: Rows,  # rows of D_repair
+    images: Tensor,  # chosen positions, best first
+    size: int,  # rows in all
+    generator: torch.Generator,  # of the draw
+    *,
+    alpha: float,  # share of chosen rows
+    failure_views: int = 1,  # views of each failure
+) -> Rows:
+    """A round's training set; the chosen rows (all views of the failures among them) come last.
 
-    `pool` are the rows of D_repair, `images` the chosen positions, best first.
+    Example: `round_rows(pool, images, 2000, generator, alpha=0.2)`
     """
     (train, failures), n = pool.parts, len(pool.parts[0])
     images = images[:max(1, round(alpha * size))]

@@ -63,11 +63,19 @@ def variants(images: Tensor, genes: Tensor, padding: str = "zeros") -> Tensor:
     return to_uint8(moved.add_(brightness).clamp_(0, 255).mul_(1 + contrast))
 
 # %% ../../nbs/baselines/sensei.ipynb #1cc66c7d
-def mutate(genes: Tensor, count: int, keys: Tensor, active: Tensor, doubled: Tensor, stream: int = 0) -> Tensor:
-    """`count` mutants of each chromosome, int8 B×7 to B×count×7.
+def mutate(
+    genes: Tensor,  # int8 B×7
+    count: int,  # mutants per chromosome
+    keys: Tensor,  # int32 B×2
+    active: Tensor,  # bool 7: genes that may change
+    doubled: Tensor,  # bool B: where rotation and shear take two steps
+    stream: int = 0,  # another stream of the same keys gives other mutants
+) -> Tensor:
+    """Mutants of each chromosome, int8 B×7 to B×count×7.
 
-    Half of the `active` genes (bool 7; rounded up) go a step up, a step down or change sign; where `doubled` (bool B), rotation and shear
-    take two steps. `keys` are int32 B×2.
+    Half of the `active` genes (rounded up) go a step up, a step down or change sign.
+
+    Example: `mutate(genes, 4, keys, active, doubled)`
     """
     u = random_uniform(keys, count * 14, stream).view(-1, count, 2, 7)
     rank = u[:, :, 0].masked_fill(~active, 2).argsort(-1).argsort(-1)
@@ -79,8 +87,17 @@ def mutate(genes: Tensor, count: int, keys: Tensor, active: Tensor, doubled: Ten
     return torch.where(rank < (int(active.sum()) + 1) // 2, new, old).clamp(-reach, reach).to(torch.int8)
 
 # %% ../../nbs/baselines/sensei.ipynb #c806a7e5
-def cross(one: Tensor, other: Tensor, count: int, keys: Tensor, stream: int = 0) -> Tensor:
-    "`count` children of two chromosomes, int8 B×7 each to B×count×7: every gene comes from either."
+def cross(
+    one: Tensor,  # int8 B×7
+    other: Tensor,  # int8 B×7
+    count: int,  # children per pair
+    keys: Tensor,  # int32 B×2
+    stream: int = 0,  # another stream of the same keys gives other children
+) -> Tensor:
+    """Children of two chromosomes, int8 B×7 each to B×count×7: every gene comes from either.
+
+    Example: `cross(one, other, 4, keys)`
+    """
     first = random_uniform(keys, count * 7, stream).view(-1, count, 7) < 0.5
     return torch.where(first, one[:, None], other[:, None])
 
@@ -105,12 +122,20 @@ def repeated(genes: Tensor) -> Tensor:
     return same.tril(-1).any(-1)
 
 # %% ../../nbs/baselines/sensei.ipynb #fc04f520
-def next_generation(queue: Tensor, loss: Tensor, keys: Tensor, active: Tensor, count: int, mutation: float) -> Tensor:
-    """`count` offspring of queues (int8 B×K×7) whose worst variant has `loss` (B; NaN: never searched): int8 B×count×7.
+def next_generation(
+    queue: Tensor,  # int8 B×K×7
+    loss: Tensor,  # of each image's worst variant, B; NaN: never searched
+    keys: Tensor,  # int32 B×2
+    active: Tensor,  # bool 7: genes that may change
+    count: int,  # offspring per image
+    mutation: float,  # probability that the worst variant mutates
+) -> Tensor:
+    """Offspring of queues: int8 B×count×7.
 
-    With probability `mutation` the worst variant of an image mutates, else it is crossed with the most different one; an image that was
-    never searched has random offspring. A chromosome that is in the population already is replaced by a random one. The image itself is
-    always in the population.
+    The worst variant of an image mutates or is crossed with the most different one; an image that was never searched has random
+    offspring. A chromosome that is in the population already is replaced by a random one. The image itself is always in the population.
+
+    Example: `next_generation(queue, loss, keys, active, 4, mutation=0.6)`
     """
     mutants = mutate(queue[:, 0], count, keys, active, loss < 1e-3, 1)
     children = cross(queue[:, 0], most_different(queue), count, keys, 2)
@@ -245,7 +270,7 @@ class Sensei(Augmented):
       `mutation`, else crossed.
     - Images whose worst variant has a loss below `threshold` (nats) are not searched: selective augmentation (0: all are searched,
       infinity: plain training).
-    - `max_confusions`: from that time on that an epoch mistakes one class for the same other, the second worst is taken (None: never).
+    - `max_confusions`: once an epoch has mistaken one class for the same other so often, the second worst is taken (None: never).
     """
 
     population: Annotated[int, Within(3)] = 10

@@ -36,7 +36,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def say(text: str) -> None:
-    "A line on standard error, where it is in nobody's way."
+    "A line on standard error, where it does not mix with results."
     print(text, file=sys.stderr)
 
 # %% ../../nbs/cli/01_console.ipynb #7a6757ea
@@ -50,7 +50,7 @@ def replace_unencodable() -> None:
 # %% ../../nbs/cli/01_console.ipynb #22b339d4
 @contextmanager
 def saying_notices() -> Iterator[None]:
-    "Every `Notice` inside is said at the end, once, as a line on standard error; after a failure, whose one line says it all, none is."
+    "Every `Notice` inside is printed at the end, once, as a line on standard error; none after a failure, whose one line is enough."
     texts: dict[str, None] = {}  # in the order in which they came
     with warnings.catch_warnings():
         show_other = warnings.showwarning

@@ -133,8 +133,7 @@ def split_names(text: str | None) -> list[str] | None:
 def read_settings(words: list[str] | None, what: str, example: str, known: Mapping[str, Setting] | None = None) -> dict[str, object]:
     """NAME=VALUE words as a dictionary; values are read by YAML 1.2, those of `known` settings as what they expect (`Setting.read`).
 
-    Raises `ArchrepairError`, which says what such a word is (`what`) and gives an `example`, for other words. Unknown names are left to
-    whoever takes the settings.
+    Raises `ArchrepairError` for other words; its message names `what` they are and gives an `example`. Unknown names are not checked here.
     """
     values: dict[str, object] = {}
     for word in words or []:

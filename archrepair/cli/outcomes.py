@@ -18,7 +18,7 @@ from ..core.labels import TEST_SETS
 
 # %% ../../nbs/cli/06_outcomes.ipynb #e8fb74fe
 def show_record(record: Any, folder: str) -> None:
-    "Before and after, what was fixed and broken, the verdict, and what ends a repair behind a gate."
+    "Before and after, what was fixed and broken, the verdict, and four more lines for a repair behind a gate."
     from archrepair.deploy.gate_view import closing_lines  # it needs torch
 
     before, after, change = (record.metrics[key] for key in ("before", "after", "change"))
@@ -32,15 +32,17 @@ def show_record(record: Any, folder: str) -> None:
          ["images", "n", "before %", "after %", "change", "fixed", "broken"], rows)
     seen, unseen = (change[name]["repair_rate"] for name in ("seen", "unseen"))
     print(f"failures repaired: {seen:.1f} % of those given, {unseen:.1f} % of those never seen")
-    print(record.repair["verdict"])
+    lines = closing_lines(record.repair, record.metrics, folder)
+    limit = next((line.removeprefix("touches: ") for line in lines if line.startswith("touches: ")), "")
+    print(record.repair["verdict"].replace(f"; {limit}", ""))  # the limit has a line of its own
     for warning in record.repair["warnings"]:
         note(warning)
-    for line in closing_lines(record.repair, record.metrics, folder):
+    for line in lines:
         print(line)
 
 # %% ../../nbs/cli/06_outcomes.ipynb #6ecab9a1
 def show_comparison(title: str, frame: Any, remarks: str) -> None:
-    "A table of a comparison, transposed where the terminal is too narrow for its columns, and what there is to remark."
+    "A table of a comparison, transposed where the terminal is too narrow for its columns, and remarks."
     widths = [max(map(len, (*name.split(), *frame[name])), default=0) for name in frame]
     if max(map(len, frame.index)) + sum(widths) + 3 * len(widths) + 4 > shutil.get_terminal_size().columns:
         frame = frame.T  # so many columns do not fit; the names of the scores make better rows then

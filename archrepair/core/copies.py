@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 def duplicate(module: M, memo: Mapping[int, Any] | None = None) -> M:
     """A deep copy of `module` that shares with it what cannot be copied, e.g. locks, open files and generators.
 
-    Tensors that were computed from others lose their history. `memo` says what takes the place of an object, by its `id`. Raises
+    Tensors that were computed from others lose their history. `memo` maps the `id` of an object to what replaces it. Raises
     `ArchrepairError` for a module that refuses to be copied.
     """
     settled = dict(memo or {})

@@ -112,7 +112,7 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Pa
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write `text` in UTF-8, whole or not at all; returns the path. Raises what `write_atomic` raises.
 
-    What UTF-8 does not know, such as parts of file names in another encoding, is escaped.
+    What UTF-8 cannot encode, such as parts of file names in another encoding, is escaped.
     """
     return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 

@@ -159,10 +159,16 @@ _RC = {"svg.fonttype": "none", "text.parse_math": False, "axes.spines.top": Fals
        "axes.titlesize": 10, "text.color": "#222222", "xtick.color": "#222222", "ytick.color": "#222222", "axes.labelcolor": "#222222"}
 
 
-def figure(name: str, draw: Callable, size: tuple[float, float], caption: str, alt: str) -> Html:
-    """What `draw(axes)` draws, as a figure of at most `size` inches.
+def figure(
+    name: str,  # unique within its page
+    draw: Callable,  # draws on the axes that it is given
+    size: tuple[float, float],  # width and height in inches, at most
+    caption: str,  # printed below the figure
+    alt: str,  # what there is to see, for those who cannot see it
+) -> Html:
+    """What `draw(axes)` draws, as a figure of the page. The same drawing gives the same text.
 
-    `name` is unique in its page, `alt` says what there is to see. The same drawing gives the same text.
+    Example: `figure("losses", lambda ax: ax.plot([3, 1]), (4, 2), "Loss per epoch", alt="The loss falls from 3 to 1.")`
     """
     import matplotlib
     from matplotlib.figure import Figure

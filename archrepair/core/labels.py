@@ -14,7 +14,7 @@ __all__ = ['TEST_SETS', 'DATA_PARTS', 'SetLabel', 'count_images', 'number']
 
 # %% ../../nbs/core/06_labels.ipynb #e540e91a
 class SetLabel(NamedTuple):
-    "How a set of test images is called, and a few words on what its accuracy is worth."
+    "What a set of test images is called, and a few words on what its accuracy is worth."
 
     label: str
     meaning: str

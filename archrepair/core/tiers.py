@@ -24,7 +24,7 @@ class Tier:
     `width` scales every channel count and `stem_stride` is the stride of the first convolution at 32 and 64 px.
     `train_*` is the recipe of the network to be repaired; `search_epochs` and `finetune_epochs` are passes over the repair
     set, of whose training part at most `repair_train` images are used (None: all). `failures` is the paper's 1,000 (§4.1); each is
-    seen in `failure_views` augmented views, and each training image in `views`.
+    shown in `failure_views` augmented views, and each training image in `views`.
     """
 
     name: str

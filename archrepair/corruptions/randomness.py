@@ -56,8 +56,17 @@ def random_uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
     return (random_bits(keys, count, stream) >> 8).float().mul_(2.0**-24).add_(0.5)
 
 
-def random_integers(keys: Tensor, count: int, low: int, high: int, stream: int = 0) -> Tensor:
-    "Uniform integers in [low, high), int64 B×count; high − low far below 2²⁴."
+def random_integers(
+    keys: Tensor,  # int32 B×2, one per image
+    count: int,  # numbers per key
+    low: int,  # the smallest
+    high: int,  # above the largest; high − low far below 2²⁴
+    stream: int = 0,  # another stream of the same keys gives other numbers
+) -> Tensor:
+    """Uniform integers in [low, high), int64 B×count.
+
+    Example: `random_integers(keys, 2, 0, 256)`
+    """
     return (random_uniform(keys, count, stream) * (high - low)).long().add_(low)
 
 # %% ../../nbs/corruptions/01_randomness.ipynb #41aedf5f

@@ -25,8 +25,17 @@ def apply_separable(x: Tensor, matrix: Tensor) -> Tensor:
 
 # %% ../../nbs/corruptions/02_resampling.ipynb #7e91f4b6
 @lru_cache(maxsize=32)
-def gaussian_matrix(n: int, sigma: float, radius: int, border: str, device: torch.device | str = "cpu") -> Tensor:
-    "Blur by a Gaussian of `sigma` pixels cut at `radius`, as a float32 matrix n×n; border `edge`, `symmetric` or `mirror`."
+def gaussian_matrix(
+    n: int,  # side of the image in pixels
+    sigma: float,  # standard deviation in pixels
+    radius: int,  # where the Gaussian is cut off, in pixels
+    border: str,  # what lies beyond the image: `edge`, `symmetric` or `mirror`
+    device: torch.device | str = "cpu",  # of the matrix
+) -> Tensor:
+    """Blur by a Gaussian along one axis, as a float32 matrix n×n.
+
+    Example: `gaussian_matrix(32, sigma=1.5, radius=6, border="edge")`
+    """
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2)) if radius else torch.ones(1, dtype=torch.float64)
     source = torch.arange(n)[:, None] + offsets

@@ -166,8 +166,18 @@ def _liquid(n: int, mean: float, std: float, sigma: float, threshold: float, key
     return field.masked_fill_(field < threshold, 0)
 
 
-def water_drops(n: int, mean: float, std: float, sigma: float, threshold: float, keys: Tensor) -> Tensor:
-    "Light on drops of water, one picture for each of `keys` (int32 B×2): float32 B×n×n in [0, 1]."
+def water_drops(
+    n: int,  # side of the picture in pixels
+    mean: float,  # of the noise that drops are made of
+    std: float,  # of that noise
+    sigma: float,  # of the blur that makes drops of it, in pixels
+    threshold: float,  # of the blurred noise, above which there is water
+    keys: Tensor,  # int32 B×2, one per picture
+) -> Tensor:
+    """Light on drops of water, one picture per key: float32 B×n×n in [0, 1].
+
+    Example: `water_drops(32, 0.65, 0.3, 4, 0.69, keys)`
+    """
     blots = _liquid(n, mean, std, sigma, threshold, keys).mul_(255).floor_().remainder_(256)  # a rare 256 becomes 0, as published
     distance = (_mean_of_nine(chamfer_distance(canny_edges(blots))) + 2.0**-12).floor_()
     kernel = torch.tensor([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]])
@@ -176,8 +186,19 @@ def water_drops(n: int, mean: float, std: float, sigma: float, threshold: float,
     return light / light.amax((1, 2), keepdim=True).clamp_min(1)
 
 # %% ../../nbs/corruptions/04_textures.ipynb #21613bab
-def mud_stains(n: int, mean: float, std: float, sigma: float, threshold: float, blur: float, keys: Tensor) -> Tensor:
-    "How much of each pixel mud covers, one picture for each of `keys` (int32 B×2): float32 B×n×n, 0 or 0.8…1."
+def mud_stains(
+    n: int,  # side of the picture in pixels
+    mean: float,  # of the noise that stains are made of
+    std: float,  # of that noise
+    sigma: float,  # of the blur that makes stains of it, in pixels
+    threshold: float,  # of the blurred noise, above which there is mud
+    blur: float,  # of the edges of stains, in pixels
+    keys: Tensor,  # int32 B×2, one per picture
+) -> Tensor:
+    """How much of each pixel mud covers, one picture per key: float32 B×n×n, 0 or 0.8…1.
+
+    Example: `mud_stains(32, 0.65, 0.1, 3, 0.63, 0.6, keys)`
+    """
     stain = (_liquid(n, mean, std, sigma, threshold, keys) > threshold).float()[:, None]
     stain = apply_separable(stain, gaussian_matrix(n, blur, int(4 * blur + 0.5), "edge", keys.device))[:, 0]
     return stain.masked_fill_(stain < 0.8, 0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #2826f889
 def closing_lines(repair: Mapping[str, Any], metrics: Mapping[str, Any], folder: str = "FOLDER") -> list[str]:
-    "Four lines that end a conditional repair saved in `folder`; none where the repair was of another kind."
+    "The last four lines on a conditional repair saved in `folder`; none for other repairs."
     findings = repair.get("conditional")
     if not findings:
         return []

@@ -216,11 +216,19 @@ def _scores(evaluation: Evaluation) -> dict[str, dict]:
     return {name: asdict(score) for name, score in evaluation.scores.items()}
 
 # %% ../../nbs/experiments/03_cells.ipynb #ebf65e54
-def run(cell: Cell, *, force: bool = False, outputs: Path | None = None, device: str | torch.device = "auto",
-        unrepaired: Original | None = None) -> Record:
+def run(
+    cell: Cell,  # method, network, failures, seed and tier
+    *,
+    force: bool = False,  # run again, even if there is a record
+    outputs: Path | None = None,  # folder of records and weights; default: the tier's
+    device: str | torch.device = "auto",  # `auto`: a GPU where there is one
+    unrepaired: Original | None = None,  # the original to repair; default: that of the cell
+) -> Record:
     """Run a cell, or read its record where there is one; see `run_full` for the networks themselves.
 
     Safe to interrupt: a second call resumes. Raises what the method raises.
+
+    Example: `run(Cell("archrepair", "resnet18", "digits:fog:3", tier="smoke"))`
     """
     path = cell.path(outputs)
     if path.exists() and not force:
@@ -228,12 +236,18 @@ def run(cell: Cell, *, force: bool = False, outputs: Path | None = None, device:
     return run_full(cell, path, outputs=outputs, device=device, unrepaired=unrepaired)[0]
 
 
-def run_full(cell: Cell, path: Path, *, outputs: Path | None = None, device: str | torch.device = "auto",
-             unrepaired: Original | None = None,
-             keep: Callable[[Record, RepairResult, Scenario], object] | None = None) -> tuple[Record, RepairResult, Scenario]:
-    """Run a cell and write its record to `path`; returns the result with its networks and the scenario as well.
+def run_full(
+    cell: Cell,  # method, network, failures, seed and tier
+    path: Path,  # where to write the record
+    *,
+    outputs: Path | None = None,  # folder of records and weights; default: the tier's
+    device: str | torch.device = "auto",  # `auto`: a GPU where there is one
+    unrepaired: Original | None = None,  # the original to repair; default: that of the cell
+    keep: Callable[[Record, RepairResult, Scenario], object] | None = None,  # may write more files beside the record, which comes last
+) -> tuple[Record, RepairResult, Scenario]:
+    """Run a cell and write its record; returns the result with its networks and the scenario as well.
 
-    `unrepaired` is the original to repair, by default that of the cell. `keep` may write more files beside the record, which comes last.
+    Example: `run_full(cell, Path("record.json"))`
     """
     cell = cell.resolved()
     method = method_of(cell, resolve_tier(cell.tier))
@@ -275,14 +289,23 @@ def _claim(folder: Path, identity: dict) -> Path:
     return write_text(label, text).parent
 
 # %% ../../nbs/experiments/03_cells.ipynb #bb01bf37
-def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = None, normalize: str | None = None,
-                repaired: str | Path | None = None, device: str | torch.device = "auto", force: bool = False,
-                log: Callable[[str], None] = print) -> Record:
-    """Run a cell and write everything into `folder`: record, repaired weights, genotype and report.
+def repair_into(
+    cell: Cell,  # method, network, failures, seed and tier
+    folder: str | Path,  # where to write
+    *,
+    weights: str | Path | None = None,  # file of your own weights: see `original`
+    normalize: str | None = None,  # the normalization that they expect: see `original`
+    repaired: str | Path | None = None,  # folder of an earlier repair of that network, to be repaired once more
+    device: str | torch.device = "auto",  # `auto`: a GPU where there is one
+    force: bool = False,  # run again, even if the folder holds the record
+    log: Callable[[str], None] = print,  # is told what happens
+) -> Record:
+    """Run a cell and write everything into a folder: record, repaired weights, genotype and report.
 
-    `weights` and `normalize` are those of `original`, and `repaired` is the folder of an earlier repair of that network, which is then
-    repaired once more. If the folder holds the record of the same cell, weights and normalization, nothing is run unless `force`. Raises
-    `ArchrepairError` if it holds that of another.
+    If the folder holds the record of the same cell, weights and normalization, nothing is run. Raises `ArchrepairError` if it holds that
+    of another.
+
+    Example: `repair_into(Cell("archrepair", "resnet18", "digits:fog:3", tier="smoke"), "outputs/mine")`
     """
     cell, folder = cell.resolved(), Path(folder)
     path = folder / "record.json"
@@ -306,7 +329,7 @@ def repair_into(cell: Cell, folder: str | Path, *, weights: str | Path | None = 
     try:
         unrepaired = original(cell.model, cell.dataset, cell.tier, cell.seed, weights=weights, normalize=normalize, device=device)
         if unrepaired.path.stem.endswith(OWN):
-            log(f"{cell.model} brings weights of its own, which are repaired; `archrepair train` would train them")
+            log(f"{cell.model} has trained weights, which are repaired; `archrepair train` would train it anew")
         if repaired:
             unrepaired = unrepaired.with_network(load(repaired, unrepaired.network), _digest_of_repair(repaired) or "")
         return run_full(cell, path, device=device, unrepaired=unrepaired, keep=keep)[0]

@@ -115,13 +115,19 @@ def _short(summary: Summary, spec: str, n: int) -> str:
     return format(summary, spec).removesuffix(f" (n {n})")
 
 # %% ../../nbs/experiments/05_comparison.ipynb #c785275c
-def compare_methods(methods: Sequence[str], cell: Cell | None = None, *, seeds: Sequence[int] | None = None,
-                    corruptions: Sequence[str] = (), epochs: int | None = None, score: str = "repaired",
-                    runs: Runs | None = None) -> MethodTable:
-    """Repair the same network on the same failures with every method (as `method_cell` reads them), once per seed.
+def compare_methods(
+    methods: Sequence[str],  # names, with settings as `method_cell` reads them
+    cell: Cell | None = None,  # everything but the method
+    *,
+    seeds: Sequence[int] | None = None,  # default: that of `cell`
+    corruptions: Sequence[str] = (),  # for robust accuracy: see `versions_of`; none: it is not computed
+    epochs: int | None = None,  # budget of every repair; default: the tier's
+    score: str = "repaired",  # `repaired`: each method's own network; `returned`: the one that its verdict chose
+    runs: Runs | None = None,  # where records are; default: those of this checkout
+) -> MethodTable:
+    """Repair the same network on the same failures with every method, once per seed. Finished runs are read from their records.
 
-    `cell` says everything but the method; `seeds` default to the cell's. Robust accuracy is taken over `corruptions` (see `versions_of`);
-    without any it is not computed. `epochs` is the budget, by default the tier's. Finished runs are read from their records.
+    Example: `compare_methods(["archrepair", "retrain"], Cell("archrepair", "resnet18", "digits:fog:3", tier="smoke"), seeds=[0, 1])`
     """
     cell, runs = (cell or Cell()).resolved(), runs or Runs()
     seeds = list(dict.fromkeys(seeds or [cell.seed]))
@@ -248,12 +254,19 @@ class BlockTable:
         return self.frame().style.set_caption(self.verdict).to_html()
 
 # %% ../../nbs/experiments/05_comparison.ipynb #6e9c5f1f
-def compare_blocks(cell: Cell | None = None, blocks: Sequence[str] | None = None, *, method: str = "archrepair",
-                   seeds: Sequence[int] | None = None, epochs: int | None = None, score: str = "repaired",
-                   runs: Runs | None = None) -> BlockTable:
-    """Repair every block (or those of `blocks`) in turn with `method`, and compare with the localization.
+def compare_blocks(
+    cell: Cell | None = None,  # everything but the block
+    blocks: Sequence[str] | None = None,  # the blocks to repair; default: all
+    *,
+    method: str = "archrepair",  # one that takes a block
+    seeds: Sequence[int] | None = None,  # default: that of `cell`
+    epochs: int | None = None,  # budget of every repair; default: the tier's
+    score: str = "repaired",  # `repaired`: each method's own network; `returned`: the one that its verdict chose
+    runs: Runs | None = None,  # where records are; default: those of this checkout
+) -> BlockTable:
+    """Repair every block in turn, and compare with what the localization chose.
 
-    `method` must be one that takes a block. The other arguments are those of `compare_methods`.
+    Example: `compare_blocks(Cell("archrepair", "resnet18", "digits:fog:3", tier="smoke"))`
     """
     cell, runs = (cell or Cell()).resolved(), runs or Runs()
     repair = method_cell(method, replace(cell, block=None), epochs)

@@ -303,8 +303,8 @@ def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
     """Cut `model` at the submodule named `block`.
 
     The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals the logits of `model(x)` bit for bit in eval
-    mode. With an `example` (B×3×H×W, B at least 2) this is tried, as is whether one row per image enters the block; where it does not
-    hold, the network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an
+    mode. With an `example` (B×3×H×W, B at least 2) this is checked, and so is that one row per image enters the block; otherwise the
+    network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an
     example) for one that is never called.
     """
     model = unwrap(model)
@@ -340,6 +340,6 @@ def _try(cut: Split, example: Tensor) -> None:
     if cut.prefix is not None:
         expected, features = logits_of(answer), cut.features(example)
         rows = isinstance(features, Tensor) and len(features) == len(example)
-        cut.features(example.flip(0))  # what modules may remember is now another batch's, as it will be when features come from a cache
+        cut.features(example.flip(0))  # whatever modules remember now comes from another batch, as it will when features come from a cache
         if not rows or not torch.allclose(cut.tail()(features), expected, rtol=1e-3, atol=1e-4):
             cut.prefix = cut.suffix = None

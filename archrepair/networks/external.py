@@ -165,14 +165,21 @@ def _class_argument(factory: Callable, n_classes: int) -> dict[str, int]:
     return {name: n_classes} if name else {}
 
 # %% ../../nbs/networks/02_external.ipynb #39ba3af6
-def build(name: str, n_classes: int, image_size: int, seed: int = 0, *, trust: bool = False,
-          pretrained: bool | None = None) -> nn.Module:
-    """The network of that name (with a colon) in eval mode, checked on two black images of `image_size` px, in color or gray.
+def build(
+    name: str,  # `torchvision:NAME`, `timm:NAME`, `hub:OWNER/REPO:ENTRY` or `package.module:factory`
+    n_classes: int,  # logits, at least
+    image_size: int,  # side in pixels
+    seed: int = 0,  # of fresh weights
+    *,
+    trust: bool = False,  # let a repository of torch.hub run its code
+    pretrained: bool | None = None,  # weights that the source publishes; default: only for networks of the Hugging Face Hub
+) -> nn.Module:
+    """The network of that name in eval mode, checked on two black images, in color or gray.
 
-    The same seed gives the same weights; with `pretrained` they are those that its source publishes, as they
-    are by default for networks of the Hugging Face Hub. `trust` allows a repository of
-    torch.hub to run its code. Raises `ArchrepairError` for an unknown name and for a network that cannot take such images or does not
-    answer with `n_classes` logits or more.
+    The same seed gives the same weights. Raises `ArchrepairError` for an unknown name and for a network that cannot take such images or
+    does not return `n_classes` logits or more.
+
+    Example: `build("torchvision:mobilenet_v3_small", n_classes=10, image_size=32)`
     """
     model = unwrap(_make(name, n_classes, image_size, seed, trust=trust, pretrained=pretrained).cpu())
     model.eval()

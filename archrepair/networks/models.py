@@ -208,19 +208,28 @@ def list_models(pattern: str = "*") -> list[str]:
 
 # %% ../../nbs/networks/01_models.ipynb #c37ac82a
 @settled()
-def create_model(name: str, n_classes: int, *, image_size: int = 32, width: float = 1.0, stem_stride: int = 1,
-                 seed: int = 0, device: str | torch.device | None = None, dtype: torch.dtype | None = None, pretrained: bool | None = None,
-                 trust: bool = False) -> nn.Module:
-    """A network for images of `image_size` px, with one logit for each of `n_classes`, in eval mode.
+def create_model(
+    name: str,  # see above
+    n_classes: int,  # one logit per class
+    *,
+    image_size: int = 32,  # side in pixels; up to 64 selects the stem for small images
+    width: float = 1.0,  # scales the channels, a power of one half
+    stem_stride: int = 1,  # 1 or 2, of the stem for small images
+    seed: int = 0,  # of the weights
+    device: str | torch.device | None = None,  # of the parameters; default: the CPU
+    dtype: torch.dtype | None = None,  # of the parameters; default: float32, which a repair expects
+    pretrained: bool | None = None,  # weights that the network's source publishes
+    trust: bool = False,  # let a repository of torch.hub run its code
+) -> nn.Module:
+    """A network in eval mode. The same seed gives the same weights.
 
     `name` is one of `MODELS` or `torchvision:NAME`, `timm:NAME`, `hub:OWNER/REPO:ENTRY` or `package.module:factory`, where the factory is
-    a callable that takes `num_classes`, `n_classes` or nothing; a network of torch.hub runs its repository's code, which needs `trust`.
-    The same seed gives the same weights; with `pretrained` they are those that the network's source publishes. Settings in the name (see
-    `Source`) are left out. Of the paper's six, sizes up to 64 px select the
-    small-image stem with `stem_stride` 1 or 2, and `width` scales the channels (a power of one half). Any other network is taken as it
-    is, with its own initialization (or the weights its factory gives it); the two have no effect on it. `device` and `dtype` are those of
-    its parameters (default: the CPU and float32, which a repair expects). Raises `ArchrepairError` for an unknown name, sizes out of
-    range, and a network that cannot take such images or gives another number of logits.
+    a callable that takes `num_classes`, `n_classes` or nothing. Settings in the name (see `Source`) are left out. `width` and
+    `stem_stride` are for the paper's six; any other network is taken as it is, with its own initialization or the weights that its
+    factory gives it. Raises `ArchrepairError` for an unknown name, sizes out of range, and a network that cannot take such images or
+    gives another number of logits.
+
+    Example: `create_model("resnet18", 10, width=0.25)`
     """
     if not 0 < width <= 4 or stem_stride not in (1, 2) or n_classes < 2:
         raise ArchrepairError(f"width {width}, stem_stride {stem_stride}, {n_classes} classes: expected a width in (0, 4], stride 1 or "

@@ -78,7 +78,7 @@ def _read(path: Path) -> object:
             kind = next(filter(None, refused.groups()))
             raise ArchrepairError(f"{path} holds a {kind}, an object that could run code when it is read; expected names and tensors: if "
                                   "you trust the file, save them alone, e.g. torch.save(network.state_dict(), 'weights.pt')") from None
-        reason = first_sentence(error).replace("Weights only load failed", "it is no file of torch")
+        reason = first_sentence(error).replace("Weights only load failed", "it is not a file of torch")
         raise ArchrepairError(f"cannot read weights from {path}: {reason}; expected safetensors or a state dict") from None
 
 # %% ../../nbs/networks/07_weights.ipynb #d1d145b8
@@ -136,7 +136,7 @@ def _examples(names: Iterable[str], most: int = 3) -> str:
 
 
 def _prefix(names: Iterable[str], known: Mapping[str, Any]) -> str:
-    "What stands before most of the names that are known otherwise, e.g. `module.`; empty where most are known as they are."
+    "What precedes most of the names that are known otherwise, e.g. `module.`; empty where most are known as they are."
     tally: Counter[str] = Counter({"": 0})
     for name in names:
         starts = [0, *(m.end() for m in re.finditer(r"\.", name))]
@@ -227,7 +227,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load weights into `model` and return it: safetensors, or a file of torch (`.pt`, `.pth`, `.th`, `.ckpt`, `.bin`, `.pth.tar`).
 
     Files of torch are read with `weights_only`. Nests, a prefix of all names, averages, extra or missing counters, tied weights and other
-    precisions are understood (see `match`); whatever was done is said in one `Notice`. `path` may be `FILE#ENTRY` where a file holds
+    precisions are understood (see `match`); one `Notice` says what was done. `path` may be `FILE#ENTRY` where a file holds
     several state dicts. Raises `ArchrepairError` for unreadable files, for weights of another architecture or that are NaN, and where
     several state dicts fit and none is the plain one; `model` is then unchanged.
     """

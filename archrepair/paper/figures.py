@@ -37,12 +37,18 @@ def save_card(path: Path, content: dict, settings: Settings) -> Path:
     return write_json(path, card, ensure_ascii=False)
 
 # %% ../../nbs/paper/03_figures.ipynb #4843bd8a
-def save_figure(fig: Figure, name: str, settings: Settings, description: str, outputs: Path | None = None,
-                commits: Iterable[str] = (), sizes: Iterable[int] | None = None) -> list[Path]:
+def save_figure(
+    fig: Figure,  # to be saved
+    name: str,  # begins with that of an exhibit, e.g. `fig4` or `table5-parts-of-gain`
+    settings: Settings,  # of the notebook
+    description: str,  # what there is to see, in words
+    outputs: Path | None = None,  # default: the project's `outputs`
+    commits: Iterable[str] = (),  # those of the records
+    sizes: Iterable[int] | None = None,  # seeds behind each bar or dot that is shown; None: all seeds of the settings
+) -> list[Path]:
     """Write SVG, PNG and a JSON card into the tier's `figures`; returns their paths.
 
-    `name` begins with that of an exhibit, e.g. `fig4` or `table5-parts-of-gain`. `description` says in words what there is to see;
-    `commits` are those of the records; `sizes` the seeds behind each bar or dot that is shown (None: all seeds of the settings).
+    Example: `save_figure(fig, "fig4", settings, "Accuracy of each method, one dot per run.")`
     """
     from matplotlib import rc_context
 

@@ -148,11 +148,18 @@ def _from_yaml(kind: str, value: str, cwd: str | os.PathLike) -> dict[str, objec
 
 # %% ../../nbs/paper/07_launcher.ipynb #3c06b595
 def missing_output(
-    argv: Sequence[str], *, isatty: bool, cwd: str | os.PathLike, environ: Mapping[str, str], piped_in: bool = False
+    argv: Sequence[str],  # the program first
+    *,
+    isatty: bool,  # stdout is a terminal
+    cwd: str | os.PathLike,  # folder that relative paths start from
+    environ: Mapping[str, str],  # environment variables
+    piped_in: bool = False,  # stdin is a pipe
 ) -> tuple[int, str] | None:
-    """The place in `argv` (program first) where papermill misses an output path, and the path to put there; None where we stay out.
+    """The place in `argv` where papermill misses an output path, and the path to put there; None if it misses none.
 
-    `isatty`: stdout is a terminal. `piped_in`: stdin is a pipe. `cwd`: the folder relative paths start from. Nothing is written.
+    Nothing is written.
+
+    Example: `missing_output(["papermill", "nbs/05_rq3.ipynb"], isatty=True, cwd=".", environ={})`
     """
     if not is_papermill(argv) or not isatty or piped_in or environ.get(OPT_OUT, "0") not in ("", "0"):
         return None

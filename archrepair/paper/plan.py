@@ -49,13 +49,23 @@ def source_of(notebook: str) -> Path:
     return path
 
 
-def plan(*, tier: str = "auto", only: Sequence[str] = (), models: Sequence[str] = (), datasets: Sequence[str] = (),
-         methods: Sequence[str] = (), corruption: str = "auto", seeds: int = 0, protocol: str = "clean",
-         missing: str = "run") -> list[Page]:
-    """The pages that make the exhibits `only` (none: all), in the paper's order.
+def plan(
+    *,
+    tier: str = "auto",  # `smoke`, `lite`, `paper` or `auto`
+    only: Sequence[str] = (),  # exhibits; none: all
+    models: Sequence[str] = (),  # default: the tier's
+    datasets: Sequence[str] = (),  # default: the tier's
+    methods: Sequence[str] = (),  # default: the paper's
+    corruption: str = "auto",  # names, separated by commas; `auto`: the tier's
+    seeds: int = 0,  # how many; 0: the tier's number
+    protocol: str = "clean",  # `clean` or `paper`
+    missing: str = "run",  # `run` what has no record, or `skip` it
+) -> list[Page]:
+    """The pages that make some exhibits, in the paper's order.
 
-    A notebook makes all of its exhibits. `models`, `datasets` and `methods` default to the tier's and the paper's. Raises
-    `ArchrepairError` for unknown names.
+    A notebook makes all of its exhibits. Raises `ArchrepairError` for unknown names.
+
+    Example: `plan(tier="smoke", only=["table9"])`
     """
     size = resolve_tier(tier)
     for name in only:
@@ -127,8 +137,17 @@ def _passes(cost: dict) -> float:
     return cost["forwards"] + 2 * cost["backwards"]  # a backward pass is about two forward ones
 
 
-def seconds_per_pass(model: str, dataset: str, tier: str, outputs: Path | None = None, device: str = "auto") -> float:
-    "Seconds of one image's forward pass through a network in training, from records of the tier, else measured now."
+def seconds_per_pass(
+    model: str,  # name of the network
+    dataset: str,  # name of the dataset
+    tier: str,  # name of the tier
+    outputs: Path | None = None,  # folder of records; default: the project's
+    device: str = "auto",  # `auto`: a GPU where there is one
+) -> float:
+    """Seconds of one image's forward pass through a network in training, from records of the tier, else measured now.
+
+    Example: `seconds_per_pass("resnet18", "digits", "smoke")`
+    """
     records = (outputs or home() / "outputs").glob(f"{tier}/records/*/{model}/*.json")
     costs = [json.loads(path.read_text(encoding="utf-8"))["repair"]["cost"] for path in sorted(records)[:20]]
     rates = [cost["seconds"] / _passes(cost) for cost in costs if _passes(cost)]

@@ -52,12 +52,17 @@ def method_palette(methods: Iterable[str]) -> dict[str, str]:
     return {method: METHOD_COLORS.get(method.partition(":")[0], "#444444") for method in methods}
 
 # %% ../../nbs/paper/09_plots.ipynb #d8e300fa
-def plot_accuracies(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], *, panel_height: float, margin: float = 0.4,
-                    framed: Mapping[str, str] | None = None) -> Figure:
-    """Dots of accuracy in per cent, one panel (title → columns method, seed, corruption, accuracy) below the other.
+def plot_accuracies(
+    panels: Mapping[str, pd.DataFrame],  # by title: columns method, seed, corruption, accuracy
+    methods: Sequence[str],  # in their order
+    *,
+    panel_height: float,  # in inches
+    margin: float = 0.4,  # for the legend, in inches
+    framed: Mapping[str, str] | None = None,  # the corruption to be framed, by panel
+) -> Figure:
+    """Dots of accuracy in per cent, one panel below the other. The y axis does not begin at 0.
 
-    `methods` gives the order, `framed` the corruption to be framed in a panel. The figure is `panel_height` inches high for each panel
-    and `margin` for the legend. The y axis does not begin at 0.
+    Example: `plot_accuracies({"CIFAR-10": rows}, ["original", "archrepair"], panel_height=2.4)`
     """
     count = max(1, len(panels))
     fig, axes = plt.subplots(count, 1, figsize=(12, panel_height * count + margin), squeeze=False, sharex=True, layout="constrained")

@@ -165,12 +165,20 @@ def _execute_page(page: Page) -> float:
     return time.perf_counter() - started
 
 # %% ../../nbs/paper/08_reproduce.ipynb #6b9c2b17
-def reproduce(pages: Sequence[Page], *, jobs: int = 0, device: str = "auto", force: bool = False, missing: str = "run",
-              log: Callable[[str], None] = print) -> Path:
+def reproduce(
+    pages: Sequence[Page],  # what `plan` gives
+    *,
+    jobs: int = 0,  # processes at a time; 0: one with a GPU, else one per core, four at most
+    device: str = "auto",  # `auto`: a GPU where there is one
+    force: bool = False,  # execute all notebooks again
+    missing: str = "run",  # `run` what has no record, or `skip` it and show what is recorded
+    log: Callable[[str], None] = print,  # is told what happens
+) -> Path:
     """Run what the pages need, execute their notebooks where anything has changed, and write `outputs/index.html`; returns its path.
 
-    `jobs` processes at a time (0: one with a GPU, else one per core, four at most); `missing="skip"` runs nothing and shows what is
-    recorded; `force` executes all notebooks again. Raises `ArchrepairError`.
+    Raises `ArchrepairError`.
+
+    Example: `reproduce(plan(tier="smoke"), jobs=2)`
     """
     runs = Runs(device=device)
     jobs = jobs or (1 if pick_device(device).type == "cuda" else min(4, os.cpu_count() or 1))

@@ -198,12 +198,17 @@ class ResultTable(_LongTable):
         return [*paths, save_card(folder / f"{stem}.json", card, self.settings)]
 
 # %% ../../nbs/paper/04_tables.ipynb #a11bbe3a
-def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[str] = ("full", "held_out"),
-                   kind: tuple[str, str] = ("method", "model"), before: bool = True) -> pd.DataFrame:
+def runs_as_values(
+    frame: pd.DataFrame,  # what `collect_rows` gives
+    row: str,  # column of `frame` whose values become rows
+    column: str,  # column of `frame` whose values become columns
+    scores: Sequence[str] = ("full", "held_out"),  # columns of `frame`
+    kind: tuple[str, str] = ("method", "model"),  # how `display_name` shows rows and columns
+    before: bool = True,  # the original network is the first row, once per column and seed
+) -> pd.DataFrame:
     """Values for `ResultTable.of` from the rows of `collect_rows`.
 
-    `row` and `column` are two columns of `frame`; what they hold is shown as `display_name` gives it for the two kinds of `kind`. With
-    `before`, the original network is the first row, once per column and seed.
+    Example: `runs_as_values(rows, "method", "model")`
     """
     values = []
     for score in scores:
@@ -216,8 +221,17 @@ def runs_as_values(frame: pd.DataFrame, row: str, column: str, scores: Sequence[
     return pd.DataFrame(values, columns=["row", "column", "score", "value", "unchanged"])
 
 # %% ../../nbs/paper/04_tables.ipynb #d7709a9b
-def save_sentence(sentence: str, name: str, title: str, settings: Settings, outputs: Path | None = None) -> list[Path]:
-    "Write a sentence in place of the table `name`: Markdown and a JSON card in the tier's `tables`; returns the paths."
+def save_sentence(
+    sentence: str,  # to be shown
+    name: str,  # of the table
+    title: str,  # of the table
+    settings: Settings,  # of the notebook
+    outputs: Path | None = None,  # default: the project's `outputs`
+) -> list[Path]:
+    """Write a sentence in place of a table: Markdown and a JSON card in the tier's `tables`; returns the paths.
+
+    Example: `save_sentence("Two pairs are too few to test.", "table6", "Significance", settings)`
+    """
     folder, stem = outputs_of(settings.tier, outputs) / "tables", f"{name}-{settings.stem}"
     caption = _heading(name, title, settings)
     (folder / f"{stem}.csv").unlink(missing_ok=True)  # of the time when there were numbers

@@ -33,13 +33,23 @@ from .statistics import mcnemar, wilson
 
 # %% ../../nbs/training/05_evaluation.ipynb #4a7638e9
 @settled()
-def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[Tensor], Tensor] | None = None, *,
-            precision: str = "fp32", batch_size: int = 500, meter: CostMeter | None = None, share: float = 1.0) -> Tensor:
+def predict(
+    model: nn.Module,  # returns logits
+    images: ImageSet | Features,  # a set with its `transform`, or features that have been computed before
+    transform: Callable[[Tensor], Tensor] | None = None,  # uint8 B×H×W×3 to what the network takes
+    *,
+    precision: str = "fp32",  # `fp32` or `bf16`
+    batch_size: int = 500,  # images per forward pass
+    meter: CostMeter | None = None,  # counts the cost
+    share: float = 1.0,  # of the network's work that a pass does
+) -> Tensor:
     """Logits of `model` for every image, float32 N×classes on the CPU.
 
-    `images` is a set with its `transform`, or features that have been computed before. The model runs in eval mode; the mode of every
-    module is restored. Raises `ArchrepairError` for images without a transform, for outputs that are not logits (see `networks.outputs`),
-    for labels beyond the outputs, and for images of which the network takes neither three channels nor one.
+    The model runs in eval mode; the mode of every module is restored. Raises `ArchrepairError` for images without a transform, for
+    outputs that are not logits (see `networks.outputs`), for labels beyond the outputs, and for images of which the network takes neither
+    three channels nor one.
+
+    Example: `predict(model, images, Normalize.of(train))`
     """
     model = admit(model)
     device = device_of(model)
@@ -147,9 +157,19 @@ def compare(before: Evaluation, after: Evaluation, scenario: Scenario) -> dict[s
     return result
 
 # %% ../../nbs/training/05_evaluation.ipynb #88038851
-def validation_loss(model: nn.Module, parts: tuple[Features, Features], failure_rate: float, *, precision: str = "fp32",
-                    meter: CostMeter | None = None, share: float = 1.0) -> float:
-    "Cross-entropy on (ordinary, failing) validation rows, weighed by the failure rate; a part without rows is left out."
+def validation_loss(
+    model: nn.Module,  # returns logits
+    parts: tuple[Features, Features],  # ordinary and failing rows
+    failure_rate: float,  # share of inputs in deployment that fail
+    *,
+    precision: str = "fp32",  # `fp32` or `bf16`
+    meter: CostMeter | None = None,  # counts the cost
+    share: float = 1.0,  # of the network's work that a pass does
+) -> float:
+    """Cross-entropy on validation rows, weighted by the failure rate; a part without rows is left out.
+
+    Example: `validation_loss(model, (ordinary, failing), failure_rate=0.1)`
+    """
     losses = []
     for rows in parts:
         if len(rows):

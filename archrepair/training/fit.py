@@ -111,8 +111,8 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
     """`fp32` or `bf16` for one of these, for a torch dtype, or for `auto` (see `default_precision`).
 
-    Raises `ArchrepairError` for another precision. Of weights it says nothing: they are float32 (`networks.admission`), and bf16 is what
-    they compute in, not what they are stored in.
+    Raises `ArchrepairError` for another precision. Weights are always stored in float32 (`networks.admission`); bf16 is what they
+    compute in.
     """
     name = PRECISIONS.get(precision, str(precision)) if isinstance(precision, torch.dtype) else precision
     if name not in ("auto", *PRECISIONS.values()):
@@ -170,7 +170,7 @@ class _Run:
         return self.rows.order(epoch, self.recipe.batch_size, self.recipe.failure_ratio, self.recipe.seed)
 
     def select(self, epoch: int) -> None:
-        "Let the weights of this moment be those that come out."
+        "Select the current weights: training returns them unless better ones follow."
         self.history.selected_epoch, self.weights = epoch, copy.deepcopy(tensors_of(self.model))
 
     def restore(self) -> None:
@@ -266,23 +266,30 @@ def _resume(run: _Run, path: Path) -> None:
     run.started = run.started[0] - cost["seconds"], run.started[1] - cost["cpu_seconds"]
 
 # %% ../../nbs/training/03_fit.ipynb #b89a9f6c
-def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.Module] | None = None,
-        groups: list[dict] | torch.optim.Optimizer | None = None, validate: Callable[[], float] | None = None, select: str = "best",
-        before_step: Callable[[int, int], None] | None = None, after_step: Callable[[], None] | None = None,
-        after_epoch: Callable[[int], bool] | None = None, extra: dict[str, Any] | None = None,
-        checkpoint: str | Path | None = None, meter: CostMeter | None = None, share: float = 1.0, what: str = "training") -> History:
-    """Train `model` in place on `rows`, in a memory layout that is safe (`core.layout`), and return the history.
+def fit(
+    model: nn.Module,  # returns logits
+    rows: Rows,  # what it learns from
+    recipe: Recipe,  # optimizer, rates, epochs, augmentation
+    *,
+    trainable: Sequence[nn.Module] | None = None,  # modules in train mode; default: all
+    groups: list[dict] | torch.optim.Optimizer | None = None,  # the optimizer's groups, or the optimizer; default: one of all
+    validate: Callable[[], float] | None = None,  # gives a loss, lower is better
+    select: str = "best",  # whose weights are restored: of the `best` epoch by validation (weights before training included), or the `last`
+    before_step: Callable[[int, int], None] | None = None,  # called with epoch and step
+    after_step: Callable[[], None] | None = None,  # called after each step
+    after_epoch: Callable[[int], bool] | None = None,  # called with the epoch; True stops
+    extra: dict[str, Any] | None = None,  # objects with `state_dict` and `load_state_dict`, saved as well
+    checkpoint: str | Path | None = None,  # a file, written after every epoch
+    meter: CostMeter | None = None,  # counts the cost
+    share: float = 1.0,  # of the network's work that a step does
+    what: str = "training",  # name on the progress bar
+) -> History:
+    """Train `model` in place, in a memory layout that is safe (`core.layout`), and return the history.
 
-    What learns: `trainable` are the modules in train mode (default: all); parameters that do not require gradients never move. `groups`
-    are the optimizer's parameter groups, each with its own `lr`, or the optimizer itself (default: all trainable parameters at
-    `recipe.lr`).
-    What comes out: `validate()` gives a loss, lower is better; `select` says whose weights are restored at the end, those of the `best`
-    epoch by validation (the weights that came in included) or of the `last`.
-    Callbacks: `before_step(epoch, step)` and `after_step()` run around every step; `after_epoch(epoch)` may return True to stop.
-    Interruptions: `checkpoint` is a file written after every epoch, from which a killed run resumes; `extra` are objects with
-    `state_dict` and `load_state_dict` that are saved in it, too.
-    Cost: it is added to `meter`; `share` is the part of the network's work that a step does. `what` is the name on the progress bar.
-    Raises `TrainingDiverged` when the loss is not finite; the checkpoint then still holds the last good epoch.
+    Parameters that do not require gradients never move. A killed run resumes from its checkpoint. Raises `TrainingDiverged` when the loss
+    is not finite; the checkpoint then still holds the last good epoch.
+
+    Example: `fit(model, rows, Recipe(epochs=2), validate=lambda: loss_of(model))`
     """
     run = _Run(model, rows, recipe, trainable or [model], groups, extra or {}, meter if meter is not None else CostMeter(), share)
     path = Path(checkpoint) if checkpoint is not None else None
@@ -314,12 +321,21 @@ def fit(model: nn.Module, rows: Rows, recipe: Recipe, *, trainable: Sequence[nn.
 
 # %% ../../nbs/training/03_fit.ipynb #4e7d6457
 @settled()
-def train_original(model: nn.Module, train: ImageSet, tier: Tier, *, transform: Callable[[Tensor], Tensor] | None = None,
-                   device: torch.device | str = "cpu", seed: int = 0, epochs: int | None = None,
-                   checkpoint: str | Path | None = None, meter: CostMeter | None = None) -> History:
-    """Train `model` in place with the recipe of `tier` (`epochs` overrides its length); returns the history.
+def train_original(
+    model: nn.Module,  # returns logits
+    train: ImageSet,  # nine tenths of the training split: what `build_scenario` calls train
+    tier: Tier,  # sets the recipe
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,  # default: the dataset's normalization
+    device: torch.device | str = "cpu",  # where to train
+    seed: int = 0,  # of order and augmentation
+    epochs: int | None = None,  # default: the tier's
+    checkpoint: str | Path | None = None,  # a file from which a killed run resumes
+    meter: CostMeter | None = None,  # counts the cost
+) -> History:
+    """Train `model` in place with the recipe of a tier; returns the history.
 
-    `train` is what `scenario.build_scenario` calls train: nine tenths of the training split. Resumes from `checkpoint`.
+    Example: `train_original(create_model("resnet18", 10), load_dataset("digits"), TIERS["smoke"])`
     """
     device = torch.device(device)
     model.to(device)

@@ -68,22 +68,38 @@ class Features:
         return Features(self.labels[positions], lambda rows, view: read(positions[rows], view), self.views, self.where, self.bytes)
 
 
-def image_features(images: ImageSet, transform: Callable[[Tensor], Tensor], device: torch.device | str = "cpu", views: int = 1,
-                   layout: torch.memory_format = torch.channels_last) -> Features:
-    "Inputs of a whole network: images that are transformed as they are needed, in the memory `layout` of that network."
+def image_features(
+    images: ImageSet,  # a set of images
+    transform: Callable[[Tensor], Tensor],  # uint8 B×H×W×3 to what the network takes
+    device: torch.device | str = "cpu",  # where the inputs are made
+    views: int = 1,  # augmented views per image
+    layout: torch.memory_format = torch.channels_last,  # memory layout of the network
+) -> Features:
+    """Inputs of a whole network: images that are transformed as they are needed.
+
+    Example: `image_features(images, Normalize.of(images))`
+    """
     resident = images.to(device)
     read = lambda positions, view: lay_out(transform(draw_view(resident.batch(positions).to(device), view)), layout)
     return Features(images.labels, read, views)
 
 # %% ../../nbs/training/01_rows.ipynb #90f1a734
-def cache_features(cut: Split, images: ImageSet, transform: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu",
-                   dtype: torch.dtype = torch.float32, views: int = 1, batch_size: int = 500, store: str = "auto",
-                   folder: str | Path | None = None, on_batch: Callable[[int], None] | None = None) -> Features:
+def cache_features(
+    cut: Split,  # the network, cut at the block
+    images: ImageSet,  # a set of images
+    transform: Callable[[Tensor], Tensor],  # uint8 B×H×W×3 to what the network takes
+    *,
+    device: torch.device | str = "cpu",  # where the prefix runs
+    dtype: torch.dtype = torch.float32,  # of the stored features: float32 or bfloat16
+    views: int = 1,  # augmented views per image
+    batch_size: int = 500,  # images per forward pass
+    store: str = "auto",  # `device`, `host`, `file` (a memory map), `none` (recomputed each time), or `auto`: the first with room
+    folder: str | Path | None = None,  # for `store="file"`; `auto` uses a file only where it is given
+    on_batch: Callable[[int], None] | None = None,  # called with n for every n images sent through the prefix
+) -> Features:
     """What enters the block for every image (and view), computed once; `image_features` where the network has no clean cut.
 
-    `dtype` is the number format they are stored in (float32 or bfloat16). `store` is `device`, `host`, `file` (a memory map in
-    `folder`), `none` (recomputed each time) or `auto`: the first of these with room, a file only where `folder` is given.
-    `on_batch(n)` is called for every n images sent through the prefix.
+    Example: `cache_features(split(model, "layer2"), images, Normalize.of(images))`
     """
     device, layout = torch.device(device), layout_of(cut.model)
     if cut.prefix is None:
@@ -168,7 +184,7 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
 # %% ../../nbs/training/01_rows.ipynb #3461cab8
 @dataclass
 class Rows:
-    """Rows to train on: features or images, labels, and what the original network answered.
+    """Rows to train on: features or images, labels, and the original network's answers.
 
     `parts` follow each other, failures last: the last `failures` rows are failures. `teacher` are the original's logits, N×classes (or
     None); rows marked in `imitate` (bool N) are held to them.

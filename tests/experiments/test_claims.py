@@ -25,8 +25,8 @@ def test_a_claim_follows_from_the_records(name):
 
 
 def rows_of_readme() -> list[dict[str, str]]:
-    lines = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-             if line.startswith("|")]
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
     heads = next(cells for cells in lines if cells[:3] == ["repair", "network", "failures"])
     return [dict(zip(heads, cells)) for cells in lines if len(cells) == len(heads) and cells[0] in ("gate", "search")]
 

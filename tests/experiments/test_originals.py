@@ -189,7 +189,7 @@ def test_other_normalizations_are_one_line(name):
 
 def test_a_normalization_is_for_weights_from_elsewhere(home):
     furnish(home, repaired=False)
-    with pytest.raises(ArchrepairError, match="expected weights of yours beside it: --weights FILE"):
+    with pytest.raises(ArchrepairError, match="expected your own weights with it: --weights FILE"):
         original(tier="smoke", normalize="imagenet")
     usual = original(tier="smoke")
     same = original(tier="smoke", weights=home / ORIGINAL, normalize="/".join(",".join(map(str, part)) for part in (
@@ -201,7 +201,7 @@ def test_a_normalization_is_for_weights_from_elsewhere(home):
 def test_a_wrong_normalization_of_weights_from_elsewhere_is_said(home):
     furnish(home, repaired=False)
     note_once.cache_clear()
-    with pytest.warns(Notice, match=r"by 3.0/0.01 the network is right on \d+ % of 400 images .*: if it was trained so, say") as caught:
+    with pytest.warns(Notice, match=r"by 3.0/0.01 the network is right on \d+ % of 400 images .*: if it was trained that way") as caught:
         original(tier="smoke", weights=home / ORIGINAL, normalize="3/0.01")
     assert sum("normalized by" in str(warning.message) for warning in caught) == 1
     with warnings.catch_warnings():

@@ -244,6 +244,55 @@ def test_text_is_readable(site, scheme):
     assert not by_page(found, scheme)
 
 
+PATHS = {  # from the front page: the words of a link, and where it leads
+    "tutorial": [("quickstart", "tutorials/quickstart.html")],
+    "tutorial of one's own": [("your model", "tutorials/repair_your_model.html")],
+    "package": [("packages", "CONTRIBUTING.html#the-packages"), ("repair", "library.html#repair"),
+                ("Localization", "00_localization.html"),
+                ("archrepair.repair.localization", "api/archrepair.repair.localization.html")],
+    "paper": [("localization", "00_localization.html")],
+    "claims of the paper": [("research questions 1", "03_rq1.html")],
+    "beyond the paper": [("beyond the paper", "07_beyond.html")],
+    "methods": [("eleven of them", "methods.html")],
+}
+WINDOWS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("path", PATHS)
+def test_the_front_page_leads_on(site, path, window, scheme):
+    "Every reader's path, click by click: each page opens where the link says, fits, can be read, and complains about nothing."
+    address, chromium, _ = site
+    context = chromium.new_context(viewport=WINDOWS[window], color_scheme=scheme)
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{address}/index.html", wait_until="load")
+    for words, target in [(None, "index.html"), *PATHS[path]]:
+        if words:
+            page.locator("article").get_by_role("link", name=words, exact=True).first.click()
+            page.wait_for_url(f"{address}/{target}", wait_until="load")
+        assert page.locator("h1").first.is_visible() and page.evaluate(LOOK)["over"] <= 0
+        anchor = urldefrag(target).fragment
+        if anchor:
+            page.wait_for_function("id => Math.abs(document.getElementById(id).getBoundingClientRect().top) < innerHeight / 2", arg=anchor)
+    assert not page.evaluate(CONTRAST) and not complaints
+    context.close()
+
+
+@needs_browser
+def test_every_path_of_the_front_page_is_walked(site):
+    "The first links of README's table of readers; the others are checked with all links."
+    address, chromium, found = site
+    page = chromium.new_page()
+    page.goto(f"{address}/index.html")
+    first = page.locator("section#where-to-go tbody tr").evaluate_all("rows => rows.map(r => r.querySelector('a')?.textContent)")
+    page.close()
+    assert {words for (words, _), *_ in PATHS.values()} | {"CONTRIBUTING"} >= set(first) and len(first) > 5
+
+
 @needs_browser
 def test_search_finds(site):
     address, chromium, _ = site

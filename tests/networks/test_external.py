@@ -305,7 +305,7 @@ def test_trained_weights_are_repaired_and_not_trained_again(capsys, monkeypatch)
         done = repaired("othernets.net:trained", "--search-epochs", "0")
     assert all(torch.equal(v, again.network.state_dict()[k]) for k, v in start.network.state_dict().items())
     assert done.record["metrics"]["before"] == repaired("othernets.net:Net").record["metrics"]["before"]
-    assert "othernets.net:trained brings weights of its own" in done.err
+    assert "othernets.net:trained has trained weights" in done.err
     new = {p.name for p in set((place() / "outputs" / "smoke" / "originals").iterdir()) - kept}
     assert all(name.endswith("-own.safetensors") for name in new) and len(new) == 2  # a seed each
     calls = []

@@ -101,7 +101,7 @@ def test_a_repair_set_gets_the_normalization_of_the_network_unless_the_user_has_
 def test_a_repair_says_that_its_normalization_is_doubtful_and_keeps_the_remark():
     data = RepairData.of(images(40), images(200), transform=FAR)
     note_once.cache_clear()
-    with pytest.warns(Notice, match="if it was trained so, say --normalize"):
+    with pytest.warns(Notice, match="if it was trained that way, give --normalize"):
         method = ArchRepair(strategy="pc-darts", search_epochs=0, finetune_epochs=0, block="conv")
         result = method.repair(Levels(normalization("none", data.train)), data)
     assert [warning for warning in result.warnings if "normalized by 0.0/0.05 the network is right on 25 %" in warning]

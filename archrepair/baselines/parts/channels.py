@@ -25,12 +25,21 @@ from ...training.fit import autocast
 from ...training.rows import Features
 
 # %% ../../../nbs/baselines/parts/channels.ipynb #4d2cf5f6
-def activations(network: nn.Module, rows: Features, wiring: Wiring, *, precision: str = "fp32", batch_size: int = 250,
-                meter: CostMeter | None = None) -> tuple[dict[str, Tensor], Tensor]:
+def activations(
+    network: nn.Module,  # in eval mode
+    rows: Features,  # its inputs
+    wiring: Wiring,  # the layers to read
+    *,
+    precision: str = "fp32",  # `fp32` or `bf16`
+    batch_size: int = 250,  # rows per pass
+    meter: CostMeter | None = None,  # counts the cost
+) -> tuple[dict[str, Tensor], Tensor]:
     """Mean activation, max(z, 0) averaged over positions, of every neuron on every row, and the logits of all rows.
 
     For each layer of `wiring` a float32 N×channels on the CPU, ≥ 0; logits float32 N×classes. A layer that is called more than once has
-    the mean of its calls. `network` is in eval mode.
+    the mean of its calls.
+
+    Example: `activations(network, rows, wiring)`
     """
     device = device_of(network)
     states: dict[str, list[Tensor]] = {layer: [] for layer in wiring.layers}

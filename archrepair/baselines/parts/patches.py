@@ -32,7 +32,7 @@ def patchable(model: nn.Module, layers: str | Sequence[str] | None = None) -> li
     """Names of the layers whose weights may be patched, in the order of the network's modules.
 
     `layers` are names (or one string of names with commas); None means the last linear layer. Raises `ArchrepairError` for names that
-    are no convolution or linear layer, or one whose weight is computed, as that of a pruned layer is.
+    are not a convolution or linear layer, or one whose weight is computed, as that of a pruned layer is.
     """
     known = {name: m for name, m in model.named_modules() if isinstance(m, _LAYERS)}
     if layers is None:

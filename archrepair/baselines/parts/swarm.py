@@ -88,21 +88,31 @@ def _run(state: dict, move: Callable[[dict, int], Tensor], iterations: int, pati
     return OptimizationResult(state["elite"][winner].clone(), float(state["elite_fitness"][winner]), state["elite"], history)
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #f5859b4e
-def pso(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *, iterations: int = 100,
-        inertia: float = constriction(), cognitive: float = 2.05 * constriction(), social: float = 2.05 * constriction(),
-        velocity: Tensor | None = None, bounds: tuple[Tensor | float, Tensor | float] | None = None,
-        min_step: Tensor | float | None = None, max_step: Tensor | float | None = None, patience: int | None = 10, tolerance: float = 0.0,
-        resume: dict | None = None, save: Callable[..., object] | None = None, what: str = "particle swarm") -> OptimizationResult:
-    """Maximize `objective`, which takes positions (P×D) and returns P fitnesses, with a swarm that begins at `start` (P×D).
+def pso(
+    objective: Callable[[Tensor], Tensor],  # positions P×D to P fitnesses
+    start: Tensor,  # positions P×D at the beginning
+    stream: Callable[[str], torch.Generator],  # `stream(purpose)` gives a seeded generator on the CPU
+    *,
+    iterations: int = 100,  # at most
+    inertia: float = constriction(),  # share of the velocity that is kept
+    cognitive: float = 2.05 * constriction(),  # pull of a particle's own best
+    social: float = 2.05 * constriction(),  # pull of the swarm's best
+    velocity: Tensor | None = None,  # P×D at the beginning; None: 0
+    bounds: tuple[Tensor | float, Tensor | float] | None = None,  # low and high of positions; None: no bound
+    min_step: Tensor | float | None = None,  # bound of each component of v; None: no bound
+    max_step: Tensor | float | None = None,  # the same from above
+    patience: int | None = 10,  # iterations in a row without a gain after which it ends; None: never
+    tolerance: float = 0.0,  # a gain is more than tolerance·(1 + |best|)
+    resume: dict | None = None,  # a state that `save` was given
+    save: Callable[..., object] | None = None,  # `save(**state)` is called after every iteration
+    what: str = "particle swarm",  # name on the progress bar
+) -> OptimizationResult:
+    """Maximize `objective` with a particle swarm.
 
     v ← inertia·v + U(0, cognitive)·(own best − x) + U(0, social)·(swarm's best − x) and x ← x + v, with a draw for every particle and
     dimension; the defaults are the constricted swarm (`constriction`).
 
-    - `velocity` (P×D) is the first v (None: 0). Positions stay within `bounds` (low, high), and the size of every component of v between
-      `min_step` and `max_step` (None: no bound).
-    - It ends after `iterations`, or after `patience` in a row that gain no more than `tolerance`·(1 + |best|) (None: never).
-    - `stream(purpose)` returns a seeded generator on the CPU, as `Problem.generator` does.
-    - `save(**state)` is called after every iteration; `resume` is such a state. `what` names the search in the progress bar.
+    Example: `pso(lambda x: -x.square().sum(1), torch.rand(20, 3), stream)`
     """
     def move(state: dict, iteration: int) -> Tensor:
         draw = torch.rand((2, *start.shape), generator=stream(f"{what} {iteration}"), dtype=start.dtype).to(start.device)
@@ -128,16 +138,28 @@ def _as(bound: Tensor | float | None, like: Tensor) -> Tensor | None:
     return None if bound is None else torch.as_tensor(bound, dtype=like.dtype, device=like.device)
 
 # %% ../../../nbs/baselines/parts/swarm.ipynb #6e1893a1
-def differential_evolution(objective: Callable[[Tensor], Tensor], start: Tensor, stream: Callable[[str], torch.Generator], *,
-                           iterations: int = 100, scale: tuple[float, float] = (0.5, 1.0), crossover: float = 0.7,
-                           bounds: tuple[Tensor | float, Tensor | float] | None = None, patience: int | None = 10, tolerance: float = 0.0,
-                           resume: dict | None = None, save: Callable[..., object] | None = None,
-                           what: str = "differential evolution") -> OptimizationResult:
-    """Maximize `objective` (see `pso`) by differential evolution, rand/1/bin, of the population `start` (P×D, P ≥ 4).
+def differential_evolution(
+    objective: Callable[[Tensor], Tensor],  # positions P×D to P fitnesses
+    start: Tensor,  # the population, P×D, P ≥ 4
+    stream: Callable[[str], torch.Generator],  # `stream(purpose)` gives a seeded generator on the CPU
+    *,
+    iterations: int = 100,  # at most
+    scale: tuple[float, float] = (0.5, 1.0),  # range of F
+    crossover: float = 0.7,  # probability per dimension
+    bounds: tuple[Tensor | float, Tensor | float] | None = None,  # low and high of positions; None: no bound
+    patience: int | None = 10,  # iterations in a row without a gain after which it ends; None: never
+    tolerance: float = 0.0,  # a gain is more than tolerance·(1 + |best|)
+    resume: dict | None = None,  # a state that `save` was given
+    save: Callable[..., object] | None = None,  # `save(**state)` is called after every iteration
+    what: str = "differential evolution",  # name on the progress bar
+) -> OptimizationResult:
+    """Maximize `objective` by differential evolution, rand/1/bin.
 
     Each generation draws one F from `scale`. Every member is challenged by a + F·(b − c) of three others, adopted in each dimension with
-    probability `crossover` and in one in any case, and clipped to `bounds`; it is replaced if the challenger is no worse. All else is as
-    in `pso`. Raises `ArchrepairError` for fewer than four members.
+    probability `crossover` and in one in any case, and clipped to `bounds`; it is replaced if the challenger is no worse. Raises
+    `ArchrepairError` for fewer than four members.
+
+    Example: `differential_evolution(lambda x: -x.square().sum(1), torch.rand(20, 3), stream)`
     """
     if len(start) < 4:
         raise ArchrepairError(f"a population of {len(start)}; differential evolution needs four members or more")
