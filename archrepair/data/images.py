@@ -20,6 +20,7 @@ __all__ = ['STATISTICS', 'NORMALIZATIONS', 'ImageSet', 'number_names', 'pixels_o
            'normalization']
 
 # %% ../../nbs/data/01_images.ipynb #f17028dd
+from ..core.copies import upload
 from ..core.errors import ArchrepairError
 
 # %% ../../nbs/data/01_images.ipynb #a56f5491
@@ -86,7 +87,7 @@ class ImageSet:
 
     def batch(self, positions: Tensor) -> Tensor:
         "The images at `positions` (int64 B), uint8 B×H×W×3."
-        return self.images[positions.to(self.images.device)] if isinstance(self.images, Tensor) else self.images[positions]
+        return self.images[upload(positions, self.images.device)] if isinstance(self.images, Tensor) else self.images[positions]
 
     def select(self, positions: Tensor) -> ImageSet:
         "The subset at `positions` (int64); it remembers where its images stood in the whole split."

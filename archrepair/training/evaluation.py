@@ -44,9 +44,9 @@ def predict(model: nn.Module, images: ImageSet | Features, transform: Callable[[
     """
     model = admit(model)
     device = device_of(model)
-    if isinstance(images, ImageSet) and transform is None:
-        raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
     if isinstance(images, ImageSet):
+        if transform is None:
+            raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
         transform = fit_channels(model, as_transform(transform, images), images)
         rows = image_features(images, transform, device, layout=layout_of(model))
     else:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['draw_view', 'spread_views', 'Features', 'upload', 'image_features', 'cache_features', 'PlacedBatch', 'Rows']
+__all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_features', 'PlacedBatch', 'Rows']
 
 # %% ../../nbs/training/01_rows.ipynb #1f46f5f5
+from ..core.copies import upload
 from ..core.layout import lay_out, layout_of
 from ..data.images import ImageSet
 from ..networks.blocks import Split
@@ -70,14 +71,6 @@ class Features:
         "The rows at `positions` (int64); nothing is copied."
         read, there = self.read, positions.to(self.place)
         return replace(self, labels=self.labels[positions], read=lambda rows, view: read(there[rows.to(there.device)], view))
-
-
-def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    "The tensor on `device`; on its way to a GPU nobody waits for it."
-    device = torch.device(device)
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def image_features(images: ImageSet, transform: Callable[[Tensor], Tensor], device: torch.device | str = "cpu", views: int = 1,
@@ -245,8 +238,8 @@ class Rows:
         device = order.device
         if device not in self._answers:
             held = self.teacher is not None and self.imitate is not None
-            there = lambda tensor: tensor.to(device) if held else None
-            self._answers[device] = self.labels.to(device), there(self.teacher), there(self.imitate)
+            there = lambda tensor: upload(tensor, device) if held else None
+            self._answers[device] = upload(self.labels, device), there(self.teacher), there(self.imitate)
         labels, teacher, imitate = self._answers[device]
         return labels[order], None if teacher is None else teacher[order], None if imitate is None else imitate[order]
 

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 import torch._dynamo  # now: it makes a list of functions, some of which are replaced below
 from torch import Tensor
+from torch.nn.utils import clip_grad
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -254,6 +255,7 @@ class PretendedGPU(TorchDispatchMode):
         said = [(cuda, name, lambda *args, value=value, **kwargs: value) for name, value in answers.items()]
         silent = [(cuda, name, nothing) for name in ("_lazy_init", "init", "set_device", "empty_cache", "reset_peak_memory_stats",
                                                      "set_rng_state", "manual_seed", "manual_seed_all")]
+        grouped = clip_grad._group_tensors_by_device_and_dtype
         autocast, run, move = torch.autocast, torch.autograd._engine_run_backward, torch.Tensor.to
 
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> Any:
@@ -274,6 +276,10 @@ class PretendedGPU(TorchDispatchMode):
                 return DeviceTensor(function(x.host, *args, **kwargs)) if isinstance(x, DeviceTensor) else function(x, *args, **kwargs)
             return call
 
+        def group(lists: Any, *args: Any) -> dict:  # C++ takes all of them to be on the CPU
+            there = lambda key, value: (DEVICE, key[1]) if any(isinstance(x, DeviceTensor) for x in value[0][0]) else key
+            return {there(key, value): value for key, value in grouped(lists, *args).items()}
+
         def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             like = args and isinstance(args[0], DeviceTensor)
             return move(tensor, DEVICE, args[0].dtype, *args[1:], **kwargs) if like else move(tensor, *args, **kwargs)
@@ -285,6 +291,7 @@ class PretendedGPU(TorchDispatchMode):
                 (torch, "tensor", placed(torch.tensor)), (torch, "as_tensor", placed(torch.as_tensor)), (torch, "Generator", Generator),
                 (torch.Tensor, "pin_memory", lambda tensor, *args: tensor), (torch.Tensor, "to", to),
                 (torch.nn.functional, "one_hot", on_host(torch.nn.functional.one_hot)), (torch, "quantile", on_host(torch.quantile)),
+                (clip_grad, "_group_tensors_by_device_and_dtype", group),
                 (torch.autograd, "_engine_run_backward", run_backward)]
 
 
