@@ -197,7 +197,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     "A number per channel (1×C×1×1), moved to `device` once: a batch that waited for six numbers would wait for all that was begun before."
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(1, -1, 1, 1)
+        return upload(torch.tensor(values).view(1, -1, 1, 1), device)
 
 
 @dataclass(frozen=True)

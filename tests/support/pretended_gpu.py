@@ -255,7 +255,7 @@ class PretendedGPU(TorchDispatchMode):
         said = [(cuda, name, lambda *args, value=value, **kwargs: value) for name, value in answers.items()]
         silent = [(cuda, name, nothing) for name in ("_lazy_init", "init", "set_device", "empty_cache", "reset_peak_memory_stats",
                                                      "set_rng_state", "manual_seed", "manual_seed_all")]
-        grouped = clip_grad._group_tensors_by_device_and_dtype
+        grouped, parse = clip_grad._group_tensors_by_device_and_dtype, torch._C._nn._parse_to
         autocast, run, move = torch.autocast, torch.autograd._engine_run_backward, torch.Tensor.to
 
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> Any:
@@ -267,8 +267,9 @@ class PretendedGPU(TorchDispatchMode):
 
         def placed(make: Any) -> Any:
             def make_there(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+                device = DEVICE if device is None and isinstance(data, DeviceTensor) else device
                 result = make(data.host if isinstance(data, DeviceTensor) else data, *args, **kwargs)
-                return result.to(device or (DEVICE if isinstance(data, DeviceTensor) else HOST))
+                return result if device is None else result.to(device)
             return make_there
 
         def on_host(function: Any) -> Any:
@@ -279,6 +280,10 @@ class PretendedGPU(TorchDispatchMode):
         def group(lists: Any, *args: Any) -> dict:  # C++ takes all of them to be on the CPU
             there = lambda key, value: (DEVICE, key[1]) if any(isinstance(x, DeviceTensor) for x in value[0][0]) else key
             return {there(key, value): value for key, value in grouped(lists, *args).items()}
+
+        def parse_to(*args: Any, **kwargs: Any) -> Any:
+            like = args and isinstance(args[0], DeviceTensor)
+            return parse(DEVICE, args[0].dtype, *args[1:], **kwargs) if like else parse(*args, **kwargs)
 
         def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             like = args and isinstance(args[0], DeviceTensor)
@@ -291,7 +296,7 @@ class PretendedGPU(TorchDispatchMode):
                 (torch, "tensor", placed(torch.tensor)), (torch, "as_tensor", placed(torch.as_tensor)), (torch, "Generator", Generator),
                 (torch.Tensor, "pin_memory", lambda tensor, *args: tensor), (torch.Tensor, "to", to),
                 (torch.nn.functional, "one_hot", on_host(torch.nn.functional.one_hot)), (torch, "quantile", on_host(torch.quantile)),
-                (clip_grad, "_group_tensors_by_device_and_dtype", group),
+                (torch._C._nn, "_parse_to", parse_to), (clip_grad, "_group_tensors_by_device_and_dtype", group),
                 (torch.autograd, "_engine_run_backward", run_backward)]
 
 
