@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground floor up
     "core.errors": ("ArchrepairError", "NoFailures"),
+    "core.names": ("parse_version",),
     "core.paths": ("home",),
     "core.tiers": ("TIERS", "Tier", "resolve_tier"),
     "corruptions.catalogue": ("corrupt", "list_corruptions"),
@@ -15,7 +16,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "nas.reading": ("CannotRelax",),
     "nas.strategies": ("STRATEGIES", "SearchStrategy", "make_strategy"),
     "data.images": ("ImageSet", "Normalize", "holdout", "normalization"),
-    "data.datasets": ("load_dataset", "parse_version"),
+    "data.datasets": ("load_dataset",),
     "data.failures": ("load_failures",),
     "data.pattern": ("Pattern",),
     "data.scenario": ("RepairData", "Scenario", "build_scenario"),

@@ -76,12 +76,27 @@ from archrepair.cli.options import (
     split_names,
     trusted,
 )
+from .. import __version__
 from ..core.errors import ArchrepairError, note, unknown, write_atomic
+from ..core.names import check_names, split_versions
+from ..core.paths import home
 from ..core.settings import Severity, Within, checked
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
                   no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"archrepair {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                                                  help="show the version and exit")] = False) -> None:
+    "What may stand before a command."
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -109,6 +124,7 @@ def train(model: Model = "resnet18", dataset: Dataset = "auto", tier: TierName =
           force: Annotated[bool, typer.Option(help="train again where there are weights already")] = False, trust: Trust = False,
           as_json: Json = False) -> None:
     "Train the network that is to be repaired, with the tier's recipe."
+    check_names([model], [dataset])
     from archrepair.experiments.originals import accuracy_of, original
 
     trained = original(model, dataset, tier, seed, trust=trust, device=device, out=out, force=force, own=False)
@@ -133,6 +149,7 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
                      blocks: Blocks = None, k: Voters = 50, measure: Measure = "tarantula", grad: Gradient = None, trust: Trust = False,
                      as_json: Json = False) -> None:
     "Find the block that is to blame for the failures."
+    check_names([model], [dataset])
     from archrepair.experiments.cells import Cell, scenario_of
     from archrepair.experiments.originals import original
     from archrepair.repair.localization import localize
@@ -162,7 +179,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
            as_json: Json = False) -> None:
     "Repair a network: localize, search, fine-tune, and judge the result on images it has not seen."
-    from archrepair.core.paths import home
+    check_names([model], [dataset], [method])
     from archrepair.experiments.cells import Cell, repair_into
     from archrepair.experiments.runs import method_cell
     from archrepair.repair.archrepair import choose_strategy, search_settings
@@ -193,12 +210,12 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
              repaired: Annotated[Path | None, typer.Option(help="folder of a repair; evaluates the network saved there")] = None,
              trust: Trust = False, as_json: Json = False) -> None:
     "Accuracy of a network, original or repaired, on the test split of one or more datasets (separated by commas)."
-    from archrepair.data.datasets import split_versions
+    names = split_versions(dataset)
+    check_names([model], names)
     from archrepair.experiments.cells import Record
     from archrepair.experiments.originals import accuracy_of, original
     from archrepair.repair.result import load
 
-    names = split_versions(dataset)
     if repaired is not None and (repaired / "record.json").exists():
         normalize = normalize or Record.read(repaired / "record.json").normalization
     unrepaired = original(model, names[0], tier, seed, weights=weights, normalize=normalize, trust=trust, device=device)
@@ -220,6 +237,8 @@ def compare(model: Model = "resnet18", weights: Weights = None, normalize: Norma
             force: Annotated[bool, typer.Option(help="repair again where there are records already")] = False,
             as_json: Json = False) -> None:
     "Compare methods on the same failures with the same budget, or every block with the localized one. What has a record is not run again."
+    names = split_names(methods) or ["archrepair", "retrain", "surgical"]
+    check_names([model], [dataset], names)
     from archrepair.experiments.cells import Cell
     from archrepair.experiments.comparison import compare_blocks, compare_methods
     from archrepair.experiments.runs import Runs
@@ -228,7 +247,6 @@ def compare(model: Model = "resnet18", weights: Weights = None, normalize: Norma
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ArchrepairError(f"seeds are {seeds!r}; expected whole numbers separated by commas, e.g. 0,1,2") from None
-    names = split_names(methods) or ["archrepair", "retrain", "surgical"]
     cell = Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol)
     runs = Runs(out, device, weights, force, say, normalize=normalize)
     if blocks is not None:
@@ -274,6 +292,7 @@ def corrupt(dataset: Dataset = "cifar10", corruption: CorruptionName = "gaussian
             out: Annotated[Path, typer.Option("--out", "-o", help="npz file to write")] = Path("corrupted.npz"),
             as_json: Json = False) -> None:
     "Write a corrupted test set as arrays `images`, `labels` and `classes`, in the test set's order."
+    check_names(datasets=[dataset])
     from archrepair.experiments.originals import write_version
 
     images = write_version(f"{dataset}:{corruption}:{severity}", out, limit)
@@ -289,6 +308,7 @@ def list_command(what: ListName,
                  pattern: Annotated[str, typer.Argument(help="only names that match, e.g. 'torchvision:mobile*'")] = "*",
                  model: Model = "resnet18", trust: Trust = False, as_json: Json = False) -> None:
     "What there is to choose from."
+    check_names([model])
     rows = [row for row in choices(what, trusted(model, trust), pattern) if fnmatch.fnmatchcase(row[0], pattern)]
     if not rows:
         raise ArchrepairError(f"no {what} match {pattern!r}; `archrepair list {what}` shows them all")
@@ -319,10 +339,8 @@ def find_notebook(name: str, root: Path) -> Path:
 def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a notebook")], parameter: Parameters = None,
         out: NotebookPath = None, as_json: Json = False) -> None:
     "Execute a notebook of the paper with papermill."
-    from archrepair.core.paths import home
     from archrepair.paper.launcher import default_output
     from archrepair.paper.parameters import check_parameters, parameters_of
-    from archrepair.paper.reproduce import execute
 
     source = find_notebook(notebook, home())
     parameters = check_parameters(source, read_settings(parameter, "parameter", "-p model=resnet50", parameters_of(source)))
@@ -330,6 +348,8 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
     target = out or home() / place
     write_atomic(target.with_name(f".{target.stem}.part.ipynb"), lambda p: None).unlink()  # better to know now than after the run
     say(f"archrepair: writing to {target}")
+    from archrepair.paper.reproduce import execute
+
     execute(source, target, parameters)
     if as_json:
         print_json({"notebook": str(source), "out": str(target), "parameters": parameters})
@@ -342,14 +362,14 @@ def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = 
           device: Device = "auto", jobs: Jobs = 0, recorded: Recorded = False, force: Again = False, dry_run: DryRun = False,
           as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
-    from archrepair.data.datasets import split_versions
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
+    missing = "skip" if recorded else "run"
+    versions = split_versions(datasets) if datasets else []
+    check_names(split(models), versions, split(methods))
     from archrepair.experiments.runs import Runs
     from archrepair.paper.plan import plan, tasks
     from archrepair.paper.reproduce import reproduce
 
-    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
-    missing = "skip" if recorded else "run"
-    versions = split_versions(datasets) if datasets else []
     pages = plan(tier=tier, only=only or (), models=split(models), datasets=versions, methods=split(methods), corruption=corruption,
                  seeds=seeds, protocol=protocol, missing=missing)
     if dry_run:

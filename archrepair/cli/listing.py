@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/02_listing.ipynb #7393f874
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
 
 # %% auto #0
@@ -12,6 +13,7 @@ __all__ = ['REGISTRIES', 'KINDS', 'OTHER_MODELS', 'choices', 'names', 'completio
 
 # %% ../../nbs/cli/02_listing.ipynb #30bd2192
 from ..core.errors import unknown
+from ..core.names import torchvision_names
 from ..core.registry import CORRUPTIONS, DATASETS, METHODS, MODELS, STRATEGIES
 from ..core.tiers import TIERS
 
@@ -35,6 +37,8 @@ def choices(kind: str, model: str = "resnet18", pattern: str = "*") -> list[tupl
     """
     if kind == "blocks":
         return _blocks_of(model)
+    if kind == "models" and pattern.startswith("torchvision:"):
+        return [(name, "") for name in fnmatch.filter(torchvision_names(), pattern)]
     if kind == "models" and ":" in pattern:
         from archrepair.networks.models import list_models
 

@@ -25,6 +25,7 @@ __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 
 from .listing import KINDS, completion_of, names
 from ..core import settings, tiers
 from ..core.errors import ArchrepairError
+from ..core.names import Source
 from ..core.registry import CORRUPTIONS, STRATEGIES
 from ..core.settings import Count, OneOf, Setting, WholeNumber, Within
 
@@ -66,7 +67,8 @@ SearchSettings = Annotated[list[str] | None, typer.Option(
     "--search", "-S",
     help="setting of the search or its strategy, NAME=VALUE, e.g. select=perturb, max_skip=2, order=2; as often as needed")]
 Block = Annotated[str | None, typer.Option(help="block to repair, any part of the network; default: the localized one")]
-Level = Annotated[str | None, typer.Option(help="block, or layer for the most suspicious convolution alone; default: block")]
+Level = Annotated[str | None, OneOf(("block", "layer")), typer.Option(
+    help="block, or layer for the most suspicious convolution alone; default: block")]
 Preset = Annotated[str | None, OneOf(("default", "paper")), typer.Option(
     help="default, or paper for the paper's own search and fine-tuning to the letter")]
 SearchEpochs = Annotated[int | None, Within(0), typer.Option(help="0 repairs weights alone; default: the tier's")]
@@ -120,8 +122,6 @@ def trusted(model: str, trust: bool) -> str:
     "The name of a network with the word that its repository is trusted (see `Source`), so that everything made from the name knows."
     if not trust or not model.startswith("hub:"):
         return model
-    from archrepair.networks.sources import Source
-
     return str(replace(Source.of(model), trust=True))
 
 

@@ -9,10 +9,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['M', 'duplicate']
+__all__ = ['M', 'duplicate', 'upload']
 
 # %% ../../nbs/core/10_copies.ipynb #1a84c6ad
 from .errors import ArchrepairError, first_line
@@ -50,3 +51,11 @@ def _obstacle(error: BaseException) -> Any:
             obstacle = trace.tb_frame.f_locals["x"]
         trace = trace.tb_next
     return obstacle
+
+# %% ../../nbs/core/10_copies.ipynb #bea3c6d6
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    "The tensor on `device`; on its way from the host to a GPU nobody waits for it."
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -5,10 +5,13 @@
 # %% ../../nbs/core/02_progress.ipynb #286b5579
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import SupportsFloat
 
 # %% auto #0
 __all__ = ['track']
@@ -18,7 +21,8 @@ __all__ = ['track']
 def track(what: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar over `total` steps; yields `advance(n=1, **metrics)`, which shows the metrics given last.
 
-    It is drawn when standard error is a terminal, or always with `ARCHREPAIR_PROGRESS=1` and never with `=0`.
+    It is drawn when standard error is a terminal, or always with `ARCHREPAIR_PROGRESS=1` and never with `=0`. Metrics are read at most once
+    a second, and in the end: they may be scalars on a GPU, and whoever reads those waits for it.
     """
     if os.environ.get("ARCHREPAIR_PROGRESS", "1" if sys.stderr.isatty() else "0") == "0":
         yield lambda n=1, **metrics: None
@@ -29,12 +33,19 @@ def track(what: str, total: int) -> Iterator[Callable[..., None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"),
                TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
-        task = bar.add_task(what, total=total, metrics="")
+        task, shown_at = bar.add_task(what, total=total, metrics=""), -math.inf
+        latest: dict[str, SupportsFloat] = {}
 
-        def advance(n: int = 1, **metrics: float) -> None:
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        def show() -> None:
+            bar.update(task, metrics="  ".join(f"{name} {float(value):.4g}" for name, value in latest.items()))
+
+        def advance(n: int = 1, **metrics: SupportsFloat) -> None:
+            nonlocal latest, shown_at
             bar.update(task, advance=n)
-            if metrics:
-                bar.update(task, metrics=shown)
+            latest = metrics or latest
+            if metrics and time.monotonic() - shown_at >= 1:
+                show()
+                shown_at = time.monotonic()
 
         yield advance
+        show()

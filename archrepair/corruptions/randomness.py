@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = ['image_keys', 'random_bits', 'random_uniform', 'random_integers', 'quantile_index', 'random_normal', 'poisson_pixels']
 
 # %% ../../nbs/corruptions/01_randomness.ipynb #11d7e7cd
+from ..core.copies import upload
 from ..core.errors import ArchrepairError
 
 # %% ../../nbs/corruptions/01_randomness.ipynb #09f5f5f6
@@ -38,15 +39,14 @@ def image_keys(name: str, indices: Tensor, device: str | torch.device = "cpu") -
                               "the positions of the images in their split")
     digest = hashlib.sha256(name.encode()).digest()
     first, second = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
-    index = indices.to(device=device, dtype=torch.int32)
+    index = upload(indices, device).to(torch.int32)
     return torch.stack([_mix(index ^ first), _mix(_mix(index) ^ second)], 1)
 
 # %% ../../nbs/corruptions/01_randomness.ipynb #4c93c9b0
 def random_bits(keys: Tensor, count: int, stream: int = 0) -> Tensor:
     "`count` random 32-bit words per image, int32 B×count, a function of `keys` (int32 B×2), the position and `stream`."
     counter = torch.arange(count, dtype=torch.int32, device=keys.device)
-    salt = torch.tensor(stream * 0x9E3779B1 % 2**31, dtype=torch.int32, device=keys.device)
-    x = _mix(counter + _mix(keys[:, :1] ^ salt))
+    x = _mix(counter + _mix(keys[:, :1] ^ (stream * 0x9E3779B1 % 2**31)))
     x ^= keys[:, 1:]
     return _mix(x)
 

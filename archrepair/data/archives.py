@@ -216,9 +216,21 @@ def _fetch(url: str, md5: str, target: Path) -> None:
         if digest.hexdigest() != md5:
             raise OSError(f"its MD5 is {digest.hexdigest()}, published is {md5}")
         with tarfile.open(part) as tar:
-            tar.extractall(target, filter="data")
+            _unpack(tar, target)
     except (OSError, tarfile.TarError, http.client.HTTPException) as error:
         raise ArchrepairError(f"cannot fetch {url} ({first_line(error)}): download it yourself, unpack it in {target}, or "
                               "do without: corruptions are generated where there is no archive") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _unpack(tar: tarfile.TarFile, target: Path) -> None:
+    "Unpack files and folders in `target`. Raises `tarfile.TarError` for what would lie outside of it, for links and for devices."
+    if hasattr(tarfile, "data_filter"):
+        return tar.extractall(target, filter="data")
+    for member in tar:  # Python 3.11.0 to 3.11.3 have no filters
+        inside = (target / member.name).resolve().is_relative_to(target.resolve())
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.ReadError(f"{member.name} is not a plain file or folder inside the archive")
+        member.mode = 0o755 if member.isdir() else 0o644
+        tar.extract(member, target)

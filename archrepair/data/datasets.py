@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'parse_version', 'load_dataset', 'version_of', 'fingerprint', 'split_versions']
+__all__ = ['DATASETS', 'TINY_URL', 'TINY_MD5', 'load_dataset', 'version_of', 'fingerprint']
 
 # %% ../../nbs/data/07_datasets.ipynb #f6b7beac
 from ..core import registry
 from ..core.errors import ArchrepairError, first_line, unknown, write_atomic
 from ..core.modes import settled
-from ..core.paths import home, user_path
-from ..core.settings import Setting, Severity
+from ..core.names import parse_version, path_of
+from ..core.paths import home
 from ..corruptions.catalogue import corrupt
 from .archives import find_archive
 from .files import FolderImages, content_of, load_arrays, load_folder, read_arrays, read_folder, split_folders
@@ -29,24 +29,6 @@ from .pictures import class_folders
 
 # %% ../../nbs/data/07_datasets.ipynb #508fef6a
 DATASETS: dict[str, str] = {name: entry.description for name, entry in registry.DATASETS.items()}
-
-
-def parse_version(name: str) -> tuple[str, str | None, int]:
-    """Split `dataset[:corruption:severity]` into its parts; (name, None, 0) when no corruption is named.
-
-    Raises `ArchrepairError` for anything else. A path may follow `folder:` or `npz:`, before the corruption.
-    """
-    kind, _, rest = name.partition(":")
-    base, tail = (f"{kind}:", rest) if kind in ("folder", "npz") else ("", name)
-    parts = tail.split(":")
-    if base and user_path(tail).exists():  # a path may hold colons
-        return name, None, 0
-    if len(parts) >= 3 and parts[-1].isdecimal() and len(parts[-1]) < 10:
-        severity = Setting(f"severity of {name}", Severity).check(int(parts[-1]))
-        return base + ":".join(parts[:-2]), parts[-2], severity
-    if len(parts) == 1 or base:
-        return name, None, 0
-    raise ArchrepairError(f"{name!r} is not a version of a dataset; expected NAME or NAME:CORRUPTION:SEVERITY, e.g. cifar10:fog:3")
 
 # %% ../../nbs/data/07_datasets.ipynb #c9d0b290
 def _digits(split: str) -> ImageSet:
@@ -113,12 +95,6 @@ def _pack_tiny(source: Path, folder: Path) -> None:
         _write_cache(folder / f"{split}.npz", lazy[torch.arange(len(files))].numpy(), np.array([y for _, y in files]), classes)
 
 # %% ../../nbs/data/07_datasets.ipynb #3c570fdb
-def _user_path(base: str) -> Path | None:
-    "The path in a name such as `folder:~/photos` or `npz:a.npz`; None for the name of another dataset."
-    kind, _, path = base.partition(":")
-    return user_path(path) if kind in ("folder", "npz") and path else None
-
-
 def _load_imagenet(root: Path, split: str, image_size: int | None) -> ImageSet:
     "A split of ImageNet in `root`/imagenet."
     options = split_folders(root / "imagenet", split)
@@ -131,7 +107,7 @@ def _load_imagenet(root: Path, split: str, image_size: int | None) -> ImageSet:
 
 def _load_clean(name: str, split: str, root: Path, image_size: int | None, download: bool, lazy: bool) -> ImageSet:
     "A split without corruption."
-    path = _user_path(name)
+    path = path_of(name)
     if name == "digits":
         return _digits(split)
     if name == "imagenet":
@@ -191,17 +167,5 @@ def fingerprint(name: str, split: str | None = None) -> str | None:
 
     Of a version it is that of the clean dataset. None for a dataset that has a name, and where there is nothing at the path.
     """
-    path = _user_path(parse_version(name)[0])
+    path = path_of(parse_version(name)[0])
     return content_of(path, split) if path is not None and path.exists() else None
-
-
-def split_versions(text: str) -> list[str]:
-    "The datasets in a list that is separated by commas: a part that begins with no dataset's name belongs to the path before it."
-    versions: list[str] = []
-    for part in text.split(","):
-        known = part.strip().partition(":")[0] in (*DATASETS, "folder", "npz", "auto")
-        if versions and not known and _user_path(versions[-1]) is not None:
-            versions[-1] += f",{part}"
-        else:
-            versions.append(part.strip())
-    return versions

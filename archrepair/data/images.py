@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = ['STATISTICS', 'NORMALIZATIONS', 'ImageSet', 'number_names', 'pixels_o
            'normalization']
 
 # %% ../../nbs/data/01_images.ipynb #f17028dd
+from ..core.copies import upload
 from ..core.errors import ArchrepairError
 
 # %% ../../nbs/data/01_images.ipynb #a56f5491
@@ -85,7 +87,7 @@ class ImageSet:
 
     def batch(self, positions: Tensor) -> Tensor:
         "The images at `positions` (int64 B), uint8 B×H×W×3."
-        return self.images[positions.to(self.images.device)] if isinstance(self.images, Tensor) else self.images[positions]
+        return self.images[upload(positions, self.images.device)] if isinstance(self.images, Tensor) else self.images[positions]
 
     def select(self, positions: Tensor) -> ImageSet:
         "The subset at `positions` (int64); it remembers where its images stood in the whole split."
@@ -191,6 +193,13 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    "A number per channel (1×C×1×1), moved to `device` once: a batch that waited for six numbers would wait for all that was begun before."
+    with torch.inference_mode(False):
+        return upload(torch.tensor(values).view(1, -1, 1, 1), device)
+
+
 @dataclass(frozen=True)
 class Normalize:
     """uint8 B×H×W×3, or float B×3×H×W in [0, 1], to float32 B×3×H×W in channels-last order, (x − mean) / std per channel.
@@ -214,7 +223,7 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).float().div_(255) if images.dtype == torch.uint8 else images.float().clone()
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_channels(values, x.device) for values in (self.mean, self.std))
         return x.sub_(mean).div_(std)
 
     def __str__(self) -> str:

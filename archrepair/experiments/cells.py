@@ -27,10 +27,11 @@ __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', '
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, write_json, write_text
+from ..core.names import check_dataset, parse_version
 from ..core.paths import file_name, home
 from ..core.settings import OneOf, Seed, check_settings, checked
 from ..core.tiers import Tier, TierName, resolve_tier
-from ..data.datasets import fingerprint, load_dataset, parse_version
+from ..data.datasets import fingerprint, load_dataset
 from ..data.images import ImageSet
 from ..data.scenario import PROTOCOLS, RepairData, Scenario, build_scenario
 from ..deploy.footprint import footprints, hold_gates
@@ -318,7 +319,7 @@ def repair_into(
         log(f"{path} is complete already; --force repairs again")
         return record
     method_of(cell, resolve_tier(cell.tier))  # better to know what is wrong now than after the repair
-    parse_version(cell.dataset)
+    check_dataset(cell.dataset)
     fresh = not folder.exists()
     write_text(folder / ".writable", "").unlink()
 

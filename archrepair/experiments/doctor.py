@@ -19,9 +19,10 @@ __all__ = ['T', 'DOWNLOADS', 'doctor']
 
 # %% ../../nbs/experiments/08_doctor.ipynb #46f92458
 from ..core.errors import ArchrepairError, Notice, note_once, unknown
+from ..core.names import Source, parse_version
 from ..core.paths import home
 from ..core.tiers import TIERS, Tier, resolve_tier
-from ..data.datasets import load_dataset, parse_version, version_of
+from ..data.datasets import load_dataset, version_of
 from ..data.images import ImageSet, Normalize, pixels_of
 from ..data.scenario import PROTOCOLS, RepairData
 from .cells import Cell
@@ -53,7 +54,7 @@ from ..networks.admission import admit_to_repair
 from ..networks.channels import fit_channels
 from ..networks.external import brings_weights
 from ..networks.models import outline
-from ..networks.sources import CHECKPOINTS, PUBLISHED, Source, published_place
+from ..networks.sources import CHECKPOINTS, PUBLISHED, published_place
 from ..networks.weights import load_weights, split_entry
 from ..repair.localization import localize
 from ..repair.result import load

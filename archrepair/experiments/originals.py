@@ -23,16 +23,17 @@ __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
 from ..core.modes import settled
+from ..core.names import Source, parse_version
 from ..core.paths import file_name, home, user_path
 from ..core.settings import Count, checked
 from ..core.tiers import Tier, resolve_tier
-from ..data.datasets import fingerprint, load_dataset, parse_version
+from ..data.datasets import fingerprint, load_dataset
 from ..data.images import ImageSet, Normalize, holdout, normalization, pixels_of
 from ..nas.supernet import recalibrate
 from ..networks.channels import fit_channels
 from ..networks.external import brings_weights
 from ..networks.models import create_model
-from ..networks.sources import CHECKPOINTS, PUBLISHED, Source, own_normalization, published_file
+from ..networks.sources import CHECKPOINTS, PUBLISHED, own_normalization, published_file
 from ..networks.weights import load_weights, save_weights, split_entry
 from ..training.evaluation import Score, is_correct, predict
 from ..training.fit import train_original

@@ -22,10 +22,11 @@ __all__ = ['method_cell', 'versions_of', 'own', 'Runs']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
 from ..core.errors import ArchrepairError, first_line, unknown, write_json
+from ..core.names import parse_version
 from ..core.settings import Setting, settings_of, unknown_setting
 from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import COMMON_CORRUPTIONS, list_corruptions
-from ..data.datasets import load_dataset, parse_version
+from ..data.datasets import load_dataset
 from ..data.scenario import Scenario
 from .cells import Cell, Record, digest, method_of, run_full, scenario_of
 from .methods import method_class

@@ -119,7 +119,7 @@ class DARTS(SearchStrategy):
 
     def _edge_factors(self) -> Tensor:
         "(edges): |In(j)| · softmax(β) over the edges into each node j (Xu et al., 2020); exactly 1 at the start."
-        target = torch.tensor([e.target for e in self.graph.edges], device=self.mask.device)
+        target = self.targets
         weights = (self.arch["beta"] - self.arch["beta"].detach().max()).exp()
         zeros = weights.new_zeros(len(self.graph.nodes))
         sums, counts = zeros.index_add(0, target, weights), zeros.index_add(0, target, torch.ones_like(weights))

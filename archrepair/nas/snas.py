@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = ['draw_softly', 'SNAS']
 
 # %% ../../nbs/nas/08_snas.ipynb #561664fb
+from ..core.copies import upload
 from ..core.settings import Positive, Within, checked
 from .darts import reach
 from .graph import BlockGraph
@@ -28,7 +29,7 @@ def draw_softly(log_alpha: Tensor, temperature: float, generator: torch.Generato
     `log_alpha`: logits (edges, candidates), −inf for candidates that an edge lacks. `temperature` > 0: the lower, the closer to one-hot.
     """
     noise = torch.empty(*log_alpha.shape, *samples).exponential_(generator=generator).clamp_min(torch.finfo(torch.float32).tiny)
-    logits = log_alpha.reshape(*log_alpha.shape, *[1] * len(samples)) - noise.log().to(log_alpha)
+    logits = log_alpha.reshape(*log_alpha.shape, *[1] * len(samples)) - upload(noise.log(), log_alpha.device).to(log_alpha)
     return (logits / temperature).softmax(1)
 
 # %% ../../nbs/nas/08_snas.ipynb #1800a88e

@@ -68,6 +68,7 @@ class SearchStrategy:
         self.graph, self.steps = graph, max(1, steps)
         self.decisions: list = []
         self.mask = torch.tensor([[c in e.candidates for c in CANDIDATES] for e in graph.edges], device=device)
+        self.targets = torch.tensor([e.target for e in graph.edges], device=device)
         self.arch = self.init_arch(graph, generator or torch.Generator().manual_seed(0)).to(device)
         self.initial = {name: p.detach().clone() for name, p in self.arch.items()}
         self.healthy = self.initial

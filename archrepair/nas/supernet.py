@@ -333,11 +333,12 @@ def recalibrate(block: nn.Module, batches: Iterator[Tensor], run: nn.Module | No
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average
     (run or block).eval()
     for norm in norms:
         norm.train()
-    for x in batches if norms else ():
+    for number, x in enumerate(batches if norms else (), 1):
+        for norm in norms:
+            norm.momentum = 1 / number  # a plain average, for which BatchNorm itself would read its counter from the device each time
         (run or block)(x)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum

@@ -13,19 +13,20 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torchvision
 from torch import nn
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'list_networks', 'unknown_network', 'build', 'brings_weights', 'sketch']
+__all__ = ['LIBRARIES', 'list_networks', 'build', 'brings_weights', 'sketch']
 
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line, first_sentence, unknown
 from ..core.layout import layout_of
+from ..core.names import unknown_network
 from .admission import admit, unwrap
 from .channels import channels_of
 from .outputs import logits_of
@@ -79,18 +80,6 @@ def list_networks(pattern: str) -> list[str]:
         raise unknown("library of networks", library, LIBRARIES)
     names = torchvision.models.list_models(module=torchvision.models) if library == "torchvision" else _import_timm().list_models()
     return [f"{library}:{name}" for name in fnmatch.filter(names, rest)]
-
-
-def unknown_network(name: str, known: Iterable[str]) -> ArchrepairError:
-    "The error for a name that means no network, with those of `known` that it may have meant."
-    known = list(known)
-    close = [n for n in known if n.endswith(f":{name}")] or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    library = name.partition(":")[0]
-    shown = (f"one that `archrepair list models '{library}:*'` shows" if library in LIBRARIES else
-             "one that `archrepair list models` shows, torchvision:NAME, timm:NAME, hub:OWNER/REPO:ENTRY, or "
-             "package.module:factory (a module that is installed or in the current directory)")
-    return ArchrepairError(f"unknown model {name!r}: {hint}expected {shown}")
 
 # %% ../../nbs/networks/02_external.ipynb #b8d834e2
 def _from_factory(spec: str, n_classes: int, seed: int) -> nn.Module:

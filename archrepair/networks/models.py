@@ -23,10 +23,11 @@ from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line
 from ..core.layout import layout_of
 from ..core.modes import settled
+from ..core.names import Source, torchvision_names, unknown_network
 from .admission import unwrap
 from .cifar import CIFAR_RESNETS, CifarResNet
-from .external import build, list_networks, sketch, unknown_network
-from .sources import Source, published_file
+from .external import build, list_networks, sketch
+from .sources import published_file
 from .weights import load_weights
 
 # %% ../../nbs/networks/01_models.ipynb #c520fc4e
@@ -237,7 +238,7 @@ def create_model(
     source = Source.of(name)
     name = source.name
     if ":" not in name and name not in MODELS:
-        raise unknown_network(name, [*MODELS, *list_networks("torchvision:*")])
+        raise unknown_network(name, [*MODELS, *torchvision_names()])
     if ":" in name:
         network = build(name, n_classes, image_size, seed, trust=trust or source.trust, pretrained=pretrained)
     else:
@@ -258,6 +259,6 @@ def outline(name: str, n_classes: int = 10) -> nn.Module:
     if ":" in name:
         return sketch(name, n_classes, trust=source.trust)
     if name not in MODELS:
-        raise unknown_network(name, [*MODELS, *list_networks("torchvision:*")])
+        raise unknown_network(name, [*MODELS, *torchvision_names()])
     with torch.device("meta"):
         return MODELS[name](n_classes, 224, 1)

@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import re
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +17,7 @@ import torchvision
 from torch import nn
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'REPOSITORY', 'CHECKPOINTS', 'Source', 'published_place', 'published_file', 'hub_network',
-           'own_normalization']
+__all__ = ['PUBLISHED', 'REPOSITORY', 'CHECKPOINTS', 'published_place', 'published_file', 'hub_network', 'own_normalization']
 
 # %% ../../nbs/networks/10_sources.ipynb #07faee80
 from ..core.errors import ArchrepairError, first_line, first_sentence, unknown, write_atomic
@@ -29,45 +27,6 @@ from .weights import split_entry
 
 # %% ../../nbs/networks/10_sources.ipynb #cedccb48
 PUBLISHED = "published"  # in the place of a file: the weights that the network's own source publishes
-_SETTINGS = ("weights", "normalize", "trust")
-_WITH_SETTINGS = re.compile(rf"(.+?):((?:{'|'.join(_SETTINGS)})=.*)")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A network by name and settings.
-
-    `weights`: a file, FILE#ENTRY or `published`; `normalize`: what its inputs are normalized by (see `normalization`); `trust`: may code
-    of its repository run? Empty: nothing is said.
-    """
-
-    name: str
-    weights: str = ""
-    normalize: str = ""
-    trust: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> Source:
-        "Read `NAME` or `NAME:SETTING=VALUE;SETTING=VALUE`. Raises `ArchrepairError` for other settings."
-        match = _WITH_SETTINGS.fullmatch(text)
-        if match is None:
-            return cls(text)
-        settings = {}
-        for part in filter(None, match[2].split(";")):
-            key, equals, value = part.partition("=")
-            if key not in _SETTINGS:
-                raise unknown("setting of a network", key, _SETTINGS)
-            if not equals or not value or key == "trust" and value not in ("yes", "no"):
-                raise ArchrepairError(f"{part!r} is not a setting of a network; expected weights=FILE, weights=published, "
-                                      "normalize=imagenet (or another normalization) or trust=yes")
-            settings[key] = value
-        trust = settings.pop("trust", "no") == "yes"
-        return cls(match[1], **settings, trust=trust)
-
-    def __str__(self) -> str:
-        settings = {"weights": self.weights, "normalize": self.normalize, "trust": "yes" if self.trust else ""}
-        text = ";".join(f"{key}={value}" for key, value in settings.items() if value)
-        return f"{self.name}:{text}" if text else self.name
 
 # %% ../../nbs/networks/10_sources.ipynb #6f7b8e90
 REPOSITORY = "https://raw.githubusercontent.com/akamaster/pytorch_resnet_cifar10/d5489e8995e81e91ce6b1d69dcc98ad579b0b153/pretrained_models"

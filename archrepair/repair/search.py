@@ -30,10 +30,11 @@ from ..nas.operations import CANDIDATES
 from ..nas.strategies import StrategyName, make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
 from ..nas.supernet import SuperNet
+from ..networks.admission import device_of
 from .blockdata import BlockData, parcel
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
-from ..training.rows import Rows
+from ..training.rows import PlacedBatch, Rows
 
 # %% ../../nbs/01_search.ipynb #600f7a39
 class Relaxed(nn.Module):
@@ -57,19 +58,19 @@ class Relaxed(nn.Module):
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs, labels, the original's logits, which rows are held to them
 
 
-def _batch_at(rows: Rows, positions: Tensor, view: int = 0) -> Batch:
-    "The rows at `positions` with all that a loss asks for, on their device."
-    assert rows.teacher is not None and rows.imitate is not None
-    x, order = rows.inputs(positions, view=view)
-    return x, rows.labels[order].to(x.device), rows.teacher[order].to(x.device), rows.imitate[order].to(x.device)
+def _load(rows: Rows, batch: PlacedBatch, view: int = 0) -> Batch:
+    "A batch of `rows` with all that a loss asks for, on the device."
+    labels, teacher, imitate = rows.answers(batch.order)
+    assert teacher is not None and imitate is not None
+    return batch.inputs(view), labels, teacher, imitate
 
 
 class _Half:
     "One half of the repair set. Its batches follow from epoch and step alone, so a killed search goes on as if nothing had happened."
 
-    def __init__(self, rows: Rows, recipe: Recipe, seed: int):
-        self.rows, self.recipe, self.seed = rows, recipe, seed
-        self._epoch, self._order = 0, self.order(0)
+    def __init__(self, rows: Rows, recipe: Recipe, seed: int, device: torch.device | str = "cpu"):
+        self.rows, self.recipe, self.seed, self.device = rows, recipe, seed, device
+        self._epoch, self._batches = 0, self.rows.place(self.order(0), device)
 
     def order(self, epoch: int) -> list[Tensor]:
         "The positions of every batch of an epoch."
@@ -78,8 +79,8 @@ class _Half:
     def batch(self, epoch: int, step: int) -> Batch:
         "The batch of a step; a half with fewer batches than the other begins again."
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.order(epoch)
-        return _batch_at(self.rows, self._order[step % len(self._order)], view=epoch - 1)
+            self._epoch, self._batches = epoch, self.rows.place(self.order(epoch), self.device)
+        return _load(self.rows, self._batches[step % len(self._batches)], view=epoch - 1)
 
 # %% ../../nbs/01_search.ipynb #637047ee
 def weight_groups(supernet: SuperNet, recipe: SearchRecipe) -> list[dict]:
@@ -207,8 +208,8 @@ def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[st
 
 def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, share: float, batches: int = 8) -> Callable[[], float]:
     "A function that gives the loss of `network`, as it then is and in eval mode, on the first batches of `rows`."
-    sample = [_batch_at(rows, positions) for positions in
-              rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed)[:batches]]
+    order = rows.order(0, recipe.batch_size, recipe.failure_ratio, recipe.seed)[:batches]
+    sample = [_load(rows, batch) for batch in rows.place(order, device_of(network))]
 
     @torch.no_grad()
     def loss() -> float:
@@ -233,8 +234,8 @@ class _Setup:
         original, generator = prepared.split.block, torch.Generator().manual_seed(recipe.seed)
         self.graph = extract(original, prepared.entering(2), level=recipe.level, max_edges=recipe.max_edges, max_span=recipe.max_span)
         self.supernet = SuperNet(original, self.graph, channel_k=self.strategy.channel_k, generator=generator).to(prepared.device)
-        self.weights_half = _Half(prepared.rows(0, seed=recipe.seed), self.training, recipe.seed)
-        self.arch_half = _Half(prepared.rows(1, seed=recipe.seed), self.training, recipe.seed + 1)
+        self.weights_half = _Half(prepared.rows(0, seed=recipe.seed), self.training, recipe.seed, prepared.device)
+        self.arch_half = _Half(prepared.rows(1, seed=recipe.seed), self.training, recipe.seed + 1, prepared.device)
         self.steps = len(self.weights_half.order(0))  # of an epoch
         self.total = self.training.epochs * self.steps
         self.warm = min(max(1, round(recipe.warmup * self.total)), self.total) if recipe.warmup else 0

@@ -28,6 +28,7 @@ from ..networks.channels import fit_channels
 from ..networks.outputs import last_step, logits_of, remark_on
 from .cost import CostMeter
 from .fit import autocast
+from .memory import Portions
 from .rows import Features, image_features
 from .statistics import mcnemar, wilson
 
@@ -53,19 +54,21 @@ def predict(
     """
     model = admit(model)
     device = device_of(model)
-    if isinstance(images, ImageSet) and transform is None:
-        raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
-    rows = images
-    if isinstance(images, ImageSet) and transform is not None:
+    if isinstance(images, ImageSet):
+        if transform is None:
+            raise ArchrepairError("images were given without a transform; expected one, e.g. Normalize.of(images)")
         transform = fit_channels(model, as_transform(transform, images), images)
         rows = image_features(images, transform, device, layout=layout_of(model))
-    logits = []
+    else:
+        rows = images
+    logits, portions = [], Portions()
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
-        for positions in torch.arange(len(rows)).split(batch_size) if len(rows) else ():
-            logits.append(logits_of(model(rows.batch(positions))).float().cpu())
+        for positions in torch.arange(len(rows), device=rows.place).split(batch_size) if len(rows) else ():
+            answer = lambda part, positions=positions: logits_of(model(rows.batch(positions[part]))).float()
+            logits += portions.each(len(positions), answer, device)
     if meter:
         meter.add(len(rows), share=share)
-    result = torch.cat(logits) if logits else torch.zeros(0, 0)
+    result = torch.cat(logits).cpu() if logits else torch.zeros(0, 0)
     check_outputs(result, rows.labels)
     if _may_be_sigmoid(result) and last_step(model, rows.batch(torch.arange(min(2, len(rows))))) == "Sigmoid":
         raise ArchrepairError("the network's one output is a probability (a sigmoid at its end); expected a logit, positive for the second "

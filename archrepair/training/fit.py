@@ -23,7 +23,7 @@ __all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precisi
            'train_original']
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, unknown, write_atomic
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
 from ..core.layout import lay_out, layout_of, make_safe
 from ..core.modes import settled
 from ..core.progress import track
@@ -34,7 +34,8 @@ from ..networks.admission import device_of
 from ..networks.outputs import logits_of
 from ..networks.weights import put_tensors, tensors_of
 from .cost import CostMeter
-from .rows import Rows, image_features
+from .memory import Portions
+from .rows import PlacedBatch, Rows, image_features
 
 # %% ../../nbs/training/03_fit.ipynb #02032e81
 @checked
@@ -160,7 +161,7 @@ class _Run:
         self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.steps = len(self.batches(0))
+        self.steps, self.precision, self.portions = len(self.batches(0)), recipe.precision, Portions(_least_rows(trainable))
         self.state = {"optimizer": self.optimizer, **extra}
         self.history, self.weights = History(), copy.deepcopy(tensors_of(model))
         self.meter, self.share, self.meter_before = meter, share, copy.copy(meter)
@@ -178,29 +179,46 @@ class _Run:
         put_tensors(self.model, self.weights)
         self.model.eval()
 
-    def step(self, epoch: int, step: int, batch: Tensor) -> Tensor:
-        "One step of gradient descent on the rows `batch`; returns their mean loss."
+    def snapshot(self) -> dict[str, Any]:
+        "A copy of all that an epoch changes."
+        return copy.deepcopy({"model": tensors_of(self.model), **{name: part.state_dict() for name, part in self.state.items()}})
+
+    def rewind(self, snapshot: dict[str, Any]) -> None:
+        "Return to what a snapshot holds."
+        put_tensors(self.model, snapshot["model"])
+        for name, part in self.state.items():
+            part.load_state_dict(snapshot[name])
+
+    def step(self, epoch: int, step: int, batch: PlacedBatch) -> Tensor:
+        "One step of gradient descent on a batch; returns its mean loss."
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * self.recipe.lr_at((epoch - 1 + step / self.steps) / self.recipe.epochs)
-        x, order = self.rows.inputs(batch, view=epoch - 1)
-        teacher = imitate = None
-        if self.rows.teacher is not None and self.rows.imitate is not None:
-            teacher, imitate = self.rows.teacher[order].to(self.device), self.rows.imitate[order].to(self.device)
-        with autocast(self.device, self.recipe.precision):
-            x = lay_out(x, torch.contiguous_format) if self.careful else x
-            logits = logits_of(self.model(x))  # in train mode there may be auxiliary ones
-        loss = self.recipe.loss(logits.float(), self.rows.labels[order].to(self.device), teacher, imitate)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        zero = lambda: self.optimizer.zero_grad(set_to_none=True)
+        zero()
+        whole = lambda part: part.stop - part.start == len(batch)
+        portion = lambda part: batch if whole(part) else self.rows.place([batch.rows[part]], self.device)[0]
+        losses = self.portions.each(len(batch), lambda part: self._add_gradient(portion(part), epoch - 1, len(batch)), self.device, zero)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _add_gradient(self, portion: PlacedBatch, view: int, whole: int) -> Tensor:
+        "Add the gradient of a portion of a batch of `whole` rows; returns its share of the batch's mean loss."
+        x, (labels, teacher, imitate) = portion.inputs(view), self.rows.answers(portion.order)
+        with autocast(self.device, self.precision):
+            x = lay_out(x, torch.contiguous_format) if self.careful else x
+            logits = logits_of(self.model(x))  # in train mode there may be auxiliary ones
+        loss = self.recipe.loss(logits.float(), labels, teacher, imitate)
+        loss = loss if len(portion) == whole else loss * (len(portion) / whole)
+        loss.backward()
         return loss.detach()
 
     def train_epoch(self, epoch: int, before_step: Callable[[int, int], None] | None, after_step: Callable[[], None] | None,
                     advance: Callable[..., None]) -> dict:
         "Pass over the rows once; returns the epoch's entry in the history. The model is in eval mode afterwards."
-        started, total, batches = time.perf_counter(), torch.zeros((), device=self.device), self.batches(epoch)
+        started, total = time.perf_counter(), torch.zeros((), device=self.device)
+        batches = self.rows.place(self.batches(epoch), self.device)
         self.model.eval()
         for module in self.trainable:
             module.train()
@@ -214,12 +232,25 @@ class _Run:
                     after_step()
                 self.meter.add(len(batch), len(batch), self.share)
                 total += loss * len(batch)
-                advance(1)
-                if number % 50 == 0:
-                    advance(0, epoch=epoch, loss=float(loss))
+                advance(1, epoch=epoch, loss=loss)
         mean = float(total) / sum(map(len, batches))
         self.model.eval()
         return {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
+
+    def train_safely(self, epoch: int, *callbacks: Any) -> dict:
+        "`train_epoch`, and where bfloat16 had a loss that is not finite, the same epoch once more in float32."
+        snapshot = self.snapshot() if self.precision == "bf16" else None
+        entry = self.train_epoch(epoch, *callbacks)
+        if snapshot is None or math.isfinite(entry["loss"]):
+            return entry
+        note_once("a loss in bf16 is not finite; the epoch is repeated in fp32 (precision fp32 or ARCHREPAIR_PRECISION=fp32 does so from "
+                  "the start)")
+        self.rewind(snapshot)
+        self.precision = "fp32"
+        try:
+            return {**self.train_epoch(epoch, *callbacks), "precision": "fp32"}
+        finally:
+            self.precision = self.recipe.precision
 
 # %% ../../nbs/training/03_fit.ipynb #b6bcebd7
 def sgd(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
@@ -234,6 +265,12 @@ def _decay_groups(modules: Sequence[nn.Module], lr: float, weight_decay: float) 
         raise ArchrepairError("nothing to train: no parameter requires a gradient; unfreeze the part to be repaired")
     return [{"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0}]
+
+
+def _least_rows(trainable: Sequence[nn.Module]) -> int:
+    "The least number of rows that can be learned from at a time: BatchNorm has nothing to normalize by in one."
+    norms = (m for module in trainable for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return 2 if any(norms) else 1
 
 # %% ../../nbs/training/03_fit.ipynb #d996361b
 def _save(run: _Run, path: Path) -> None:
@@ -286,8 +323,9 @@ def fit(
 ) -> History:
     """Train `model` in place, in a memory layout that is safe (`core.layout`), and return the history.
 
-    Parameters that do not require gradients never move. A killed run resumes from its checkpoint. Raises `TrainingDiverged` when the loss
-    is not finite; the checkpoint then still holds the last good epoch.
+    Parameters that do not require gradients never move. A killed run resumes from its checkpoint. A batch that does not fit into the memory
+    is divided, and its gradients are added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32.
+    Raises `TrainingDiverged` when the loss is not finite all the same; the checkpoint then still holds the last good epoch.
 
     Example: `fit(model, rows, Recipe(epochs=2), validate=lambda: loss_of(model))`
     """
@@ -302,7 +340,7 @@ def fit(
         for epoch in range(first, recipe.epochs + 1):
             if history.is_over(recipe.patience):
                 break
-            entry = run.train_epoch(epoch, before_step, after_step, advance)
+            entry = run.train_safely(epoch, before_step, after_step, advance)
             if not math.isfinite(entry["loss"]):
                 run.restore()
                 raise TrainingDiverged(f"{what}: the loss is {entry['loss']} in epoch {epoch}; lower the learning rate ({recipe.lr:g}) "

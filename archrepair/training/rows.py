@@ -9,16 +9,17 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_features', 'Rows']
+__all__ = ['draw_view', 'spread_views', 'Features', 'image_features', 'cache_features', 'PlacedBatch', 'Rows']
 
 # %% ../../nbs/training/01_rows.ipynb #1f46f5f5
+from ..core.copies import upload
 from ..core.layout import lay_out, layout_of
 from ..data.images import ImageSet
 from ..networks.blocks import Split
@@ -48,13 +49,17 @@ def spread_views(images: ImageSet, views: int) -> ImageSet:
 # %% ../../nbs/training/01_rows.ipynb #33133561
 @dataclass
 class Features:
-    "Rows of network or block inputs: `batch(positions, view)` gives float B×C×H×W on the device."
+    """Rows of network or block inputs: `batch(positions, view)` gives float B×C×H×W on the device.
+
+    `place` is the device on which `read` looks its positions up: positions from elsewhere are right, but have to be moved.
+    """
 
     labels: Tensor
     read: Callable[[Tensor, int], Tensor]
     views: int = 1
     where: str = "recomputed"
     bytes: int = 0
+    place: torch.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,8 +69,8 @@ class Features:
 
     def select(self, positions: Tensor) -> Features:
         "The rows at `positions` (int64); nothing is copied."
-        read = self.read
-        return Features(self.labels[positions], lambda rows, view: read(positions[rows], view), self.views, self.where, self.bytes)
+        read, there = self.read, positions.to(self.place)
+        return replace(self, labels=self.labels[positions], read=lambda rows, view: read(there[rows.to(there.device)], view))
 
 
 def image_features(
@@ -81,7 +86,12 @@ def image_features(
     """
     resident = images.to(device)
     read = lambda positions, view: lay_out(transform(draw_view(resident.batch(positions).to(device), view)), layout)
-    return Features(images.labels, read, views)
+    return Features(images.labels, read, views, place=_place_of(resident))
+
+
+def _place_of(images: ImageSet) -> torch.device:
+    "Where the images are looked up: on their device, or on the host where they are decoded on demand."
+    return images.images.device if isinstance(images.images, Tensor) else torch.device("cpu")
 
 # %% ../../nbs/training/01_rows.ipynb #90f1a734
 def cache_features(
@@ -123,7 +133,7 @@ def cache_features(
     size = math.prod(total) * dtype.itemsize
     store = _store_for(size, device, folder is not None) if store == "auto" else store
     if store == "none":
-        return Features(images.labels, compute, views)
+        return Features(images.labels, compute, views, place=_place_of(images))
     if store == "file":
         key = _key(prefix, images, transform, dtype, views, shape)
         table = _mapped(Path(folder or ".") / f"{key}.features", total, dtype, fill)
@@ -135,7 +145,7 @@ def cache_features(
     def read(positions: Tensor, view: int) -> Tensor:
         return lay_out(table[view][positions.to(table.device)].to(device, non_blocking=True).float(), layout)
 
-    return Features(images.labels, read, views, store, size)
+    return Features(images.labels, read, views, store, size, table.device)
 
 # %% ../../nbs/training/01_rows.ipynb #5a7c4345
 def _store_for(size: int, device: torch.device, file: bool) -> str:
@@ -182,6 +192,26 @@ def _key(prefix: nn.Module, images: ImageSet, transform: Callable, dtype: torch.
     return digest.hexdigest()[:24]
 
 # %% ../../nbs/training/01_rows.ipynb #3461cab8
+@dataclass(frozen=True)
+class PlacedBatch:
+    """The rows of one step, in the order in which their inputs come: `rows` (int64 B), and `order`, the same on the device.
+
+    `parts` are the features that hold some of them, with the positions there.
+    """
+
+    rows: Tensor
+    order: Tensor
+    parts: tuple[tuple[Features, Tensor], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def inputs(self, view: int = 0) -> Tensor:
+        "The inputs of these rows."
+        inputs = [part.batch(positions, view) for part, positions in self.parts]
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+
+
 @dataclass
 class Rows:
     """Rows to train on: features or images, labels, and the original network's answers.
@@ -198,19 +228,36 @@ class Rows:
     def __post_init__(self):
         self.labels = torch.cat([part.labels for part in self.parts])
         self.starts = torch.tensor([0, *[len(part) for part in self.parts]]).cumsum(0)
+        self._answers: dict[torch.device, tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def place(self, batches: Sequence[Tensor], device: torch.device | str = "cpu") -> list[PlacedBatch]:
+        "The batches, lists of rows (int64), with all their positions where they are needed: one transfer for all of them."
+        shares = []  # for each part, the positions that each batch has in it
+        for start, end in zip(self.starts, self.starts[1:]):
+            shares.append([rows[(rows >= start) & (rows < end)] - start for rows in batches])
+        sorted_rows = [torch.cat([local + start for local, start in zip(locals_, self.starts)]) for locals_ in zip(*shares)]
+        orders = upload(torch.cat(sorted_rows), device).split([len(rows) for rows in sorted_rows])
+        placed = [upload(torch.cat(share), part.place).split([len(local) for local in share]) for part, share in zip(self.parts, shares)]
+        return [PlacedBatch(rows, order, tuple((part, local) for part, local in zip(self.parts, locals_) if len(local)))
+                for rows, order, locals_ in zip(sorted_rows, orders, zip(*placed))]
+
     def inputs(self, rows: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
         "The inputs at `rows` and the rows in the order in which they come."
-        inputs, order = [], []
-        for part, start, end in zip(self.parts, self.starts, self.starts[1:]):
-            local = rows[(rows >= start) & (rows < end)] - start
-            if len(local):
-                inputs.append(part.batch(local, view))
-                order.append(local + start)
-        return inputs[0] if len(inputs) == 1 else torch.cat(inputs), torch.cat(order)
+        (batch,) = self.place([rows])
+        return batch.inputs(view), batch.rows
+
+    def answers(self, order: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        "Labels, the original's logits and which rows are held to them, at the rows `order`, on its device; moved there once."
+        device = order.device
+        if device not in self._answers:
+            held = self.teacher is not None and self.imitate is not None
+            there = lambda tensor: upload(tensor, device) if held else None
+            self._answers[device] = upload(self.labels, device), there(self.teacher), there(self.imitate)
+        labels, teacher, imitate = self._answers[device]
+        return labels[order], None if teacher is None else teacher[order], None if imitate is None else imitate[order]
 
     def order(self, epoch: int, batch_size: int, ratio: float | None, seed: int) -> list[Tensor]:
         "The rows of every batch of an epoch; `ratio` of each batch are failures (None: as they come)."

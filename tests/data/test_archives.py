@@ -1,5 +1,6 @@
 """Published archives: tiny ones in the published layout, read, matched with the clean set, damaged, and fetched."""
 import hashlib
+import io
 import tarfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -158,6 +159,32 @@ def test_download(arrays, tmp_path, monkeypatch):
     with pytest.raises(ArchrepairError, match=f"its MD5 is {md5}"):
         download_archive("cifar10", tmp_path / "bad")
     assert not any((tmp_path / "bad").iterdir())
+
+
+@pytest.mark.parametrize("filters", [True, False], ids=["filters", "Python 3.11.0"])
+def test_unpacking_stays_inside_the_folder(filters, tmp_path, monkeypatch):
+    if not filters:
+        monkeypatch.delattr(tarfile, "data_filter")
+    names = {"good": "folder/a.txt", "outside": "../evil.txt", "absolute": f"{tmp_path}/evil.txt", "link": "link"}
+    for kind, name in names.items():
+        with tarfile.open(tmp_path / f"{kind}.tar", "w") as tar:
+            member = tarfile.TarInfo(name)
+            if kind == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+            else:
+                member.size = 1
+            tar.addfile(member, io.BytesIO(b"a"))
+    target = tmp_path / "target"
+    target.mkdir()
+    for kind in names:
+        with tarfile.open(tmp_path / f"{kind}.tar") as tar:
+            if kind in ("good", "absolute") and (filters or kind == "good"):
+                archives._unpack(tar, target)  # filters make an absolute name a relative one
+            else:
+                with pytest.raises(tarfile.TarError):
+                    archives._unpack(tar, target)
+    assert (target / "folder" / "a.txt").read_text(encoding="utf-8") == "a"
+    assert not (tmp_path / "evil.txt").exists() and not (target / "link").exists()
 
 
 def test_download_picks_the_file_that_holds_the_corruption(tmp_path, monkeypatch):

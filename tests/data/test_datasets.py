@@ -7,35 +7,14 @@ import torch
 from PIL import Image
 
 from archrepair.core.errors import ArchrepairError
+from archrepair.core.names import parse_version
 from archrepair.data import datasets
-from archrepair.data.datasets import fingerprint, load_dataset, parse_version, split_versions
+from archrepair.data.datasets import fingerprint, load_dataset
 from archrepair.data.files import read_arrays
 from archrepair.data.images import STATISTICS, Normalize
 from support.pictures import pixels, save_tree, write_npz
 
 # --- names
-
-
-@pytest.mark.parametrize(("name", "parts"), [
-    ("cifar10", ("cifar10", None, 0)), ("cifar10:fog:3", ("cifar10", "fog", 3)), ("folder:/a/b", ("folder:/a/b", None, 0)),
-    ("folder:/a/b:fog:5", ("folder:/a/b", "fog", 5)), ("npz:a.npz", ("npz:a.npz", None, 0)), ("npz:a.npz:snow:1", ("npz:a.npz", "snow", 1)),
-    ("folder:C:\\a", ("folder:C:\\a", None, 0)), ("folder:C:\\a:fog:3", ("folder:C:\\a", "fog", 3)),
-    ("npz:D:/b/a.npz", ("npz:D:/b/a.npz", None, 0)), ("folder:/a/b:c,d:snow:2", ("folder:/a/b:c,d", "snow", 2)),
-])
-def test_parse_version(name, parts):
-    assert parse_version(name) == parts
-
-
-@pytest.mark.parametrize("name", ["cifar10:fog", "cifar10:fog:x", "cifar10:3", "cifar10:", "cifar10:fog:-1", "cifar10:fog:³"])
-def test_half_a_version_is_refused(name):
-    with pytest.raises(ArchrepairError, match="expected NAME or NAME:CORRUPTION:SEVERITY"):
-        parse_version(name)
-
-
-@pytest.mark.parametrize("name", ["cifar10:fog:9", "folder:/a/b:fog:0", "cifar10:snow:17"])
-def test_a_severity_is_checked_before_anything_is_looked_for(name):
-    with pytest.raises(ArchrepairError, match=rf"severity of {name} is \d+; expected a whole number from 1 to 5"):
-        parse_version(name)
 
 
 @pytest.mark.parametrize("name", ["cifar11", "folder:", "npz:", "digits:nothing:3", "digits:fog:9", "cifar10:a:b:3", ""])
@@ -143,15 +122,6 @@ def test_the_official_tiny_imagenet_tree_is_packed(tmp_path):
 
 
 # --- one's own data by name
-
-
-@pytest.mark.parametrize(("text", "versions"), [
-    ("digits", ["digits"]), ("digits, digits:fog:3", ["digits", "digits:fog:3"]), ("folder:/a,b/c", ["folder:/a,b/c"]),
-    ("folder:/a, b,digits:fog:3", ["folder:/a, b", "digits:fog:3"]), ("npz:a,b.npz,folder:c,d", ["npz:a,b.npz", "folder:c,d"]),
-    ("digits,digitz", ["digits", "digitz"]), ("auto", ["auto"]),
-])
-def test_a_list_of_datasets_is_separated_by_commas_but_not_their_paths(text, versions):
-    assert split_versions(text) == versions
 
 
 @pytest.mark.parametrize("name", ["a,b", "a:b", "12:30:5", "fog:fog:3", "my photos", "photos#1", "ünï"])

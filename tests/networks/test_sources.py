@@ -13,29 +13,9 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.data.images import Normalize
 from archrepair.networks.external import brings_weights, build
 from archrepair.networks.models import create_model, outline
-from archrepair.networks.sources import CHECKPOINTS, Source, hub_network, own_normalization, published_file
+from archrepair.networks.sources import CHECKPOINTS, hub_network, own_normalization, published_file
 
 # --- names with settings
-
-
-@pytest.mark.parametrize(("text", "source"), [
-    ("resnet18", Source("resnet18")), ("timm:resnet18.a1_in1k", Source("timm:resnet18.a1_in1k")),
-    ("cifar-resnet20:weights=published", Source("cifar-resnet20", weights="published")),
-    ("timm:resnet18:weights=a/b.pt#ema;normalize=0.5/0.25", Source("timm:resnet18", "a/b.pt#ema", "0.5/0.25")),
-    ("hub:owner/repo:net:trust=yes", Source("hub:owner/repo:net", trust=True)),
-    ("hub:C:\\nets:net:normalize=none;trust=yes", Source("hub:C:\\nets:net", normalize="none", trust=True)),
-])
-def test_a_name_carries_what_belongs_to_the_network(text, source):
-    assert Source.of(text) == source and str(source) == text
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("resnet18:weights=", "'weights=' is not a setting of a network; expected weights=FILE"),
-    ("resnet18:trust=maybe", "'trust=maybe' is not a setting"), ("resnet18:normalize=none;weihgts=w.pt", "did you mean 'weights'"),
-])
-def test_other_settings_are_one_line(text, message):
-    with pytest.raises(ArchrepairError, match=message):
-        Source.of(text)
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet20:weights=published", "torchvision:squeezenet1_1:normalize=none"])

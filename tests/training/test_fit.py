@@ -5,19 +5,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from archrepair.core.errors import ArchrepairError, TrainingDiverged
+from archrepair.core.errors import ArchrepairError, TrainingDiverged, note_once
 from archrepair.core.tiers import TIERS
 from archrepair.data.images import Normalize
 from archrepair.networks.blocks import freeze, replace_block, split
 from archrepair.networks.models import create_model
 from archrepair.training.cost import CostMeter
-from archrepair.training.fit import History, Recipe, default_precision, fit, precision_of, train_original
+from archrepair.training.fit import History, Recipe, _Run, default_precision, fit, precision_of, train_original
 from archrepair.training.rows import Features, Rows, cache_features, image_features
 from support.tables import C, small, table
 
@@ -360,3 +361,46 @@ def test_the_original_learns_digits_and_resumes(digits, digits_test, tmp_path, q
     other = create_model("resnet18", 10, width=0.0625, stem_stride=2)
     train_original(other, few, TIERS["smoke"], epochs=2, seed=1, transform=Normalize.of(few))
     assert not same(straight.state_dict(), other.state_dict())
+
+
+# --- a loss that is not finite in bfloat16
+
+
+def spoil_bf16(monkeypatch, epochs: set[int]) -> None:
+    "In these epochs the second loss under autocast is NaN."
+    step, loss, where = _Run.step, Recipe.loss, {}
+
+    def noted(run, epoch, number, batch):
+        where.update(spoiled=run.precision == "bf16" and epoch in epochs and number == 1)
+        return step(run, epoch, number, batch)
+
+    monkeypatch.setattr(_Run, "step", noted)
+    monkeypatch.setattr(Recipe, "loss", lambda recipe, *more: loss(recipe, *more) * (math.nan if where["spoiled"] else 1))
+
+
+def test_an_epoch_that_is_not_finite_in_bf16_is_repeated_in_fp32(monkeypatch, recwarn):
+    note_once.cache_clear()
+    spoil_bf16(monkeypatch, {2})
+    model, half = small(), replace(FEW, precision="bf16")
+    history = fit(model, Rows([table()]), half)
+    assert [entry.get("precision") for entry in history.epochs] == [None, "fp32", None, None]
+    assert all(math.isfinite(entry["loss"]) for entry in history.epochs)
+    assert all(bool(p.isfinite().all()) for p in model.state_dict().values())
+    said = [str(w.message) for w in recwarn if "bf16" in str(w.message)]
+    assert len(said) == 1 and said[0].startswith("a loss in bf16 is not finite; the epoch is repeated in fp32")
+
+
+def test_the_repeated_epoch_begins_where_the_other_had_begun(monkeypatch):
+    "Spoiled in every epoch, a training in bf16 is one in fp32, momentum included."
+    plain, spoiled = small(), small()
+    expected = fit(plain, Rows([table()]), FEW)
+    spoil_bf16(monkeypatch, {1, 2, 3, 4})
+    history = fit(spoiled, Rows([table()]), replace(FEW, precision="bf16"))
+    assert [e["loss"] for e in history.epochs] == [e["loss"] for e in expected.epochs]
+    assert same(plain.state_dict(), spoiled.state_dict())
+
+
+def test_what_is_not_finite_in_fp32_either_has_diverged(monkeypatch):
+    monkeypatch.setattr(Recipe, "loss", lambda recipe, logits, *more: logits.sum() * math.nan)
+    with pytest.raises(TrainingDiverged, match="loss is nan"):
+        fit(small(), Rows([table()]), replace(FEW, precision="bf16"))

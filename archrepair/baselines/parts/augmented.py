@@ -19,6 +19,7 @@ __all__ = ['PADDINGS', 'AUGMENTATION_RECIPES', 'BUDGETS', 'Images', 'to_float', 
 
 # %% ../../../nbs/baselines/parts/augmented.ipynb #c7ca0138
 from .common import Baseline, Problem
+from ...core.copies import upload
 from ...core.settings import Count, OneOf, WholeNumber, checked
 from ...repair.finetuning import PRESETS as FINETUNING
 from ...training.fit import History, Recipe
@@ -49,8 +50,9 @@ class Images:
         if not late.any():
             return ordinary
         images = ordinary.new_empty(len(positions), *ordinary.shape[1:])
-        images[(~late).to(self.device)] = ordinary
-        images[late.to(self.device)] = self.failed.batch(positions[late] - len(self.train)).to(self.device)
+        early, late_ones = (upload(mask.nonzero().squeeze(1), self.device) for mask in (~late, late))
+        images[early] = ordinary
+        images[late_ones] = self.failed.batch(positions[late] - len(self.train)).to(self.device)
         return images
 
 

@@ -55,7 +55,7 @@ def equalize(x: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 # %% ../../../nbs/baselines/parts/augmix.ipynb #4e94fd27
 def _moved(x: Tensor, a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
     "Every image moved by a matrix of its own, rounded to gray levels; a plain number applies to all images."
-    columns = [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(len(x)) for v in (a, b, tx, c, d, ty)]
+    columns = [v.to(x.dtype).expand(len(x)) if isinstance(v, Tensor) else x.new_full((len(x),), v) for v in (a, b, tx, c, d, ty)]
     return warp(x, torch.stack(columns, 1).view(-1, 1, 2, 3))[:, 0].round_()
 
 
