@@ -168,7 +168,7 @@ def plot_gains(runs: pd.DataFrame, title: str, theirs: Mapping[str, float] | Non
 
 def _explain_gains(fig: Figure, theirs: bool) -> None:
     "The legend of `plot_gains`: what filled, open and crossed marks are."
-    marks = {"images never seen": {"mfc": "0.4"}, "full test set, repaired images included": {"mfc": "white"}}
+    marks: dict[str, Any] = {"images never seen": {"mfc": "0.4"}, "full test set, repaired images included": {"mfc": "white"}}
     handles = [plt.Line2D([], [], marker="o", ls="", mec="0.4", ms=8, mew=1.6, label=label, **look) for label, look in marks.items()]
     if theirs:
         handles.append(plt.Line2D([], [], marker="x", ls="", color="0.35", ms=7, mew=1.6, label="the paper's, full test set"))

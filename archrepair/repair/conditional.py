@@ -109,7 +109,7 @@ class ConditionalRepair:
             run.leave()
         return run.finish()
 
-# %% ../../nbs/repair/07_conditional.ipynb #4d91dbbb
+# %% ../../nbs/repair/07_conditional.ipynb #e4fbd7fd
 @dataclass
 class _Case:
     "One pattern among the failures: its gate, what an expert for it learns from, and where that expert goes."
@@ -129,7 +129,7 @@ class _Case:
                 "emulator": pattern.emulator.name, "auroc": round(self.auroc, 4), "block": self.place[0] if self.place else None,
                 "form": self.place[1] if self.place else None, "trials": self.trials}
 
-
+# %% ../../nbs/repair/07_conditional.ipynb #4d91dbbb
 class _Run:
     "One conditional repair, step by step; what a step finds out stays here for the next."
 
@@ -326,7 +326,7 @@ class _Run:
         first, *further = [case.findings() for case in self.cases] or [self.unseen or none]
         return {**first, "further": further, "touch": asdict(self.touch) if self.touch else None}
 
-
+# %% ../../nbs/repair/07_conditional.ipynb #77ba425e
 def _owners(gates: Sequence[Gate], failures: Sequence[Tensor], unseen: Tensor, alone: bool) -> list[Tensor]:
     """Positions of the rows of `unseen` (N×F) that belong to each gate: to the nearest, if no farther than the failures it was fitted to.
 
