@@ -26,7 +26,7 @@ NBS = ROOT / "nbs"
 PLACES = {  # what lies here is described on this page
     **{f"nbs/{package}": f"library.md#{package}" for package in packages()},
     **dict.fromkeys(["nbs/baselines", "nbs/baselines/parts"], "methods.md"), "nbs/tutorials": "tutorials.md", "outputs": "results.md",
-    "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "benchmarks": "benchmarks.md", "tests": "reliability.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "REPRODUCING.md": "REPRODUCING.md", "benchmarks": "benchmarks.md", "tests": "reliability.md",
     "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb",
     **{f"docs/{page.name}": page.name for page in DOCS.glob("*.md")},
 }
@@ -165,7 +165,7 @@ def main() -> None:
     fill = {"notebooks": listing, "tree": hidden_tree, "library": lambda _: library(), "names": lambda _: names(),
             "api": lambda _: api(SITE), "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring(),
             "readers": lambda _: readers()}
-    for page in (*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+    for page in (*sorted(DOCS.glob("*.md")), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "REPRODUCING.md"))):
         text = relink(page.read_text(encoding="utf-8"), page.parent.relative_to(ROOT).as_posix(), page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)
         (SITE / page.name).write_text(text, encoding="utf-8")
