@@ -26,7 +26,8 @@ NBS = ROOT / "nbs"
 PLACES = {  # what lies here is described on this page
     **{f"nbs/{package}": f"library.md#{package}" for package in packages()},
     **dict.fromkeys(["nbs/baselines", "nbs/baselines/parts"], "methods.md"), "nbs/tutorials": "tutorials.md", "outputs": "results.md",
-    "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "REPRODUCING.md": "REPRODUCING.md", "benchmarks": "benchmarks.md", "tests": "reliability.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "REPRODUCING.md": "REPRODUCING.md",
+    "benchmarks": "benchmarks.md", "tests": "reliability.md",
     "README.md": "start.ipynb", "nbs/index.ipynb": "start.ipynb",
     **{f"docs/{page.name}": page.name for page in DOCS.glob("*.md")},
 }
