@@ -167,8 +167,8 @@ def _check_choices(genotype: Genotype) -> None:
                               f"{len(genotype.choices)} and {genotype.widen!r}")
     if wrong := [n for n in genotype.channel_parts if type(n) is not int or not 1 <= n < 2**16]:
         raise ArchrepairError(f"channels cannot be divided into {wrong[0]!r} parts; expected whole numbers from 1")
-    if wrong := [c for c in genotype.coefficients if isinstance(c, bool) or not isinstance(c, (int, float)) or not abs(c) < math.inf]:
-        raise ArchrepairError(f"a coefficient is {wrong[0]!r}; expected a finite number")
+    if strange := [c for c in genotype.coefficients if isinstance(c, bool) or not isinstance(c, (int, float)) or not abs(c) < math.inf]:
+        raise ArchrepairError(f"a coefficient is {strange[0]!r}; expected a finite number")
     for edge, choice in zip(genotype.graph.edges, genotype.choices):
         if choice not in edge.candidates:
             raise ArchrepairError(f"edge {edge.key} cannot be {choice!r}: expected one of {', '.join(edge.candidates)}")
