@@ -131,7 +131,7 @@ def plot_changes(panels: Mapping[str, pd.DataFrame], title: str, rows: str = "co
     plt.close(fig)
     return fig
 
-# %% ../../nbs/paper/09_plots.ipynb #60ebb998
+# %% ../../nbs/paper/09_plots.ipynb #3156a27f
 def plot_gains(runs: pd.DataFrame, title: str, theirs: Mapping[str, float] | None = None) -> Figure:
     "Points gained by method on unseen images and on the full test set, with a small dot per run; `theirs` is the paper's gain by method."
     means = runs.groupby("method")[["full", "held_out"]].mean()
@@ -163,8 +163,8 @@ def plot_gains(runs: pd.DataFrame, title: str, theirs: Mapping[str, float] | Non
 
 def _explain_gains(fig: Figure, theirs: bool) -> None:
     "The legend of `plot_gains`: what filled, open and crossed marks are."
-    faces = {"images never seen": "0.4", "full test set, repaired images included": "white"}
-    handles = [plt.Line2D([], [], marker="o", ls="", mfc=face, mec="0.4", ms=8, mew=1.6, label=label) for label, face in faces.items()]
+    marks: dict[str, Any] = {"images never seen": {"mfc": "0.4"}, "full test set, repaired images included": {"mfc": "white"}}
+    handles = [plt.Line2D([], [], marker="o", ls="", mec="0.4", ms=8, mew=1.6, label=label, **look) for label, look in marks.items()]
     if theirs:
         handles.append(plt.Line2D([], [], marker="x", ls="", color="0.35", ms=7, mew=1.6, label="the paper's, full test set"))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
