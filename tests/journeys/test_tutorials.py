@@ -53,7 +53,7 @@ def test_parameters_are_typed_and_commented_and_small(name):
 def test_its_outputs_are_stored_and_it_ends_in_something_to_look_at(name):
     last = code(name)[-1]
     kinds = {kind for output in last["outputs"] for kind in output.get("data", {})}
-    assert kinds & {"image/png", "text/html"}
+    assert kinds & {"image/png", "text/html", "text/markdown"}
     pictures = [o for cell in code(name) for o in cell["outputs"] if "image/png" in o.get("data", {})]
     assert pictures, "a page without a picture"
     streams = ["".join(o["text"]) for cell in code(name) for o in cell["outputs"] if o["output_type"] == "stream"]

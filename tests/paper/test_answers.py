@@ -1,12 +1,17 @@
 """The sentence with which a page opens says what its numbers say, also where they say little."""
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from archrepair.experiments.runs import Runs
 from archrepair.paper import answers
 from archrepair.paper.answers import LOST, WON
+from archrepair.paper.exhibits import Settings, requirements
+from archrepair.paper.tables import collect_rows
+from support import ROOT
 from support.exhibits import SMOKE, recorded
 
 
@@ -98,3 +103,29 @@ def test_the_original_is_judged_once_per_seed():
     assert table["method"].tolist() == ["original", "retrain", "surgical"]
     assert table["clean"].between(0, 100).all() and (table["strict"] <= table["mean"]).all()
     assert answers.points_gained(table).index.tolist() == [("retrain", "clean"), ("surgical", "clean")]
+
+
+# --- the stored pages
+
+
+def before_the_evidence(notebook: str) -> list[dict]:
+    "The outputs of a page before its first section."
+    outputs = []
+    for cell in json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown" and "\n## " in "\n" + "".join(cell["source"]):
+            return outputs
+        outputs += cell.get("outputs", [])
+    return outputs
+
+
+@pytest.mark.parametrize("notebook", ["03_rq1", "04_rq2", "05_rq3", "06_rq4"])
+def test_a_result_page_opens_with_its_answer_and_one_figure(notebook):
+    answer, figure = before_the_evidence(notebook)
+    assert "".join(answer["data"]["text/markdown"]).startswith("**") and "image/png" in figure["data"]
+
+
+def test_the_stored_answer_is_that_of_the_stored_records():
+    settings = Settings.of(tier="lite", seeds=3)
+    rows = collect_rows(requirements(["table5"], settings), Runs(outputs=ROOT / "outputs"), missing="skip")
+    answer = answers.answer_rq1(answers.mean_gains(answers.gains_by_run(rows)))
+    assert "".join(before_the_evidence("03_rq1")[0]["data"]["text/markdown"]) == answer._repr_markdown_()

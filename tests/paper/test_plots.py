@@ -28,6 +28,13 @@ def test_every_method_has_a_color_and_a_marker_of_its_own():
     assert len(set(METHOD_COLORS.values())) == len(set(METHOD_MARKERS.values())) == len(METHOD_COLORS)
 
 
+def test_all_figures_have_one_look():
+    with plt.rc_context():
+        plots.set_style(figure_dpi=80)
+        assert not plt.rcParams["axes.spines.top"] and not plt.rcParams["axes.grid"] and not plt.rcParams["legend.frameon"]
+        assert plt.rcParams["figure.dpi"] == 80
+
+
 def test_a_method_has_one_color_whichever_others_are_shown():
     few = ["original", "sensei", "archrepair"]
     assert method_palette(few).items() <= method_palette(["mode", "apricot", *few]).items()
