@@ -151,6 +151,16 @@ CASES = {
 }
 
 
+def cases(rounds=5):
+    "The lines of the table: what is quick to measure; the ratio of these is that of medians."
+    from measure import Ratio
+
+    for name, beside in (("arachne", "a full forward pass for each candidate"), ("apricot", "a loop over the failures"),
+                         ("sensei", "one image and one variant at a time")):
+        ratio = float(CASES[name]()["ratio"])
+        yield Ratio("baselines", name, beside, ratio, ratio, ratio)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
