@@ -47,7 +47,7 @@ repair-oldest test-oldest:
 	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1
 
 bench: $(VENV)/.run
-	@for script in benchmarks/bench_*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run.py
 
 paper: $(VENV)/.run
 	$(BIN)/archrepair paper --tier $(TIER)

@@ -151,6 +151,18 @@ CASES = {
 }
 
 
+def cases(rounds=5):
+    "The lines of the table: what is quick to measure; the ratio of these is that of medians."
+    from measure import Ratio
+
+    sides = {"arachne": ("a generation of Arachne on the last layer", "a full forward pass for each candidate"),
+             "apricot": ("Apricot's combination for 900 failures", "a loop over the failures"),
+             "sensei": ("SENSEI's variants of a batch", "one image and one variant at a time")}
+    for name, (what, beside) in sides.items():
+        ratio = float(CASES[name]()["ratio"])
+        yield Ratio("baselines", what, beside, ratio, ratio, ratio)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")

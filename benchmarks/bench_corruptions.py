@@ -24,6 +24,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv  # noqa: E402
+from measure import Ratio  # noqa: E402
 from PIL import Image  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
@@ -221,6 +222,15 @@ def compare(name: str, images: np.ndarray, plain: int) -> dict:
     assert apart <= 1 and different < 0.02, f"{name}: {apart} gray levels apart, {different:.2%} of the values"
     return {"images_per_s": 3 / ours, "plain_per_s": 3 / theirs, "ratio": theirs / ours, "largest_difference": apart,
             "share_different": different}
+
+
+def cases(rounds: int = 5):
+    "The line of the table: the ratios of all kinds, each in three severities; the loop is the slow side, so it gets few images."
+    images = load_dataset("digits", "test").images[:400].numpy()
+    each = {name: compare(name, images, 4 * rounds)["ratio"] for name in COMMON_CORRUPTIONS}
+    slowest = min(each, key=each.__getitem__)
+    yield Ratio.of("corruptions", f"images per second over {len(each)} kinds; the lowest is {slowest}",
+                   "a loop over images with the same mathematics", list(each.values()), goal=15.0)
 
 
 def imagecorruptions_speed(name: str, images: np.ndarray) -> float | None:

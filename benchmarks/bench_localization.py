@@ -6,10 +6,9 @@ Both sides run in this process on one thread, in turns; the counts are compared 
 """
 import argparse
 import json
-import statistics
-import time
 
 import torch
+from measure import Ratio, in_turn, quotients
 
 from archrepair.data.datasets import load_dataset
 from archrepair.data.images import Normalize
@@ -62,6 +61,42 @@ def plain_gradients(network, rows, failures, wiring):
     return torch.cat([(t / len(failures)).abs().flatten(1).mean(1) for t in total.values()]).numpy()
 
 
+def measure(images: int = 400, width: float = 0.25, rounds: int = 5) -> dict:
+    "Both sides compared, then timed in turns; see the module."
+    digits = load_dataset("digits")
+    network = create_model("resnet18", 10, width=width, stem_stride=1)
+    rows = Rows([image_features(digits.select(torch.arange(images)), Normalize.of(digits))])
+    wiring = wire(network, rows.inputs(torch.arange(1))[0])
+    counted = spectrum(network, rows, wiring, batch_size=100)
+    assert plain_spectrum(network, rows, wiring, 100) == list(zip(counted.am, counted.nm, counted.ac, counted.nc))
+    failures = counted.failures[:images // 10]  # the paper's share: 1,000 failures beside 10,000 images
+    ours, plain = failure_gradients(network, rows, failures, wiring), plain_gradients(network, rows, failures, wiring)
+    assert abs(ours - plain).max() <= 1e-4 * plain.max()
+
+    seconds = in_turn({
+        "forward": lambda: plain_forward(network, rows, 100),
+        "spectrum": lambda: spectrum(network, rows, wiring, batch_size=100),
+        "gradients": lambda: failure_gradients(network, rows, failures, wiring),
+        "plain spectrum": lambda: plain_spectrum(network, rows, wiring, 100),
+        "plain gradients": lambda: plain_gradients(network, rows, failures, wiring),
+    }, rounds)
+    ratios = {name: quotients(times, seconds["forward"]) for name, times in seconds.items()}
+    total = [a + b for a, b in zip(ratios["spectrum"], ratios["gradients"])]
+    plain_total = [a + b for a, b in zip(ratios["plain spectrum"], ratios["plain gradients"])]
+    return {"images": images, "failures": len(failures), "neurons": wiring.size, "rounds": rounds, "forwards": ratios,
+            "total": total, "plain total": plain_total}
+
+
+def cases(rounds: int = 5):
+    "The lines of the table."
+    result = measure(rounds=rounds)
+    limit = 1 + 3 * result["failures"] / result["images"]  # one forward of all, and one with a backward of the failures
+    yield Ratio.of("localization", "localization, ResNet-18 ×0.25", "forward passes of its images", result["total"], unit="forwards",
+                   limit=round(limit, 2), goal=1.32)
+    yield Ratio.of("localization", "localization, ResNet-18 ×0.25", "a loop over images and neurons",
+                   quotients(result["plain total"], result["total"]))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=400)
@@ -69,40 +104,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-
-    digits = load_dataset("digits")
-    network = create_model("resnet18", 10, width=args.width, stem_stride=1)
-    rows = Rows([image_features(digits.select(torch.arange(args.images)), Normalize.of(digits))])
-    wiring = wire(network, rows.inputs(torch.arange(1))[0])
-    counted = spectrum(network, rows, wiring, batch_size=100)
-    assert plain_spectrum(network, rows, wiring, 100) == list(zip(counted.am, counted.nm, counted.ac, counted.nc))
-    failures = counted.failures[:args.images // 10]  # the paper's share: 1,000 failures beside 10,000 images
-    ours, plain = failure_gradients(network, rows, failures, wiring), plain_gradients(network, rows, failures, wiring)
-    assert abs(ours - plain).max() <= 1e-4 * plain.max()
-
-    sides = {
-        "forward": lambda: plain_forward(network, rows, 100),
-        "spectrum": lambda: spectrum(network, rows, wiring, batch_size=100),
-        "gradients": lambda: failure_gradients(network, rows, failures, wiring),
-        "plain spectrum": lambda: plain_spectrum(network, rows, wiring, 100),
-        "plain gradients": lambda: plain_gradients(network, rows, failures, wiring),
-    }
-    seconds = {name: [] for name in sides}
-    for _ in range(args.rounds):
-        for name, run in sides.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    ratios = {name: [t / f for t, f in zip(seconds[name], seconds["forward"])] for name in sides}
-    total = [a + b for a, b in zip(ratios["spectrum"], ratios["gradients"])]
-    plain_total = [a + b for a, b in zip(ratios["plain spectrum"], ratios["plain gradients"])]
-    middle = lambda values: round(statistics.median(values), 3)
-    print(json.dumps({
-        "images": args.images, "failures": len(failures), "neurons": wiring.size, "rounds": args.rounds,
-        "forwards": {name: middle(values) for name, values in ratios.items()},
-        "localization_forwards": middle(total), "spread": [round(min(total), 3), round(max(total), 3)],
-        "plain_forwards": middle(plain_total), "ratio": middle([p / t for p, t in zip(plain_total, total)]),
-    }, indent=1))
+    print(json.dumps(measure(args.images, args.width, args.rounds), indent=1))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import torch  # noqa: E402
+from measure import Ratio  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from archrepair.nas.graph import BlockGraph, extract  # noqa: E402
@@ -155,6 +156,18 @@ def compare(network: str, block: str, width: float, batch: int, precision: str, 
             ratios = [pick(t) / base for t, (base,) in zip(seconds[side], seconds["fine-tuning"])]
             row[side + what] = [statistics.median(ratios), min(ratios), max(ratios)]
     return row
+
+
+def cases(rounds: int = 5):
+    "The lines of the table."
+    for place in SMALL:
+        network, block, width = place.split(":")
+        row = compare(network, block, float(width), 128, "fp32", rounds)
+        for side, name in (("pc-darts", "a search step"), ("one by one", "the same, one operation at a time")):
+            median, low, high = (round(number, 3) for number in row[side])
+            limit, goal = (round(row["work"], 2), 2.0) if side == "pc-darts" else (None, None)
+            yield Ratio("search", f"{name}, {network} ×{width}, {block}", "a step of plain fine-tuning of the same cached block",
+                        median, low, high, unit="fine-tuning steps", limit=limit, goal=goal)
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ def outputs(tmp_path):
     folder.mkdir(parents=True)
     for path in sorted((STORED / "resnet18").glob("*.json"))[:2]:
         (folder / path.name).write_bytes(path.read_bytes())
-    for name, stages, age in (("mode-localized-clean-s7", ("run.json", "search.pt"), 10), ("retrain-localized-clean-s7", ("run.json",), 90000)):
+    for name, stages, age in (("mode-localized-clean-s7", ("run.json", "search.pt"), 10),
+                              ("retrain-localized-clean-s7", ("run.json",), 90000)):
         (folder / f"{name}.checkpoints").mkdir()
         for i, stage in enumerate(stages):
             path = folder / f"{name}.checkpoints" / stage
