@@ -27,7 +27,7 @@ from .overview import collect_command, status_command
 from .verify import verify_command
 from archrepair.cli.options import (
     Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
-    Exhibits, FinetuneEpochs, given_options, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
+    Exhibits, FinetuneEpochs, given_options, own_settings, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
     Measure, Method, Methods, Model, Normalization, NotebookPath, OracleBlocks, PaperCorruptions,
     PaperDatasets, PaperMethods, PaperModels, Parameters, Preset, Protocol, read_settings, Recorded,
     RecordFolder, RepairFolder, RunsPerCell, SearchEpochs, SearchSettings, Seed, Seeds, split_names, Strategy,
@@ -146,7 +146,9 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     from archrepair.experiments.runs import method_cell
     from archrepair.repair.archrepair import choose_strategy, search_settings
 
-    means = choose_strategy(strategy or "auto", preset or "default", level or "block")
+    own = own_settings(method)
+    means = choose_strategy(strategy or own.get("strategy", "auto"), preset or own.get("preset", "default"),
+                            level or own.get("level", "block"))
     chosen = read_settings(search, "setting", "-S select=perturb", search_settings(means))
     name = method.partition(":")[0]
     options = given_options({

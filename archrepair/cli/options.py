@@ -18,8 +18,8 @@ __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 
            'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'EarlierRepair', 'RepairFolder', 'Seeds',
            'Methods', 'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder', 'CorruptionName', 'ListName',
            'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions',
-           'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'given_options', 'trusted', 'split_names',
-           'read_settings']
+           'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'given_options', 'own_settings', 'trusted',
+           'split_names', 'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -116,6 +116,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run
 def given_options(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     "The settings that make a cell, lists as tuples; without those that are not given."
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items() if value is not None)
+
+
+def own_settings(method: str) -> dict[str, str]:
+    "What a method's name says of it: `archrepair:strategy=snas` gives `strategy` as `snas`; words, unchecked."
+    parts = (part.partition("=") for part in method.partition(":")[2].split(";"))
+    return {name.strip(): value.strip() for name, equals, value in parts if equals}
 
 
 def trusted(model: str, trust: bool) -> str:

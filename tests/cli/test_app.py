@@ -498,6 +498,7 @@ SEARCHED = ("--strategy", "pc-darts")
     (["repair", *SEARCHED, "-S", "order=5"], "order is 5; expected 1, 2 or 'fd'"),
     (["repair", *SEARCHED, "-S", "edge_norm=maybe"], "edge_norm is 'maybe'; expected True or False"),
     (["repair", "--views", "0"], "views is 0"), (["repair", "-S", "order=2"], "'order' is no option of strategy measured; order is one of"),
+    (["repair", "--method", "archrepair:strategy=pc-darts", "-S", "order=5"], "order is 5; expected 1, 2 or 'fd'"),
     (["repair", "--search-epochs", "-1"], "search_epochs is -1; expected a whole number from 0"),
     (["repair", "--seed", "-1"], "seed is -1; expected a whole number from 0 to"),
     (["repair", "--strategy", "drats"], "unknown strategy 'drats': did you mean 'darts'"), (["repair", "--preset", "papr"], "'paper'"),
