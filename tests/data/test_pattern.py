@@ -153,7 +153,7 @@ def test_the_thorough_emulator_is_asked_where_nothing_quick_is_faithful(monkeypa
     Pattern.of(marked, TRAIN)
     for failing in (marked[:150], noisy(OTHERS, 0.08), OTHERS):
         Pattern.of(failing, TRAIN, features=features)
-    assert not asked, "not if it shall be quick, without features, for few failures, where another is faithful, or where there is nothing to imitate"
+    assert not asked, "quick, no features, few failures, another is faithful, nothing to imitate"
 
 
 def test_mistakes():
