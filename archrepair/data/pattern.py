@@ -224,9 +224,9 @@ class Pattern:
         `emulator` is a name in `EMULATORS`; a class like those, or a function (float N×C×H×W images, generator) -> images, of your own;
         or `quick`: of those that take seconds, the one hardest to tell from the failures that is closer to them than clean images are,
         `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
-        there are `features`, 200 failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in [0, 1] to
-        N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name, fewer than
-        two images and other shapes or types.
+        there are `features`, 200 failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in
+        [0, 1] to N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name,
+        fewer than two images and other shapes or types.
         """
         kinds = _kinds(emulator)
         generator = torch.Generator().manual_seed(seed)
