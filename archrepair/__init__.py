@@ -40,6 +40,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "experiments.cells": ("Cell", "Record", "repair_into", "run", "scenario_of"),
     "experiments.checks": ("Check", "Diagnosis"),
     "experiments.comparison": ("compare_blocks", "compare_methods"),
+    "experiments.diagnosis": ("diagnose",),
     "experiments.doctor": ("doctor",),
     "experiments.methods": ("METHODS",),
     "experiments.originals": ("original", "outputs_of"),

@@ -21,7 +21,7 @@ from .listing import completion_of
 from ..core.registry import EMULATORS
 from ..core.settings import OneOf
 
-# %% ../../nbs/cli/07_diagnose.ipynb #6c86c76c
+# %% ../../nbs/cli/07_diagnose.ipynb #554c4d63
 AnyModel = Annotated[str | None, typer.Option(
     "--model", "-m", autocompletion=completion_of("models", ("torchvision:", "timm:")),
     help="network; default: resnet18, and with --failures none, so that the images alone are compared")]
@@ -29,15 +29,15 @@ FailingImages = Annotated[Path | None, typer.Option(
     "--failures", help="folder of failing images, or a CSV file with the columns path and label; default: what the network gets wrong in "
                        "the test set")]
 OrdinaryImages = Annotated[Path | None, typer.Option("--ordinary", help="folder of ordinary images; default: the training images")]
-EmulatorName = Annotated[str, OneOf(("auto", *EMULATORS)), typer.Option(
-    "--emulator", help="what imitates the failures; auto: the best of the quick ones")]
+EmulatorName = Annotated[str, OneOf(("quick", "auto", *EMULATORS)), typer.Option(
+    "--emulator", help="what imitates the failures; quick: the best of those that take seconds; auto: as in a repair")]
 Eyes = Annotated[bool, typer.Option("--looks-like", help="also the corruptions with names that look most alike; no repair uses this")]
 
 
 def diagnose_command(model: AnyModel = None, weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
                      tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto",
                      repaired: EarlierRepair = None, failures: FailingImages = None, ordinary: OrdinaryImages = None,
-                     emulator: EmulatorName = "auto", looks_like: Eyes = False, trust: Trust = False, as_json: Json = False) -> None:
+                     emulator: EmulatorName = "quick", looks_like: Eyes = False, trust: Trust = False, as_json: Json = False) -> None:
     "What the failures have in common, in words and numbers, how many patterns there are, and what to do next."
     from archrepair.experiments.diagnosis import Subject, diagnose
     from archrepair.experiments.diagnosis import looks_like as resemblances

@@ -5,20 +5,24 @@
 # %% ../../nbs/data/10_emulators.ipynb #38bda410
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['RINGS', 'Features', 'Draw', 'as_floats', 'in_batches', 'Profile', 'Emulator', 'EmulatorKind', 'Custom', 'Unchanged',
-           'normal_like', 'Spectral', 'emulate']
+__all__ = ['RINGS', 'Features', 'Draw', 'STEPS', 'BATCH', 'RATE', 'SCALES', 'WINDOW', 'as_floats', 'in_batches', 'Profile',
+           'Emulator', 'EmulatorKind', 'Custom', 'Unchanged', 'normal_like', 'Spectral', 'emulate', 'Style', 'Painter',
+           'energy_distance', 'Learned']
 
 # %% ../../nbs/data/10_emulators.ipynb #ea9e0a7a
 from ..core.errors import ArchrepairError
-from ..corruptions.statistics import BINS, HIGHEST, frequencies, ring_matrix
+from ..core.modes import settled
+from ..corruptions.statistics import BINS, HIGHEST, ImageStatistics, frequencies, ring_matrix
+from ..corruptions.wavelets import haar_wct
 
 # %% ../../nbs/data/10_emulators.ipynb #ff5e2644
 def as_floats(images: Tensor) -> Tensor:
@@ -246,3 +250,140 @@ def emulate(emulator: Emulator, images: Tensor, generator: torch.Generator) -> T
             levels = emulator(as_floats(batch), generator).clamp(0, 1).mul_(255).round_()
             parts.append(levels.byte().permute(0, 2, 3, 1) if images.dtype == torch.uint8 else (levels / 255).to(images.dtype))
     return torch.cat(parts)
+
+# %% ../../nbs/data/10_emulators.ipynb #592be80c
+@dataclass(frozen=True, eq=False)
+class Style:
+    "The emulator `style`: each image in the manner of a random failure; `examples` are some failures, uint8 N×H×W×C."
+
+    examples: Tensor
+
+    name: ClassVar[str] = "style"
+
+    @classmethod
+    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Style:
+        "Keep some of the failures, a quarter of a megabyte at most, but four."
+        most = max(4, 2**18 // max(1, failures[:1].numel()))
+        chosen = torch.randperm(len(failures), generator=generator, device=generator.device)[:most]
+        return cls(failures[chosen.to(failures.device)].cpu())
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(self.examples), (len(x),), generator=generator, device=generator.device)
+        style = as_floats(self.examples[chosen.cpu()]).to(x)
+        if style.shape != x.shape:
+            raise ArchrepairError(f"images of {tuple(x.shape[1:])} in the style of {tuple(style.shape[1:])}; expected the same")
+        return haar_wct(255 * x, 255 * style) / 255
+
+    def to_dict(self) -> dict[str, Any]:
+        "The shape of the examples, and their bytes in base 64."
+        return {"shape": list(self.examples.shape), "bytes": base64.b64encode(self.examples.numpy().tobytes()).decode()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Style:
+        "The inverse of `to_dict`."
+        return cls(torch.frombuffer(bytearray(base64.b64decode(record["bytes"])), dtype=torch.uint8).view(record["shape"]))
+
+# %% ../../nbs/data/10_emulators.ipynb #22f81166
+STEPS, BATCH, RATE = 300, 64, 2e-3  # of training a `Learned`: a minute on one core for images of 32 pixels
+SCALES = (1, 4, 8)  # pixels per grain of its noise
+WINDOW = 64  # pixels: larger images are seen through windows of this side while it is trained without features of others
+
+
+class Painter(nn.Module):
+    "Corrects images (float N×C×H×W) that an emulator has drawn, with the original images and noise before its eyes; at first not at all."
+
+    def __init__(self, channels: int, generator: torch.Generator, width: int = 16):
+        super().__init__()
+        shapes = ((2 * channels + len(SCALES), width, 5), (width, width, 3), (width, channels, 3))
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2, padding_mode="replicate") for a, b, k in shapes)
+        with torch.no_grad():
+            for parameter in self.parameters():  # from the generator, not from torch's own
+                fan = parameter[0].numel()
+                scale = (3 * fan) ** -0.5 if parameter.ndim == 4 and len(parameter) == width else 0.0
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, device=generator.device))
+
+    def forward(self, x: Tensor, drawn: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = x.shape[2:]
+        grains = [normal_like(x[:, :1, :-(-height // side), :-(-width // side)], generator) for side in SCALES]
+        noise = [nn.functional.interpolate(grain, size=(height, width), mode="bilinear") for grain in grains]
+        hidden = nn.functional.leaky_relu(self.layers[0](torch.cat([x - 0.5, drawn - 0.5, *noise], 1)), 0.1)
+        hidden = hidden + nn.functional.leaky_relu(self.layers[1](hidden), 0.1)
+        return drawn + self.layers[2](hidden)
+
+
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    "Between the distributions of rows x (N×F) and y (M×F), without the term that depends on y alone."
+    return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    "The emulator `learned`: `spectral`, corrected by a small network."
+
+    spectral: Spectral
+    painter: Painter
+
+    name: ClassVar[str] = "learned"
+
+    @classmethod
+    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Learned:
+        "Train the correction, on the device of the failures."
+        spectral = Spectral.fit(failures, train, generator)
+        with settled():
+            painter = Painter(failures.shape[3], generator).to(failures.device)
+            _train(painter, spectral, failures, train.to(failures.device), generator, features)
+        return cls(spectral, painter.eval().requires_grad_(False))
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.painter.to(x.device)(x, self.spectral(x, generator), generator)
+
+    def to_dict(self) -> dict[str, Any]:
+        "Those of `spectral`, and the weights as lists."
+        weights = {name: tensor.tolist() for name, tensor in self.painter.state_dict().items()}
+        return {"spectral": self.spectral.to_dict(), "weights": weights}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Learned:
+        "The inverse of `to_dict`."
+        spectral = Spectral.from_dict(record["spectral"])
+        painter = Painter(len(spectral.clean.mean), torch.Generator())
+        painter.load_state_dict({name: torch.tensor(values) for name, values in record["weights"].items()})
+        return cls(spectral, painter.eval().requires_grad_(False))
+
+
+def _train(painter: Painter, spectral: Spectral, failures: Tensor, train: Tensor, generator: torch.Generator,
+           features: Features | None) -> None:
+    "Train `painter` until features of what it makes of training images are distributed as those of failures."
+    draw = lambda n, count: torch.randint(n, (count,), generator=generator, device=generator.device).to(failures.device)
+    side = max(failures.shape[1:3]) if features else WINDOW
+    top, left = (int(draw(max(1, length - side + 1), 1)) for length in failures.shape[1:3])
+    failing, ordinary = (as_floats(images[:, top:top + side, left:left + side]) for images in (failures, train))
+    channels, height, width = failing.shape[1:]
+    statistics = ImageStatistics(height, width, channels).to(failing.device)
+    read = lambda x: torch.cat([statistics(x), *([features(x)] if features else [])], 1)
+    with torch.no_grad():
+        known = torch.cat([read(batch) for batch in in_batches(failing)])
+    even = _evenly(known)
+    target = even(known)
+    optimizer = torch.optim.Adam(painter.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        x = ordinary[draw(len(ordinary), BATCH)]
+        y = painter(x, spectral(x, generator), generator).clamp(0, 1)
+        y = y + ((255 * y).round() / 255 - y).detach()  # rounded, with the gradient of what was not
+        loss = energy_distance(even(read(y)), target[draw(len(target), min(len(target), 400))])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(painter.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def _evenly(rows: Tensor, shrink: float = 0.1, far: float = 10.0) -> Callable[[Tensor], Tensor]:
+    "To coordinates in which rows (N×F) scatter equally in all directions; their covariance is drawn to the identity by `shrink`."
+    mean, scale = rows.mean(0), rows.std(0).clamp_min(1e-4)
+    standard = ((rows - mean) / scale).double()
+    covariance = standard.T @ standard / len(rows)
+    values, vectors = torch.linalg.eigh((1 - shrink) * covariance + shrink * torch.eye(len(mean)).to(covariance))
+    turn = ((vectors * values.rsqrt()) @ vectors.T).to(rows)
+    return lambda x: ((x - mean) / scale).clamp(-far, far) @ turn

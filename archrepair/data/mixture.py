@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['LEAST', 'TELLS', 'DEEP', 'DIRECTIONS', 'FAR', 'SHRINK', 'relative_to', 'widest', 'cut_in_two', 'valley', 'depth',
-           'gate_scores', 'sight', 'Division', 'divide']
+__all__ = ['LEAST', 'TELLS', 'DEEP', 'DIRECTIONS', 'FAR', 'MOST', 'SHRINK', 'fewer', 'relative_to', 'widest', 'cut_in_two',
+           'valley', 'depth', 'gate_scores', 'sight', 'Division', 'divide']
 
 # %% ../../nbs/data/11_mixture.ipynb #a3f94f79
 from ..core.errors import ArchrepairError
@@ -31,7 +31,19 @@ TELLS = 0.9  # AUROC of a gate, on failures it was not fitted to, from which the
 DEEP = 0.7  # density between two groups over that of the lower of their peaks, below which they are two
 DIRECTIONS = 8  # in which failures scatter most
 FAR = 5.0  # standard deviations that an image counts as far at most
+MOST = 512  # features; of more, as many random sums take their place, which keep distances
 SHRINK = 0.1  # how far the covariance of ordinary images is drawn towards the identity: it has thousands of entries
+
+
+def fewer(ordinary: Tensor, features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    "Both sets of features with `MOST` columns at most: random sums of what is standardized by ordinary images (Johnson and Lindenstrauss)."
+    n = features.shape[1]
+    if n <= MOST:
+        return ordinary, features
+    mean, scale = ordinary.float().mean(0), ordinary.float().std(0).clamp_min(1e-6)
+    sums = torch.randn(n, MOST, generator=torch.Generator().manual_seed(seed)).to(features.device) / MOST**0.5
+    first, second = (((rows.float() - mean) / scale).clamp(-FAR, FAR) @ sums for rows in (ordinary, features))
+    return first, second
 
 
 def relative_to(ordinary: Tensor, features: Tensor) -> Tensor:
@@ -127,6 +139,7 @@ def divide(failures: Tensor, ordinary: Tensor, *, least: int = LEAST, tells: flo
         raise ArchrepairError("features are not finite; check weights and images for NaN")
     if not len(failures):
         return Division((), (), torch.arange(0))
+    ordinary, failures = fewer(ordinary, failures, seed)
     rows = relative_to(ordinary, failures)
     parts = _joined(rows, _parts(rows, torch.arange(len(failures)), least, seed), seed)
     small = [part for part in parts if len(part) < least]

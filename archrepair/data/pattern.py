@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'CHEAP', 'Interval', 'placements', 'Fidelity', 'fidelity',
-           'describe_profiles', 'Pattern', 'plot_pattern']
+__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'QUICK', 'THOROUGH', 'FOR_THOROUGH', 'Interval', 'placements',
+           'Fidelity', 'fidelity', 'describe_profiles', 'Pattern', 'plot_pattern']
 
 # %% ../../nbs/data/12_pattern.ipynb #9f1dbe2e
 from ..core.errors import ArchrepairError, unknown
@@ -181,15 +181,16 @@ def _sample(images: ImageSet | Tensor, generator: torch.Generator, most: int = 2
 
 
 MANY = 600  # training images that failures are compared with at least, if there are as many: ten times the failures, at most 2,000
-CHEAP = ("spectral", "none")  # what is tried where nobody has said
+QUICK = ("spectral", "none")  # what takes seconds
+THOROUGH, FOR_THOROUGH = "learned", 200  # what takes a minute or two, and the failures it needs
 
 
 def _kinds(emulator: str | EmulatorKind | Draw) -> dict[str, EmulatorKind]:
     "What `emulator` may stand for, by name. Raises `ArchrepairError` for an unknown name and for what cannot be called."
     if isinstance(emulator, str):
-        if emulator not in ("auto", *EMULATORS):
-            raise unknown("emulator", emulator, ["auto", *EMULATORS])
-        return {name: EMULATORS[name].load() for name in (CHEAP if emulator == "auto" else (emulator,))}
+        if emulator not in ("auto", "quick", *EMULATORS):
+            raise unknown("emulator", emulator, ["auto", "quick", *EMULATORS])
+        return {name: EMULATORS[name].load() for name in (QUICK if emulator in ("auto", "quick") else (emulator,))}
     if not callable(emulator) and not hasattr(emulator, "fit"):
         raise ArchrepairError(f"emulator is a {type(emulator).__name__}; expected a name, a class with fit, or a function (images, "
                               "generator) -> images")
@@ -221,10 +222,11 @@ class Pattern:
         """Compare `failures` with `train`, uint8 N×H×W×C each and not paired.
 
         `emulator` is a name in `EMULATORS`; a class like those, or a function (float N×C×H×W images, generator) -> images, of your own;
-        or `auto`: of `CHEAP`, the one hardest to tell from the failures that is closer to them than clean images are; `none` without
-        such a one, and for fewer than 20 images of either kind. They are told apart by `features` of images (float N×C×H×W in [0, 1] to
-        N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name, fewer than
-        two images and other shapes or types.
+        or `quick`: of those that take seconds, the one hardest to tell from the failures that is closer to them than clean images are,
+        `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
+        there are `features`, 200 failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in
+        [0, 1] to N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name,
+        fewer than two images and other shapes or types.
         """
         kinds = _kinds(emulator)
         generator = torch.Generator().manual_seed(seed)
@@ -233,7 +235,12 @@ class Pattern:
         profiles = Profile.of(ordinary), Profile.of(failing)
         enough = min(len(failing), len(ordinary)) >= FEWEST
         tried = {name: fidelity(kind, failing, ordinary, generator, features) for name, kind in kinds.items() if enough and name != "none"}
-        if emulator == "auto":
+        faithful = any(each.emulated.value < FAITHFUL for each in tried.values())
+        common = any(each.common for each in tried.values())
+        if emulator == "auto" and features and common and not faithful and len(failing) >= FOR_THOROUGH:
+            kinds[THOROUGH] = EMULATORS[THOROUGH].load()
+            tried[THOROUGH] = fidelity(kinds[THOROUGH], failing, ordinary, generator, features)
+        if emulator in ("quick", "auto"):
             helpful = [name for name in tried if tried[name].helps and tried[name].common]
             best = min(helpful, key=lambda name: tried[name].emulated.value, default="none")
         else:

@@ -171,7 +171,7 @@ class Findings:
     def __str__(self) -> str:
         return "\n".join([self.verdict, *self.advice()])
 
-# %% ../../nbs/experiments/09_diagnosis.ipynb #799e4730
+# %% ../../nbs/experiments/09_diagnosis.ipynb #3c9a53c2
 def sight_of(failures: Tensor, ordinary: Tensor) -> Interval:
     "AUROC, with its interval, of gates on failures and ordinary images (features M×F and N×F) that they were not fitted to."
     return Interval.of([placements(*(scores.cpu().double().numpy() for scores in pair)) for pair in gate_scores(failures, ordinary)])
@@ -179,7 +179,7 @@ def sight_of(failures: Tensor, ordinary: Tensor) -> Interval:
 
 @settled()
 def diagnose(model: nn.Module | None, data: RepairData | Sequence[ImageSet | Tensor], *,
-             transform: Callable[[Tensor], Tensor] | str | None = None, emulator: str | EmulatorKind | Draw = "auto",
+             transform: Callable[[Tensor], Tensor] | str | None = None, emulator: str | EmulatorKind | Draw = "quick",
              seed: int = 0) -> Findings:
     """What the failures in `data` have in common, compared with ordinary images, and how many patterns there are.
 

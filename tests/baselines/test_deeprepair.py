@@ -12,10 +12,8 @@ from archrepair.baselines import deeprepair
 from archrepair.baselines.deeprepair import DeepRepair, references
 from archrepair.baselines.parts.augmented import to_float, to_uint8
 from archrepair.baselines.parts.augmix import OPERATIONS, Mixer, Mixing
-from archrepair.baselines.parts.styles import (
-    haar_wct,
-)
 from archrepair.core.errors import ArchrepairError
+from archrepair.corruptions.wavelets import haar_wct
 from archrepair.data.images import ImageSet
 from archrepair.data.scenario import RepairData
 from archrepair.training.fit import Recipe

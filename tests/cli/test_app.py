@@ -30,7 +30,7 @@ from support.finished import DATASET, FILES, ORIGINAL, REPAIR, command, fails, f
 from support.pictures import save_tree
 
 SMOKE = ("--tier", "smoke")
-COMMANDS = ("train", "doctor", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
+COMMANDS = ("train", "doctor", "diagnose", "localize", "repair", "evaluate", "compare", "report", "corrupt", "list", "run")
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import torch
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.registry import EMULATORS
-from archrepair.corruptions.statistics import BINS, HIGHEST, frequencies
-from archrepair.data.emulators import Profile, Spectral, Unchanged, emulate
+from archrepair.corruptions.statistics import BINS, HIGHEST, frequencies, image_statistics
+from archrepair.data import emulators as module
+from archrepair.data.emulators import Custom, Learned, Painter, Profile, Spectral, Style, Unchanged, emulate, energy_distance
 
 
 def generator(seed=0):
@@ -116,8 +117,77 @@ def test_none_leaves_images_as_they_are():
     assert torch.equal(emulate(Unchanged.fit(images, images, generator()), images, generator()), images)
 
 
+def test_style_takes_the_bands_of_a_failure():
+    train, failing = pictures(40), noisy(pictures(30, seed=9), 0.1)
+    style = Style.fit(failing, train, generator())
+    detail = lambda images: float((images[:, :, 1:].float() - images[:, :, :-1].float()).std())
+    assert abs(detail(emulate(style, train, generator())) / detail(failing) - 1) < 0.15 and detail(train) < 0.7 * detail(failing)
+    assert not torch.equal(emulate(style, train, generator(0)), emulate(style, train, generator(1)))
+    large = torch.zeros(900, 64, 64, 3, dtype=torch.uint8)
+    assert len(Style.fit(large, large, generator()).examples) == 2**18 // (64 * 64 * 3)
+    with pytest.raises(ArchrepairError, match="in the style of"):
+        emulate(style, pictures(3, 24, 24), generator())
+
+
+def with_a_corner(images):
+    "A white corner, which is in one place and so beyond a spectrum."
+    marked = images.clone()
+    marked[:, :12, :12] = 255
+    return marked
+
+
+def test_a_painter_begins_with_what_was_drawn():
+    x, drawn = torch.rand(2, 3, 20, 24, generator=generator()), torch.rand(2, 3, 20, 24, generator=generator(1))
+    painter = Painter(3, generator())
+    assert torch.equal(painter(x, drawn, generator()), drawn)
+    assert torch.equal(painter.layers[0].weight, Painter(3, generator()).layers[0].weight)
+
+
+def test_energy_distance_by_hand():
+    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    assert float(energy_distance(x, y)) == 2 * (1 + 5 + 1 + 3) / 4 - 2  # mean distance of pairs, and of the two in x
+
+
+def test_what_is_learned_comes_closer_than_its_start(monkeypatch):
+    "Closer in the mean of the statistics of images, relative to how they scatter, on images that were not learned from."
+    monkeypatch.setattr(module, "STEPS", 40)
+    train, failing = noisy(pictures(200), 0.01), with_a_corner(noisy(pictures(200, seed=9), 0.01))
+    spectral, learned = (kind.fit(failing[:100], train[:100], generator()) for kind in (Spectral, Learned))
+    even = module._evenly(image_statistics(failing))
+    apart = lambda emulator: float((even(image_statistics(emulate(emulator, train[100:], generator()))).mean(0)
+                                    - even(image_statistics(failing[100:])).mean(0)).norm())
+    assert apart(learned) < 0.7 * apart(spectral)
+    again = Learned.fit(failing[:100], train[:100], generator())
+    assert torch.equal(emulate(again, train, generator()), emulate(learned, train, generator())), "the same seed, the same emulator"
+
+
+def test_learning_works_in_any_mode_and_on_large_images(monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 2)
+    train = pictures(20, 80, 96)
+    with torch.inference_mode():
+        learned = Learned.fit(noisy(train, 0.1), train, generator())
+        assert emulate(learned, train, generator()).shape == train.shape
+    seen = []
+    Learned.fit(noisy(train, 0.1), train, generator(), lambda x: seen.append(x.shape[2:]) or x.mean((2, 3)))
+    assert set(seen) == {(80, 96)}, "features of others are computed of whole images"
+
+
+def test_a_function_of_the_users_own():
+    images = pictures(4)
+    darker = Custom(lambda x, generator: x / 2).fit(images, images, generator())
+    assert (emulate(darker, images, generator()).float() - images.float() / 2).abs().max() <= 0.5
+    assert "lambda" in darker.to_dict()["function"]
+    with pytest.raises(ArchrepairError, match="emulated by a function of the user's own"):
+        Custom.from_dict(darker.to_dict())
+    for wrong, shape in ((lambda x, g: x[:1], "(1, 3, 32, 32)"), (lambda x, g: None, "NoneType")):
+        with pytest.raises(ArchrepairError, match="the emulator returned") as error:
+            emulate(Custom(wrong), images, generator())
+        assert shape in str(error.value)
+
+
 @pytest.mark.parametrize("name", EMULATORS)
-def test_every_emulator_has_its_name_and_can_be_written_down(name):
+def test_every_emulator_has_its_name_and_can_be_written_down(name, monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 2)
     kind, train = EMULATORS[name].load(), pictures(30)
     assert kind.name == name
     emulator = kind.fit(noisy(train, 0.1), train, generator())

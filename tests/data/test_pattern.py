@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.catalogue import corrupt
+from archrepair.corruptions.statistics import ImageStatistics
 from archrepair.data import pattern as module
 from archrepair.data.emulators import Profile, Spectral
 from archrepair.data.images import ImageSet
@@ -111,6 +112,48 @@ def test_record_and_figure():
     gray = Pattern.of(noisy(pictures(30, channels=1), 0.1), pictures(30, 40, 32, channels=1))
     assert gray.figure().axes[2].images
     plt.close("all")
+
+
+def test_features_of_others_tell_failures_apart():
+    "Features that see nothing but the mean color find nothing in noise."
+    failing = noisy(OTHERS, 0.08)
+    blind = Pattern.of(failing, TRAIN, features=lambda x: x.mean((2, 3)))
+    assert blind.describe() == "no common pattern" and Pattern.of(failing, TRAIN).fidelity.helps
+
+
+def test_an_emulator_of_ones_own():
+    failing = (OTHERS.int() - 40).clamp(min=0).byte()
+    found = Pattern.of(failing, TRAIN, emulator=lambda x, generator: (x - 40 / 255).clamp(min=0))
+    assert found.emulator.name == "custom" and found.fidelity.helps and found.faithful
+    assert Pattern.of(failing, TRAIN, emulator=Spectral).emulator.name == "spectral"
+    with pytest.raises(ArchrepairError, match="emulator is a int; expected a name"):
+        Pattern.of(failing, TRAIN, emulator=3)
+
+
+def test_the_thorough_emulator_is_asked_where_nothing_quick_is_faithful(monkeypatch):
+    asked = []
+
+    class Thorough(Spectral):
+        name = "learned"
+
+        @classmethod
+        def fit(cls, failures, train, generator, features=None):
+            asked.append(len(failures))
+            return super().fit(failures, train, generator)
+
+    kind = type(module.EMULATORS["learned"])
+    load = kind.load
+    monkeypatch.setattr(kind, "load", lambda entry: Thorough if entry.target.endswith(":Learned") else load(entry))
+    marked = OTHERS.clone()
+    marked[:, :12, :12] = 255
+    features = ImageStatistics(32, 32)
+    assert "learned" in Pattern.of(marked, TRAIN, features=features).tried and len(asked) >= 2
+    asked.clear()
+    Pattern.of(marked, TRAIN, emulator="quick", features=features)
+    Pattern.of(marked, TRAIN)
+    for failing in (marked[:150], noisy(OTHERS, 0.08), OTHERS):
+        Pattern.of(failing, TRAIN, features=features)
+    assert not asked, "quick, no features, few failures, another is faithful, nothing to imitate"
 
 
 def test_mistakes():

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STYLIZERS', 'moments', 'fourier', 'whiten_and_color', 'haar', 'inverse_haar', 'haar_wct', 'find_stylizer', 'restyle']
+__all__ = ['STYLIZERS', 'moments', 'fourier', 'find_stylizer', 'restyle']
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #12a49abe
 from ...core.errors import ArchrepairError, unknown
+from ...corruptions.wavelets import haar_wct
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #9508a82e
 def moments(content: Tensor, style: Tensor) -> Tensor:
@@ -30,61 +30,6 @@ def fourier(content: Tensor, style: Tensor) -> Tensor:
     "The phases of the content with the amplitudes of the style: float B×3×H×W both, to B×3×H×W, not clipped."
     spectrum, other = torch.fft.rfft2(content), torch.fft.rfft2(style)
     return torch.fft.irfft2(torch.polar(other.abs(), spectrum.angle()), s=content.shape[-2:])
-
-# %% ../../../nbs/baselines/parts/styles.ipynb #4c72e4a2
-def whiten_and_color(content: Tensor, style: Tensor, floor: float = 1e-3) -> Tensor:
-    """The linear map that gives values the mean and covariance of others: float64 …×C×P and …×C×Q to …×C×P.
-
-    x ↦ Σs^½ Σc^−½ (x − μc) + μs. Directions in which the content varies by less than `floor` (variance) cannot be stretched, and become 0.
-    """
-    means = content.mean(-1, keepdim=True), style.mean(-1, keepdim=True)
-    centered = content - means[0], style - means[1]
-    covariances = torch.stack([c @ c.mT / c.shape[-1] for c in centered])
-    values, vectors = torch.linalg.eigh(covariances)
-    powers = torch.stack([torch.where(values[0] > floor, values[0].clamp_min(floor).rsqrt(), 0), values[1].clamp_min(0).sqrt()])
-    whitening, coloring = (vectors * powers[..., None, :]) @ vectors.mT
-    return coloring @ (whitening @ centered[0]) + means[1]
-
-# %% ../../../nbs/baselines/parts/styles.ipynb #6d659168
-def haar(x: Tensor) -> Tensor:
-    """One level of the orthonormal Haar transform: … ×H×W (even) to … ×4×H/2×W/2.
-
-    The bands are the average (times 2), and the differences of columns, of rows, and of both.
-    """
-    top, bottom = x[..., 0::2, :], x[..., 1::2, :]
-    a, b, c, d = top[..., 0::2], top[..., 1::2], bottom[..., 0::2], bottom[..., 1::2]
-    return torch.stack([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d], -3) / 2
-
-
-def inverse_haar(bands: Tensor) -> Tensor:
-    "The image of four bands: … ×4×h×w to … ×2h×2w; `haar` is its own inverse, block by block."
-    s, x, y, xy = bands.unbind(-3)
-    top = torch.stack([s + x + y + xy, s - x + y - xy], -1).flatten(-2)
-    bottom = torch.stack([s + x - y - xy, s - x - y + xy], -1).flatten(-2)
-    return torch.stack([top, bottom], -2).flatten(-3, -2) / 2
-
-# %% ../../../nbs/baselines/parts/styles.ipynb #7ef87a0a
-def haar_wct(content: Tensor, style: Tensor, levels: int = 2) -> Tensor:
-    """Whitening and coloring of every Haar band's colors: float B×3×H×W (gray levels) both, to B×3×H×W, not clipped.
-
-    Every band of `levels` levels, and so the whole image, gets mean and covariance of the style's. Sides that 2^levels does not divide
-    are continued by their edge and cut again.
-    """
-    h, w = content.shape[-2:]
-    down, right = -h % 2**levels, -w % 2**levels
-    pair = F.pad(torch.stack([content, style]).flatten(0, 1).double(), (0, right, 0, down), mode="replicate").unflatten(0, (2, -1))
-    return _restyle(pair[0], pair[1], levels)[..., :h, :w].to(content.dtype)
-
-
-def _restyle(content: Tensor, style: Tensor, levels: int) -> Tensor:
-    "Bands of the finest level first; the average goes on to the next."
-    if not levels:
-        return whiten_and_color(content.flatten(2), style.flatten(2)).view_as(content)
-    content, style = haar(content), haar(style)
-    average = _restyle(content[:, :, 0], style[:, :, 0], levels - 1)
-    c, s = (bands[:, :, 1:].transpose(1, 2) for bands in (content, style))  # B×3 bands×3 channels
-    details = whiten_and_color(c.flatten(3), s.flatten(3)).view(c.shape).transpose(1, 2)
-    return inverse_haar(torch.cat([average[:, :, None], details], 2))
 
 # %% ../../../nbs/baselines/parts/styles.ipynb #907c89bd
 STYLIZERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"haar-wct": haar_wct, "fourier": fourier, "moments": moments}
