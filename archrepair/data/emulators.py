@@ -350,7 +350,7 @@ class Learned:
         painter.load_state_dict({name: torch.tensor(values) for name, values in record["weights"].items()})
         return cls(spectral, painter.eval().requires_grad_(False))
 
-
+# %% ../../nbs/data/10_emulators.ipynb #47330e1b
 def _train(painter: Painter, spectral: Spectral, failures: Tensor, train: Tensor, generator: torch.Generator,
            features: Features | None) -> None:
     "Train `painter` until features of what it makes of training images are distributed as those of failures."

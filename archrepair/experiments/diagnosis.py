@@ -178,14 +178,20 @@ def sight_of(failures: Tensor, ordinary: Tensor) -> Interval:
 
 
 @settled()
-def diagnose(model: nn.Module | None, data: RepairData | Sequence[ImageSet | Tensor], *,
-             transform: Callable[[Tensor], Tensor] | str | None = None, emulator: str | EmulatorKind | Draw = "quick",
-             seed: int = 0) -> Findings:
+def diagnose(
+    model: nn.Module | None,  # the network that fails; None: the images alone are compared
+    data: RepairData | Sequence[ImageSet | Tensor],  # a repair set, or failures and ordinary images, whose labels are not looked at
+    *,
+    transform: Callable[[Tensor], Tensor] | str | None = None,  # makes the network's inputs of a pair's images, as in `RepairData.of`
+    emulator: str | EmulatorKind | Draw = "quick",  # what imitates the failures: see `Pattern.of`
+    seed: int = 0,  # of samples and draws
+) -> Findings:
     """What the failures in `data` have in common, compared with ordinary images, and how many patterns there are.
 
-    `data` is a repair set, or a pair of failures and ordinary images (uint8 N×H×W×3 or `ImageSet`), whose labels are not looked at. With
-    `model` None the images alone are compared; else `transform` makes its inputs of a pair's images, as in `RepairData.of`. The model
-    is not changed. Raises `ArchrepairError` for images of two sizes, and for networks that cannot be repaired.
+    Images of a pair are uint8 N×H×W×3 or an `ImageSet`. The network is not changed. Raises `ArchrepairError` for images of two sizes, and
+    for networks that cannot be repaired.
+
+    Example: `print(diagnose(network, (failing_images, ordinary_images)))`
     """
     if isinstance(data, RepairData):
         if model is not None:

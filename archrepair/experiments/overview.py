@@ -135,7 +135,7 @@ def _numbers(metrics: dict[str, Any], repair: dict[str, Any]) -> Iterator[tuple[
         if repair.get("cost", {}).get(key) is not None:
             yield "", label, repair["cost"][key], 0
 
-
+# %% ../../nbs/experiments/11_overview.ipynb #d94e91c5
 def collect(outputs: Path | None = None) -> list[Row]:
     "All numbers of all records below a folder of outputs; records that cannot be read are left out, with a notice."
     from archrepair.experiments.cells import Record

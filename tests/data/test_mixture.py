@@ -6,7 +6,7 @@ import torch
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.catalogue import corrupt
 from archrepair.corruptions.statistics import image_statistics
-from archrepair.data.mixture import DIRECTIONS, depth, divide, gate_scores, relative_to, sight, valley, widest
+from archrepair.data.mixture import DIRECTIONS, depth, divide, fewer, gate_scores, relative_to, sight, valley, widest
 from archrepair.data.pattern import Pattern
 
 from .test_emulators import generator
@@ -137,3 +137,17 @@ def test_mistakes():
         divide(NOISY / 0, ORDINARY)
     with pytest.raises(ArchrepairError, match="one row per failure"):
         Pattern.split(photographs(40, 0), photographs(40, 1), (NOISY, ORDINARY))
+
+
+def test_thousands_of_features_are_summed_and_divided_alike():
+    "Two clouds that lie apart in a few of 3,000 features; few enough features stay as they are."
+    g = torch.Generator().manual_seed(0)
+    ordinary, failures = torch.randn(400, 3000, generator=g), torch.randn(200, 3000, generator=g)
+    failures[:, :1500] += 1
+    failures[:100, 1500:] += 1
+    first, second = fewer(ordinary, failures)
+    assert first.shape == (400, 512) and second.shape == (200, 512)
+    division = divide(failures, ordinary)
+    assert sorted(map(len, division.patterns)) == [100, 100] and len({int(p[0]) // 100 for p in division.patterns}) == 2
+    few = ordinary[:, :300], failures[:, :300]
+    assert all(before is after for before, after in zip(few, fewer(*few)))
