@@ -271,8 +271,11 @@ class Pattern:
 
     @property
     def faithful(self) -> bool:
-        "Can emulated images stand for failures where something is judged? Their AUROC against failures must be below `FAITHFUL`."
-        return self.fidelity is not None and self.fidelity.emulated.value < FAITHFUL
+        """Can emulated images stand for failures where something is judged? Their AUROC against failures must be below `FAITHFUL`.
+
+        Never those of `learned`, which was trained on what measures it.
+        """
+        return self.emulator.name != THOROUGH and self.fidelity is not None and self.fidelity.emulated.value < FAITHFUL
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         "Emulated copies of uint8 N×H×W×C or float N×C×H×W images, new at each call: same shape, dtype and device."

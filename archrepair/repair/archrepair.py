@@ -56,13 +56,14 @@ def choose_strategy(strategy: str = "auto", preset: Preset = "default", level: s
 
 
 def search_settings(strategy: str) -> dict[str, Setting]:
-    """What `search_options` may set: of `measured` the settings that only `ConditionalRepair` has, of all others fields of `SearchRecipe`
-    and the settings of the strategy.
+    """What `search_options` may set: of `measured` what `ConditionalRepair` searches by, of all others fields of `SearchRecipe` and the
+    settings of the strategy.
 
     Raises `ArchrepairError` for an unknown strategy.
     """
     if strategy == MEASURED:
-        return {name: setting for name, setting in settings_of(ConditionalRepair).items() if name not in ArchRepair.__dataclass_fields__}
+        elsewhere = ArchRepair.__dataclass_fields__.keys() - {"form", "emulator"}
+        return {name: setting for name, setting in settings_of(ConditionalRepair).items() if name not in elsewhere}
     own = settings_of(SearchRecipe)
     return {name: own[name] for name in SEARCH_SETTINGS} | settings_of(strategy_class(strategy))
 

@@ -1,5 +1,6 @@
 """Patterns: the two-sample test and its interval, the choice of an emulator, words, records and figures."""
 import json
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from archrepair.corruptions.statistics import ImageStatistics
 from archrepair.data import pattern as module
 from archrepair.data.emulators import Profile, Spectral
 from archrepair.data.images import ImageSet
-from archrepair.data.pattern import Pattern, describe_profiles, fidelity, placements
+from archrepair.data.pattern import Fidelity, Interval, Pattern, describe_profiles, fidelity, placements
 
 from .test_emulators import generator, noisy, pictures
 
@@ -163,3 +164,12 @@ def test_mistakes():
         Pattern.of(OTHERS.float(), TRAIN)
     with pytest.raises(ArchrepairError, match="expected at least two"):
         Pattern.of(OTHERS[:1], TRAIN)
+
+
+def test_an_emulator_that_was_trained_on_what_measures_it_is_never_faithful():
+    fine = Fidelity(*[Interval(value, value - 0.01, value + 0.01) for value in (0.99, 0.5, 0.4)], 100)
+    images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    spectral = Pattern.of(images, images, emulator="spectral")
+    assert replace(spectral, tried={"spectral": fine}).faithful
+    learned = type("Any", (), {"name": "learned"})()
+    assert not replace(spectral, emulator=learned, tried={"learned": fine}).faithful
