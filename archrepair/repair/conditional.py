@@ -110,7 +110,7 @@ class ConditionalRepair:
         return run.finish()
 
 # %% ../../nbs/repair/07_conditional.ipynb #e4fbd7fd
-@dataclass
+@dataclass(eq=False)
 class _Case:
     "One pattern among the failures: its gate, what an expert for it learns from, and where that expert goes."
 
@@ -177,9 +177,9 @@ class _Run:
             gates = [fit_gate(duplicate(fresh), failures[part], ordinary) for part in parts]
             owners = _owners(gates, [failures[part] for part in parts], unseen, alone=len(parts[0]) == len(failures))
             for part, gate, own in zip(parts, gates, owners):
-                seen = own if enough else part
-                set_reach(gate, unseen[seen])
-                self._consider(gate, part, own if enough else own[:0], auroc(gate.odds(unseen[seen]), gate.odds(held[-1])))
+                judges = unseen[own] if len(own) >= ENOUGH else failures[part]
+                set_reach(gate, judges)
+                self._consider(gate, part, own if enough else own[:0], auroc(gate.odds(judges), gate.odds(held[-1])))
         if not enough:
             self.notes.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         if self.cases:
@@ -240,7 +240,7 @@ class _Run:
         file = self._checkpoint("trials", case, ".json")
         if file and file.exists():
             remembered = json.loads(file.read_text(encoding="utf-8"))
-            case.trials, case.place = remembered["trials"], (remembered["block"], remembered["form"])
+            case.trials, case.place = remembered["trials"], (remembered["block"], remembered.get("form", places[0][1]))
             self.meter.add(remembered["forwards"], remembered["backwards"])
             return
         forwards, backwards = self.meter.forwards, self.meter.backwards
