@@ -33,8 +33,10 @@ def show_record(record: Any, folder: str) -> None:
     seen, unseen = (change[name]["repair_rate"] for name in ("seen", "unseen"))
     print(f"failures repaired: {seen:.1f} % of those given, {unseen:.1f} % of those never seen")
     lines = closing_lines(record.repair, record.metrics, folder)
-    limit = next((line.removeprefix("touches: ") for line in lines if line.startswith("touches: ")), "")
-    print(record.repair["verdict"].replace(f"; {limit}", ""))  # the limit has a line of its own
+    verdict = record.repair["verdict"]
+    for line in lines:
+        verdict = verdict.replace(f"; {line.removeprefix('touches: ')}", "")  # the limit has a line of its own
+    print(verdict)
     for warning in record.repair["warnings"]:
         note(warning)
     for line in lines:

@@ -49,7 +49,7 @@ def _gained(metrics: Mapping[str, Any]) -> str:
 
 def place_of(trial: Mapping[str, Any]) -> str:
     "The block of a trial, with the form of its expert where that is not a copy."
-    form = trial.get("form", "copy")
+    form = trial.get("form") or "copy"
     return trial["block"] if form == "copy" else f"{trial['block']} ({form.replace('_', ' ')})"
 
 
@@ -58,7 +58,7 @@ def _rejected(repair: Mapping[str, Any]) -> str:
     findings, losses = repair["conditional"], repair["validation"]
     parts = []
     longest = {place_of(trial): trial["loss"] for trial in findings["trials"]}  # later trials of a place are the longer ones
-    chosen = place_of({"block": repair["block"], "form": findings.get("form", "copy")})
+    chosen = place_of({"block": repair["block"], "form": findings.get("form")})
     if chosen in longest and (others := ", ".join(f"{place} {loss:.2f}" for place, loss in longest.items() if place != chosen)):
         parts.append(f"an expert in {others} (loss in its longest trial; {chosen} {longest[chosen]:.2f})")
     localized = (repair.get("localization") or {}).get("block")
@@ -232,7 +232,7 @@ def _what_they_share(case: Mapping[str, Any], several: bool) -> Html:
 
 def _search(case: Mapping[str, Any], block: str) -> Html:
     "What trials tried for one pattern, drawn and as a table."
-    trials, chosen = case["trials"], place_of({"block": block, "form": case.get("form") or "copy"})
+    trials, chosen = case["trials"], place_of({"block": block, "form": case.get("form")})
     rows = [(place_of(trial), str(trial.get("epochs", 1)), number(trial["before"], ".4f"), number(trial["loss"], ".4f"),
              number(trial.get("passes", math.nan), ",.0f")) for trial in trials]
     alt = f"Trials by length: {chosen} was chosen"

@@ -18,4 +18,5 @@ def test_a_repair_ends_with_its_verdict_and_says_the_limit_once(capsys, folder, 
     assert sum("of the answers can change" in line for line in lines) == limits
     verdict, = [line for line in lines if line.startswith(("accepted", "rejected"))]
     assert verdict.endswith(record.repair["verdict"].rpartition(" (loss: ")[2]) and verdict.startswith(record.repair["verdict"][:30])
+    assert limits or verdict == record.repair["verdict"]
     assert f"{record.accuracy('held_out'):.2f}" in "\n".join(lines)
