@@ -36,10 +36,10 @@ from ..data.scenario import RepairData
 from ..data.transforms import as_transform
 from .cells import Cell, scenario_of
 from .originals import original
-from ..nas.gate import Gate
 from ..networks.admission import device_of
-from ..networks.conditional import Conditional, original_of, read_stages
+from ..networks.conditional import Conditional, original_of
 from ..repair.blockdata import enter
+from ..repair.gatedata import new_gate
 from ..repair.result import load
 from ..training.inputs import fit_inputs
 from ..training.rows import image_features
@@ -54,9 +54,7 @@ class Reader:
     def __init__(self, model: nn.Module | None = None, transform: Callable[[Tensor], Tensor] | None = None):
         self.transform, self.network = transform, None
         if model is not None:
-            base = original_of(model)
-            self.network, self.stages = Conditional(base).eval(), read_stages(base)
-            self.network.tap(self.stages)
+            self.network = Conditional(original_of(model)).eval()
 
     def __call__(self, images: ImageSet) -> Tensor:
         "float32 N×F."
@@ -66,17 +64,9 @@ class Reader:
         with evaluating(self.network), torch.no_grad():
             for positions in torch.arange(len(rows)).split(500):
                 x = rows.batch(positions)
-                readings = self.network.read(x)[1]
-                if gate is None:
-                    stages = [stage for stage in self.stages if _is_readable(readings.get(stage), x)]
-                    gate = Gate.for_example(x, {stage: readings[stage] for stage in stages})
-                parts.append(gate.features(x, readings))
+                gate = gate or new_gate(self.network, x[:2])
+                parts.append(gate.features(x, self.network.read(x)[1]))
         return torch.cat(parts)
-
-
-def _is_readable(reading: Tensor | None, x: Tensor) -> bool:
-    "Does a stage give one row of numbers per image?"
-    return reading is not None and reading.is_floating_point() and reading.ndim >= 2 and len(reading) == len(x)
 
 
 def _sample(images: ImageSet, failures: int, seed: int) -> ImageSet:

@@ -29,7 +29,7 @@ from ..data.scenario import RepairData
 from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
 from ..networks.admission import device_of
 from ..networks.blocks import block_names, get_block
-from ..networks.conditional import FORMS, Conditional, original_of, read_stages
+from ..networks.conditional import FORMS, Conditional, original_of
 from ..networks.weights import tensors_of
 from .blockdata import enter, example_of, prepare
 from .finetuning import PRESETS, Preset, finetune
@@ -42,7 +42,7 @@ from ..training.evaluation import validation_loss
 from ..training.fit import PrecisionName, Recipe, precision_of
 from ..training.inputs import fit_inputs
 from ..training.rows import image_features
-from .gatedata import Ordinary, read_all
+from .gatedata import Ordinary, new_gate, read_all
 from .trials import Material, Place, Training, Trials, suitable_forms
 
 # %% ../../nbs/repair/07_conditional.ipynb #9f08c838
@@ -161,12 +161,7 @@ class _Run:
         if len(data.failures) < ENOUGH:
             return
         with self.meter.running():
-            stages = read_stages(self.base)
-            network.tap(stages)
-            x = example_of(data, device_of(network))
-            with torch.no_grad():
-                readings = network.read(x)[1]
-            fresh = Gate.for_example(x, {stage: readings[stage] for stage in stages if _is_readable(readings.get(stage), x)})
+            fresh = new_gate(network, example_of(data, device_of(network)))
             earlier = [branch.gate for branch in network.repairs()]
             read = lambda images: read_all(network, [*earlier, fresh], images, data, meter=self.meter)
             failures, ordinary = read(data.failures)[-1], read(self.ordinary.fit)[-1]
@@ -340,7 +335,3 @@ def _owners(gates: Sequence[Gate], failures: Sequence[Tensor], unseen: Tensor, a
     within = distances.gather(1, nearest[:, None])[:, 0] <= reach[nearest]
     return [((nearest == i) & within).nonzero()[:, 0].cpu() for i in range(len(gates))]
 
-
-def _is_readable(reading: Tensor | None, x: Tensor) -> bool:
-    "Does a stage give one row of numbers per image?"
-    return reading is not None and reading.is_floating_point() and reading.ndim >= 2 and len(reading) == len(x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['MOST', 'Emulated', 'emulated', 'Ordinary', 'read_all', 'firing_rate']
+__all__ = ['MOST', 'Emulated', 'emulated', 'Ordinary', 'new_gate', 'read_all', 'firing_rate']
 
 # %% ../../nbs/repair/05_gatedata.ipynb #aa99ab88
 from ..core.modes import evaluating
@@ -22,7 +22,7 @@ from ..data.pattern import Pattern
 from ..data.scenario import RepairData
 from ..nas.gate import Gate
 from ..networks.admission import device_of
-from ..networks.conditional import Conditional
+from ..networks.conditional import Conditional, read_stages
 from ..training.cost import CostMeter
 from ..training.rows import image_features
 
@@ -71,6 +71,23 @@ class Ordinary:
         halves = holdout(sample.labels, 0.5, seed)
         choose, calibrate = holdout(data.val.labels, 0.5, seed)
         return cls(sample.select(halves[0]), sample.select(halves[1]), data.val.select(calibrate), data.val.select(choose))
+
+
+def new_gate(network: Conditional, x: Tensor) -> Gate:
+    """A gate that has not been fitted, for inputs like `x`: it reads the stages of the original that `read_stages` names.
+
+    Stages that do not give a row of numbers per image are left out. `network` gets the taps that the gate needs.
+    """
+    stages = read_stages(network.original)
+    network.tap(stages)
+    with torch.no_grad():
+        readings = network.read(x)[1]
+    return Gate.for_example(x, {stage: readings[stage] for stage in stages if _is_readable(readings.get(stage), x)})
+
+
+def _is_readable(reading: Tensor | None, x: Tensor) -> bool:
+    "Does a stage give one row of numbers per image?"
+    return reading is not None and reading.is_floating_point() and reading.ndim >= 2 and len(reading) == len(x)
 
 
 def _readings(network: Conditional, images: ImageSet, transform: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

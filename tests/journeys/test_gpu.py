@@ -1,7 +1,6 @@
 """Everything on a GPU that is not there: nothing is left on the other device, and no step of a training waits for it."""
 import copy
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from archrepair.training.evaluation import predict
 from archrepair.training.fit import Recipe, _Run, fit, train_original
 from archrepair.training.rows import Rows, cache_features, image_features
 from support.finished import DATASET, command, furnish
+from support.memory import fits_only
 from support.pretended_gpu import DeviceTensor, PretendedGPU
 from support.states import same_state
 
@@ -262,20 +262,6 @@ def test_images_may_lie_on_the_gpu(gpu, network, few):
 
 
 # --- memory
-
-
-def fits_only(monkeypatch, most: int) -> Counter:
-    "From now on a loss of more than so many images does not fit; the sizes of those that were tried."
-    sizes, loss = Counter(), Recipe.loss
-
-    def limited(recipe, logits, *answers):
-        sizes[len(logits)] += 1
-        if len(logits) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return loss(recipe, logits, *answers)
-
-    monkeypatch.setattr(Recipe, "loss", limited)
-    return sizes
 
 
 def test_a_repair_in_little_memory(gpu, network, few, monkeypatch, recwarn):

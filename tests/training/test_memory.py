@@ -1,6 +1,5 @@
 """A batch that does not fit is divided: the same gradients, said once, and one line where nothing fits."""
 import copy
-from collections import Counter
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from archrepair.core.errors import ArchrepairError, note_once
 from archrepair.training.fit import Recipe, fit
 from archrepair.training.memory import Portions, lacks_memory
 from archrepair.training.rows import Rows
+from support.memory import fits_only
 from support.tables import D, small, table
 
 CPU = torch.device("cpu")
@@ -60,20 +60,6 @@ def test_other_errors_are_passed_on():
         Portions().each(4, fail, CPU)
 
 
-def limit(monkeypatch, most: int) -> Counter:
-    "A loss of more than so many rows does not fit from now on; the sizes of those that were tried."
-    tried, loss = Counter(), Recipe.loss
-
-    def limited(recipe, logits, *answers):
-        tried[len(logits)] += 1
-        if len(logits) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss(recipe, logits, *answers)
-
-    monkeypatch.setattr(Recipe, "loss", limited)
-    return tried
-
-
 def test_portions_add_up_to_the_gradient_of_the_batch(monkeypatch):
     "Without BatchNorm the weights are those that whole batches give, for batches of any size and with imitation."
     def train() -> tuple[nn.Module, list]:
@@ -87,7 +73,7 @@ def test_portions_add_up_to_the_gradient_of_the_batch(monkeypatch):
         return model, [entry["loss"] for entry in history.epochs]
 
     whole, losses = train()
-    tried = limit(monkeypatch, 10)
+    tried = fits_only(monkeypatch, 10)
     divided, again = train()
     assert tried[37] == 1 and max(size for size in tried if size <= 10) == 10 - 1 + (10 in tried)
     assert losses == pytest.approx(again, abs=1e-5)
@@ -96,19 +82,19 @@ def test_portions_add_up_to_the_gradient_of_the_batch(monkeypatch):
 
 
 def test_batchnorm_is_left_two_rows(monkeypatch):
-    limit(monkeypatch, 1)
+    fits_only(monkeypatch, 1)
     with pytest.raises(ArchrepairError, match="[23] images at a time"):
         fit(small(), Rows([table()]), Recipe(epochs=1, batch_size=16))
 
 
-def test_what_is_not_trained_sets_no_limit(monkeypatch):
-    tried, model = limit(monkeypatch, 1), small()
+def test_what_is_not_trained_sets_no_fits_only(monkeypatch):
+    tried, model = fits_only(monkeypatch, 1), small()
     fit(model, Rows([table(n=8)]), Recipe(epochs=1, batch_size=4), trainable=[model[4]])
     assert tried[1] == 8
 
 
 def test_the_model_is_whole_after_a_failed_training(monkeypatch):
-    limit(monkeypatch, 0)
+    fits_only(monkeypatch, 0)
     model = small()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ArchrepairError):
