@@ -31,6 +31,7 @@ _PUBLIC = {  # module -> the names it gives to `archrepair`, from the ground flo
     "deploy.report": ("write_report",),
     "repair.archrepair": ("ArchRepair",),
     "repair.blockdata": ("BlockData", "prepare"),
+    "repair.drift": ("Drift", "drift"),
     "repair.finetuning": ("Finetuned", "finetune"),
     "repair.localization": ("localize",),
     "repair.result": ("RepairResult", "load"),

@@ -114,18 +114,24 @@ def localize_command(model: Model = "resnet18", weights: Weights = None, normali
     check_names([model], [dataset])
     from archrepair.experiments.cells import Cell, scenario_of
     from archrepair.experiments.originals import original
+    from archrepair.repair.drift import Drift, drift
     from archrepair.repair.localization import localize
+    from archrepair.repair.votes import Localization
 
     cell = Cell("archrepair", model, dataset, seed, tier, protocol)
     unrepaired = original(model, dataset, tier, seed, weights=weights, normalize=normalize, trust=trust, device=device)
     scenario = scenario_of(cell, unrepaired)[1]
-    localization = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, grad=grad or "weight", k=k)
+    verdict: Drift | Localization
+    if measure == "drift":
+        verdict = drifted = drift(unrepaired.network, scenario.data, split_names(blocks), seed=seed)
+        title, summary = drifted.verdict, drifted.table.reset_index()
+    else:
+        verdict = votes = localize(unrepaired.network, scenario.data, split_names(blocks), measure=measure, grad=grad or "weight", k=k)
+        title, summary = f"suspicious neurons per block (top {k}); most suspicious: {votes.block}", votes.summary.reset_index()
     if as_json:
-        return print_json(localization.to_dict())
-    summary = localization.summary.reset_index()
-    show(f"suspicious neurons per block (top {k}); most suspicious: {localization.block}", list(summary.columns),
-         [list(row) for row in summary.itertuples(index=False)])
-    for warning in localization.warnings:
+        return print_json(verdict.to_dict())
+    show(title, list(summary.columns), [list(row) for row in summary.itertuples(index=False)])
+    for warning in verdict.warnings:
         note(warning)
 
 # %% ../../nbs/cli/04_app.ipynb #b7bbc1b3

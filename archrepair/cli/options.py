@@ -55,7 +55,8 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, al
 # %% ../../nbs/cli/03_options.ipynb #a9ce68f6
 Blocks = Annotated[str | None, typer.Option(help="candidate blocks, separated by commas; default: all of `archrepair list blocks`")]
 Voters = Annotated[Count, typer.Option("-k", help="number of most suspicious neurons that vote for a block")]
-Measure = Annotated[str, OneOf(("tarantula", "ochiai", "dstar")), typer.Option(help="tarantula, ochiai or dstar")]
+Measure = Annotated[str, OneOf(("tarantula", "ochiai", "dstar", "drift")), typer.Option(
+    help="tarantula, ochiai or dstar: how suspicious neurons are; drift: how far blocks move images and their emulated twins apart")]
 Gradient = Annotated[str | None, typer.Option(
     "--grad", help="what weighs neurons: the gradients of their weight (default), bias or activation, or taylor")]
 Method = Annotated[str, typer.Option(

@@ -64,6 +64,9 @@ def _rejected(repair: Mapping[str, Any]) -> str:
     localized = (repair.get("localization") or {}).get("block")
     if localized and localized != repair["block"]:
         parts.append(f"the localizer's block {localized}")
+    drifted = (findings.get("drift") or {}).get("block")
+    if drifted and drifted != repair["block"]:
+        parts.append(f"{drifted}, where emulated images drift apart most")
     if repair["chosen"] == "repaired" and "control" in losses:
         parts.append(f"plain fine-tuning of {repair['block']} (validation loss {losses['control']:.3f}, behind the gate "
                      f"{losses['repaired']:.3f})")
@@ -226,8 +229,10 @@ def _what_they_share(case: Mapping[str, Any], several: bool) -> Html:
     "A paragraph about one pattern."
     source = "emulated images" if case["emulator"] != "none" else "the failures themselves"
     which = f"the {case['failures']:,} failures of {case['label']}" if several else "the failures"
-    return tag("p", f"What {which} have in common: {case['pattern']}. The expert learned from {source}. The gate tells failures from other "
-                    f"images with an AUROC of {number(case['auroc'], '.3f')} (0.5: not at all, 1: always).")
+    shared = tag("p", f"What {which} have in common: {case['pattern']}. The expert learned from {source}. The gate tells failures from "
+                      f"other images with an AUROC of {number(case['auroc'], '.3f')} (0.5: not at all, 1: always).")
+    drifted = case.get("drift")
+    return join(shared, tag("p", f"{drifted['verdict']}.")) if drifted else shared
 
 
 def _search(case: Mapping[str, Any], block: str) -> Html:

@@ -180,6 +180,16 @@ def test_localize(done, idle, capsys):
     assert record["repair"]["localization"]["block"] == got["block"]
 
 
+def test_localize_by_drift(done, idle, capsys):
+    assert command("localize", *SMOKE, "--dataset", DATASET, "--measure", "drift") == 1
+    assert "no emulator imitates these failures" in capsys.readouterr().err
+    arguments = ("localize", *SMOKE, "--dataset", "digits:gaussian_noise:3", "--measure", "drift", "--blocks", "layer1,layer3")
+    got = parsed(capsys, *arguments)
+    out, err = said(capsys, *arguments)
+    assert list(got["blocks"]) == ["layer1", "layer3"] and got["block"] in got["blocks"]
+    assert got["verdict"].split(",")[0] in " ".join(out.split()) and all(warning in err for warning in got["warnings"])
+
+
 # --- repair
 
 def test_repair_wrote_everything(done):
