@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['OPERATIONS', 'CANDIDATES', 'Operation', 'make_operation', 'stride_between']
+__all__ = ['OPERATIONS', 'CANDIDATES', 'FILTERS', 'Operation', 'make_operation', 'Shrink', 'InstanceMix', 'Squeeze',
+           'make_filter', 'stride_between']
 
 # %% ../../nbs/nas/01_operations.ipynb #30bd2192
 from ..core.errors import unknown
@@ -97,6 +98,71 @@ def make_operation(name: str, c_in: int, c_out: int, stride: int | None = 1, *, 
     assert isinstance(last, nn.BatchNorm2d)
     nn.init.zeros_(last.weight)
     return nn.Sequential(*layers)
+
+# %% ../../nbs/nas/01_operations.ipynb #03da0ed4
+class Shrink(nn.Module):
+    "Moves what is fine in B×C×H×W maps toward zero by a threshold per scale and channel; negative thresholds sharpen. Begins at 0."
+
+    def __init__(self, channels: int, scales: int = 2):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(scales, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, level = x, x
+        for scale, threshold in enumerate(self.threshold):
+            width = 2 ** (scale + 1) + 1
+            coarse = nn.functional.avg_pool2d(level, width, 1, width // 2, count_include_pad=False)
+            detail = level - coarse
+            y = y - torch.sign(detail) * torch.minimum(detail.abs(), threshold)
+            level = coarse
+        return y
+
+# %% ../../nbs/nas/01_operations.ipynb #32443a50
+class InstanceMix(nn.Module):
+    "B×C×H×W maps mixed with themselves normalized image by image, by a share per channel that begins at 0."
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+        self.share = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normalized = self.norm(x) if x.shape[2:].numel() > 1 else x  # one pixel has no contrast
+        return x + self.share * (normalized - x)
+
+
+class Squeeze(nn.Module):
+    "B×C×H×W maps multiplied channel by channel with factors that follow from the means of all channels; begins with factors of 1."
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(4, channels // 4)
+        self.down, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors = 2 * torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3))))))
+        return x * factors[:, :, None, None]
+
+# %% ../../nbs/nas/01_operations.ipynb #635bc276
+FILTERS: dict[str, Callable[[int], nn.Module]] = {"shrink": Shrink, "instance": InstanceMix, "squeeze": Squeeze}
+
+
+def make_filter(name: str, channels: int, *, generator: torch.Generator) -> nn.Module:
+    """The filter `name` on maps of so many channels, which begins as the identity, bit for bit; weights are drawn from `generator`.
+
+    Raises `ArchrepairError` for a name that is not in `FILTERS`.
+    """
+    if name not in FILTERS:
+        raise unknown("filter", name, FILTERS)
+    with torch.random.fork_rng(devices=[]):
+        made = FILTERS[name](channels)
+    for layer in made.modules():
+        if isinstance(layer, nn.Linear) and layer.weight.any():
+            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+    return made
 
 # %% ../../nbs/nas/01_operations.ipynb #6a3273e0
 def stride_between(source: tuple[int, int], target: tuple[int, int]) -> int | None:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['FORMS', 'STAGES', 'Beside', 'own_parameters', 'make_expert', 'Branch', 'read_stages', 'Conditional', 'original_of']
+__all__ = ['FORMS', 'STAGES', 'Beside', 'Filtered', 'own_parameters', 'begins_at_nothing', 'make_expert', 'Branch', 'read_stages',
+           'Conditional', 'original_of']
 
 # %% ../../nbs/networks/11_conditional.ipynb #50a165c6
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, unknown
 from ..nas.gate import Gate
-from ..nas.operations import OPERATIONS, make_operation, stride_between
+from ..nas.operations import FILTERS, OPERATIONS, make_filter, make_operation, stride_between
 from .admission import device_of
 from .blocks import block_names, get_block, suffix_of
 from .outputs import logits_of
@@ -69,6 +70,17 @@ class Beside(nn.Module):
         return y + self.added(x if self.reads_input else y)
 
 
+class Filtered(nn.Module):
+    "A copy of a block that reads its input through a filter."
+
+    def __init__(self, filter: nn.Module, block: nn.Module):
+        super().__init__()
+        self.filter, self.block = filter, block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.filter(x))
+
+
 class _Channels(nn.Module):
     "What acts on channels alone: a factor and an offset for each, or a product of two thin matrices. Channels are in dimension `dim`."
 
@@ -106,6 +118,13 @@ def own_parameters(expert: nn.Module, form: str) -> list[nn.Parameter]:
     return list(dict.fromkeys(p for m in parts for p in m.parameters()))
 
 
+def begins_at_nothing(expert: nn.Module, form: str) -> list[nn.Parameter]:
+    "Those of its own parameters that do not come from the block with good values: none of a copy, the filter's of a filtered copy."
+    if form == "copy":
+        return []
+    return list(expert.filter.parameters()) if isinstance(expert, Filtered) else own_parameters(expert, form)
+
+
 def _tie(expert: nn.Module, block: nn.Module) -> None:
     "Let `expert` share again with `block` what training had to copy: all but the normalization layers."
     own = {id(p) for p in own_parameters(expert, "norm")}
@@ -139,12 +158,22 @@ def _operation(name: str) -> Callable[[nn.Module, Tensor, torch.Generator], nn.M
     return make
 
 
+def _filtered(name: str) -> Callable[[nn.Module, Tensor, torch.Generator], nn.Module]:
+    def make(block: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
+        if example.ndim != 4:
+            raise ArchrepairError(f"{name} is a filter of maps; what enters this block has {example.ndim} dimensions, expected 4")
+        return Filtered(make_filter(name, example.shape[1], generator=generator).to(example.device), duplicate(block))
+
+    return make
+
+
 FORMS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], nn.Module]] = {
     "copy": _copied,
     "norm": _normalized,
     "affine": _on_channels(0),
     "low_rank": _on_channels(8),
     **{name: _operation(name) for name, operation in OPERATIONS.items() if operation.make is not None},
+    **{name: _filtered(name) for name in FILTERS},
 }
 
 
@@ -152,8 +181,8 @@ def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> 
     """An expert for `block`, in eval mode, that computes what the block does; `example` is a batch of the block's inputs.
 
     `form` is one of `FORMS`: `copy` (a copy), `norm` (other normalization layers), `affine` (a factor and an offset per output channel),
-    `low_rank` (a correction of low rank) or an operation of Table 3 beside the block. Raises `ArchrepairError` for another form, and for a
-    block that this form does not suit.
+    `low_rank` (a correction of low rank), an operation of Table 3 beside the block, or one of `nas.operations.FILTERS` in front of a copy.
+    Raises `ArchrepairError` for another form, and for a block that this form does not suit.
     """
     if form not in FORMS:
         raise unknown("form of expert", form, FORMS)

@@ -24,7 +24,7 @@ from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
 from ..networks.blocks import get_block
-from ..networks.conditional import FORMS, Conditional, make_expert, own_parameters
+from ..networks.conditional import FORMS, Conditional, begins_at_nothing, make_expert, own_parameters
 from .blockdata import prepare
 from .finetuning import Finetuned, finetune
 from .gatedata import Ordinary, emulated
@@ -91,10 +91,17 @@ class Training:
             prepared = prepare(self.network, block, data, precision=self.precision, meter=self.meter, views=views,
                                failure_views=failure_views)
             start = make_expert(form, prepared.split.block, prepared.entering(2), self.recipe.seed)
-        rate = self.recipe.lr * (1 if form == "copy" else SMALL)
-        groups = lambda tail: [{"params": [p for p in own_parameters(tail.get_submodule("block"), form) if (p.ndim > 1) == decays],
-                                "lr": rate, "weight_decay": self.recipe.weight_decay * decays} for decays in (True, False)]
-        return finetune(prepared, preset=self.recipe, start=start, line=(1.0,), groups=groups, checkpoint=checkpoint, **changes)
+        return finetune(prepared, preset=self.recipe, start=start, line=(1.0,), checkpoint=checkpoint, **changes,
+                        groups=lambda tail: self._groups(tail.get_submodule("block"), form))
+
+    def _groups(self, expert: nn.Module, form: str) -> list[dict[str, Any]]:
+        "Parameter groups of the optimizer: what begins at nothing learns faster, and only matrices decay."
+        fresh = {id(p) for p in begins_at_nothing(expert, form)}
+        own = own_parameters(expert, form)
+        groups = [{"params": [p for p in own if (p.ndim > 1) == decays and (id(p) in fresh) == is_fresh],
+                   "lr": self.recipe.lr * (SMALL if is_fresh else 1), "weight_decay": self.recipe.weight_decay * decays}
+                  for is_fresh in (True, False) for decays in (True, False)]
+        return [group for group in groups if group["params"]]
 
 # %% ../../nbs/repair/07_trials.ipynb #5aa90b0f
 @dataclass

@@ -12,6 +12,7 @@ from torch import nn
 from archrepair.core.errors import ArchrepairError
 from archrepair.deploy.export import export_network
 from archrepair.nas.gate import Gate
+from archrepair.nas.operations import FILTERS
 from archrepair.networks.conditional import FORMS, Beside, Conditional, make_expert, original_of, read_stages
 from archrepair.networks.models import create_model
 from support.states import assert_same_state, state_of
@@ -151,7 +152,9 @@ def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, 
     added = sum(p.numel() for p in result.parameters()) - sum(p.numel() for p in resnet.parameters())
     assert result.describe()[0]["parameters"] == added + len(result.branches["repair0"].gate.weight) + 1
     whole = sum(p.numel() for p in resnet.layer2.parameters())
-    assert added == whole if form == "copy" else 0 < added < whole
+    filters = sum(p.numel() for name, p in result.named_parameters() if ".filter." in name)
+    assert added == whole + filters if form in ("copy", *FILTERS) else 0 < added < whole
+    assert (filters > 0) == (form in FILTERS)
 
 
 def test_an_expert_of_normalization_layers_shares_the_rest_also_after_it_was_copied(resnet):

@@ -6,10 +6,11 @@ import torch
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.pattern import Pattern
-from archrepair.networks.conditional import FORMS, make_expert
+from archrepair.nas.operations import FILTERS
+from archrepair.networks.conditional import FORMS, make_expert, own_parameters
 from archrepair.repair.finetuning import PRESETS
 from archrepair.repair.gatedata import Ordinary
-from archrepair.repair.trials import Material, Training, Trials, suitable_forms
+from archrepair.repair.trials import SMALL, Material, Training, Trials, suitable_forms
 from archrepair.training.cost import CostMeter
 
 
@@ -71,6 +72,20 @@ def test_failures_judge_trials_and_emulated_images_the_expert_where_they_are_fai
         learn, judge = set(trial.failures.index.tolist()), set(trial.val.index.tolist())
         assert learn and judge and not learn & judge and learn | judge == failures and 90 <= len(trial.train) <= 110
         assert (expert.val is data.val_failures) == (emulator == "none") and set(expert.failures.index.tolist()) == failures
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_begins_at_nothing_learns_faster_and_nothing_is_left_out(problem, form):
+    training = training_of(problem)
+    block = problem.network.layer2
+    expert = make_expert(form, block, torch.rand(2, problem.network.layer2[0].conv1.in_channels, 16, 16))
+    groups = training._groups(expert, form)
+    rates = {id(p): group["lr"] / training.recipe.lr for group in groups for p in group["params"]}
+    assert rates.keys() == {id(p) for p in own_parameters(expert, form)} and sum(len(group["params"]) for group in groups) == len(rates)
+    if form in FILTERS:
+        assert all(rates[id(p)] == (SMALL if name.startswith("filter.") else 1) for name, p in expert.named_parameters())
+    else:
+        assert set(rates.values()) == {1 if form == "copy" else SMALL}
 
 
 def test_forms_that_do_not_suit_a_block_are_left_out(problem, monkeypatch):
