@@ -22,7 +22,7 @@ from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
 from ..core.layout import layout_of, make_safe
 from ..core.modes import settled
-from ..data.images import holdout
+from ..data.images import ImageSet, holdout
 from ..data.scenario import RepairData
 from ..nas.supernet import recalibrate
 from ..networks.admission import admit, admit_to_repair, device_of, rehearse
@@ -122,6 +122,19 @@ class BlockData:
         if self.cut is None:
             raise ArchrepairError("the whole network was prepared; expected a block: prepare(model, block, data)")
         return self.cut
+
+    def rows_of(self, images: ImageSet) -> Rows:
+        "Rows of other images, none of them failures; what they cost is counted. Raises `ArchrepairError` at the level of a layer."
+        if isinstance(self.cut, _Inside):
+            raise ArchrepairError(f"layer {self.cut.name} lies inside the block that was cut; other images can be read for a block")
+        if self.cut:
+            features = cache_features(self.cut, images, self.data.transform, device=self.device,
+                                      dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
+                                      on_batch=lambda n: self.meter.add(n, share=1 - self.share))
+        else:
+            features = image_features(images, self.data.transform, self.device, layout=layout_of(self.original))
+        answers = predict(self.tail(), features, precision=self.precision, meter=self.meter, share=self.share)
+        return Rows([features], answers, is_correct(answers, features.labels).float())
 
     def validate(self, tail: nn.Module) -> float:
         "Expected deployment loss of `tail` on the validation parts (`evaluation.validation_loss`)."

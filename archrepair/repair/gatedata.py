@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['MOST', 'Emulated', 'emulated', 'Ordinary', 'new_gate', 'read_all', 'firing_rate']
+__all__ = ['MOST', 'Emulated', 'emulated', 'Ordinary', 'emulated_validation', 'new_gate', 'read_all', 'firing_rate']
 
 # %% ../../nbs/repair/05_gatedata.ipynb #aa99ab88
 from ..core.modes import evaluating
@@ -23,8 +23,9 @@ from ..data.scenario import RepairData
 from ..nas.gate import Gate
 from ..networks.admission import device_of
 from ..networks.conditional import Conditional, read_stages
+from .blockdata import BlockData
 from ..training.cost import CostMeter
-from ..training.rows import image_features
+from ..training.rows import Rows, image_features
 
 # %% ../../nbs/repair/05_gatedata.ipynb #c56919d7
 class Emulated:
@@ -71,6 +72,16 @@ class Ordinary:
         halves = holdout(sample.labels, 0.5, seed)
         choose, calibrate = holdout(data.val.labels, 0.5, seed)
         return cls(sample.select(halves[0]), sample.select(halves[1]), data.val.select(calibrate), data.val.select(choose))
+
+
+def emulated_validation(prepared: BlockData, seed: int = 0) -> Rows | None:
+    """Validation images (those of `Ordinary.val`) under the pattern of the failures, as rows of a prepared block.
+
+    None where no emulator is faithful to the failures, since such images would stand for something else.
+    """
+    data = prepared.data
+    pattern = Pattern.of(data.failures, data.train, seed=seed)
+    return prepared.rows_of(emulated(Ordinary.of(data, seed).val, pattern, seed + 1)) if pattern.faithful else None
 
 
 def new_gate(network: Conditional, x: Tensor) -> Gate:

@@ -32,6 +32,7 @@ from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
 from ..nas.supernet import SuperNet
 from ..networks.admission import device_of
 from .blockdata import BlockData, parcel
+from .gatedata import emulated_validation
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
 from ..training.rows import PlacedBatch, Rows
@@ -116,6 +117,7 @@ class SearchRecipe:
     inherited_lr: NotNegative = 0.01  # learning rate of the layers that the block came with
     added_lr: NotNegative = 0.05  # learning rate of the added operations
     weight_decay: NotNegative = 5e-4  # spares BatchNorm and biases
+    arch_data: Annotated[str, OneOf(("half", "emulated"))] = "half"  # what the architecture learns from; see `emulated_validation`
     failure_ratio: Share | None = 0.25  # share of failures in a batch; None: as they come
     imitation: NotNegative = 1.0  # weight of the divergence from the original's answers (`training.fit.Recipe`)
     level: Annotated[str, OneOf(("auto", "conv", "unit"))] = "auto"  # this and the next two: see `nas.graph.extract`
@@ -128,8 +130,9 @@ class SearchRecipe:
     seed: Seed = 0
 
     def __post_init__(self):
-        if isinstance(self.strategy, str):
-            self.make_strategy()  # better to know what is wrong now
+        strategy = self.make_strategy()  # better to know what is wrong now
+        if self.arch_data != "half" and not strategy.bilevel:
+            raise ArchrepairError(f"arch_data={self.arch_data} is for strategies of two levels, such as pc-darts; {strategy.name} has one")
 
     @classmethod
     def of(cls, recipe: SearchRecipe | None = None, **changes: Any) -> SearchRecipe:
@@ -235,7 +238,8 @@ class _Setup:
         self.graph = extract(original, prepared.entering(2), level=recipe.level, max_edges=recipe.max_edges, max_span=recipe.max_span)
         self.supernet = SuperNet(original, self.graph, channel_k=self.strategy.channel_k, generator=generator).to(prepared.device)
         self.weights_half = _Half(prepared.rows(0, seed=recipe.seed), self.training, recipe.seed, prepared.device)
-        self.arch_half = _Half(prepared.rows(1, seed=recipe.seed), self.training, recipe.seed + 1, prepared.device)
+        self.remarks: list[str] = []
+        self.arch_half = _Half(self._arch_rows(), self.training, recipe.seed + 1, prepared.device)
         self.steps = len(self.weights_half.order(0))  # of an epoch
         self.total = self.training.epochs * self.steps
         self.warm = min(max(1, round(recipe.warmup * self.total)), self.total) if recipe.warmup else 0
@@ -252,6 +256,15 @@ class _Setup:
             "block": prepared.block, "strategy": self.strategy.name, "strategy_options": str(sorted(recipe.strategy_options.items())),
             "warmup": recipe.warmup, "added_lr": recipe.added_lr, "weight_decay": recipe.weight_decay, "channel_k": self.strategy.channel_k,
             "edges": len(self.graph.edges)})
+
+    def _arch_rows(self) -> Rows:
+        "What the architecture learns from."
+        recipe, rows = self.recipe, None
+        if recipe.arch_data == "emulated":
+            rows = emulated_validation(self.prepared, recipe.seed)
+            self.remarks.append("the architecture learns from its half of the repair set: no emulator is faithful to the failures"
+                                if rows is None else f"the architecture learns from {len(rows):,} emulated validation images")
+        return self.prepared.rows(1, seed=recipe.seed) if rows is None else rows
 
     def _work_ratio(self) -> float:
         "How much more work the network does from the block on, once the block is relaxed."
@@ -342,7 +355,7 @@ def _conclude(searcher: _Searcher, history: list[dict], choices: Sequence[str], 
 
 def _remarks(searcher: _Searcher, given_back: list[str]) -> list[str]:
     "What a user should know about how the decision came about."
-    remarks = [*([searcher.graph.note] if searcher.graph.note else []), *searcher.recorder.warnings]
+    remarks = [*([searcher.graph.note] if searcher.graph.note else []), *searcher.remarks, *searcher.recorder.warnings]
     if given_back:
         remarks.append(f"the connectivity guard gave edges {', '.join(given_back)} back: None had won on all edges into a node")
     strategy, steps = searcher.strategy, searcher.total - searcher.warm

@@ -8,7 +8,7 @@ from torch import nn
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.scenario import RepairData
 from archrepair.networks.models import create_model
-from archrepair.repair.blockdata import prepare
+from archrepair.repair.blockdata import prepare, prepare_layer
 from archrepair.repair.finetuning import finetune
 from archrepair.repair.search import search
 from archrepair.training.cost import CostMeter
@@ -157,3 +157,21 @@ def test_statistics_are_gathered_anew_from_the_repair_set_alone(problem, prepare
     moved = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert moved <= {"running_mean", "running_var", "num_batches_tracked"} and "running_mean" in moved
     assert all(torch.equal(after[name], twice[name]) for name in after) and not block.training
+
+
+@pytest.mark.parametrize("block", ["layer3", None])
+def test_rows_of_other_images_are_what_a_part_of_them_would_be(problem, block):
+    data = problem.scenario.data
+    prepared = prepare(problem.network, block, data)
+    before, rows = prepared.meter.forwards, prepared.rows_of(data.val)
+    every = torch.arange(len(data.val))
+    labels, answers, imitate = rows.answers(every)
+    assert torch.allclose(rows.inputs(every)[0], prepared.parts["val"].batch(every)) and torch.equal(labels, data.val.labels)
+    assert torch.allclose(answers, prepared.logits["val"], atol=1e-5) and torch.equal(imitate, (answers.argmax(1) == labels).float())
+    assert rows.failures == 0 and prepared.meter.forwards - before == pytest.approx(len(data.val), rel=0.01)
+
+
+def test_rows_of_other_images_are_refused_at_the_level_of_a_layer(problem):
+    prepared = prepare_layer(problem.network, "layer3.0.conv2", problem.scenario.data)
+    with pytest.raises(ArchrepairError, match="layer3.0.conv2 lies inside the block that was cut"):
+        prepared.rows_of(problem.scenario.data.val)

@@ -6,9 +6,11 @@ import torch
 
 from archrepair import search as _search  # noqa: F401  (the module must import by itself)
 from archrepair.core.errors import ArchrepairError
+from archrepair.data.pattern import Pattern
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.operations import CANDIDATES
 from archrepair.repair.blockdata import prepare
+from archrepair.repair.gatedata import Ordinary
 from archrepair.repair.search import search
 from support.searches import quick, setting, started
 
@@ -143,6 +145,19 @@ def test_same_seed_same_block_and_resumed_equals_uninterrupted(tmp_path, monkeyp
     assert same(straight, resumed) and torch.equal(straight.path, resumed.path)
     with pytest.raises(ArchrepairError, match="added_lr"):
         quick(checkpoint=path, added_lr=0.5)
+
+
+def test_architecture_may_learn_from_emulated_validation_images(monkeypatch):
+    "Where the emulator is faithful; else it learns from its half as ever, and the result says so."
+    plain, unfaithful = quick(), quick(arch_data="emulated")
+    assert torch.equal(plain.path, unfaithful.path) and any("no emulator is faithful" in warning for warning in unfaithful.warnings)
+    monkeypatch.setattr(Pattern, "faithful", True)
+    emulated = quick(arch_data="emulated")
+    validation = len(Ordinary.of(setting()[1]).val)
+    assert any(f"from {validation:,} emulated validation images" in warning for warning in emulated.warnings)
+    assert torch.equal(plain.path[0], emulated.path[0]) and not torch.equal(plain.path[-1], emulated.path[-1])
+    with pytest.raises(ArchrepairError, match="arch_data=emulated is for strategies of two levels, such as pc-darts; snas has one"):
+        quick(strategy="snas", arch_data="emulated")
 
 
 def test_half_precision_and_cost():
