@@ -123,10 +123,12 @@ def _draw_row(ax: Axes, branch: Mapping[str, Any], top: float) -> None:
     _box(ax, 8.2, low, 3.3, f"expert: {branch['form'].replace('_', ' ')}\n+{branch['parameters']:,} numbers", _BLUE)
     _path(ax, [(4.3, top), (4.3, low + 0.42)], _ORANGE)
     _path(ax, [(6.2, low), (6.55, low)], _BLUE)
-    _path(ax, [(9.85, low), (11.6, low), (11.6, top - 0.42)], _BLUE)
+    joins = 13.8 if branch["form"] == "rest" else 11.6  # the logits, or what follows the block
+    _path(ax, [(9.85, low), (joins, low), (joins, top - 0.42)], _BLUE)
     ax.text(0.0, low, branch["name"], fontsize=9, weight="bold", color=_BLUE, va="center")
     ax.text(9.95, low - 0.1, "where it fires", fontsize=7, color=_BLUE, va="top")
-    ax.text(11.75, top - 0.55, "shared", fontsize=7, color=_DARK, va="top")
+    if branch["form"] != "rest":
+        ax.text(11.75, top - 0.55, "shared", fontsize=7, color=_DARK, va="top")
 
 
 def draw_branches(branches: Sequence[Mapping[str, Any]], ax: Axes | None = None, fires: Mapping[str, float] | None = None) -> Axes:

@@ -105,11 +105,11 @@ class Shrink(nn.Module):
 
     def __init__(self, channels: int, scales: int = 2):
         super().__init__()
-        self.threshold = nn.Parameter(torch.zeros(scales, channels, 1, 1))
+        self.thresholds = nn.ParameterList(torch.zeros(channels, 1, 1) for _ in range(scales))  # slices of one could not be exported
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, level = x, x
-        for scale, threshold in enumerate(self.threshold):
+        for scale, threshold in enumerate(self.thresholds):
             width = 2 ** (scale + 1) + 1
             coarse = nn.functional.avg_pool2d(level, width, 1, width // 2, count_include_pad=False)
             detail = level - coarse

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['FORMS', 'STAGES', 'Beside', 'Filtered', 'own_parameters', 'begins_at_nothing', 'make_expert', 'Branch', 'read_stages',
-           'Conditional', 'original_of']
+__all__ = ['REST', 'FORMS', 'STAGES', 'Beside', 'Filtered', 'own_parameters', 'begins_at_nothing', 'make_expert', 'Branch',
+           'read_stages', 'Conditional', 'original_of']
 
 # %% ../../nbs/networks/11_conditional.ipynb #50a165c6
 from ..core.copies import duplicate
@@ -22,7 +22,7 @@ from ..core.errors import ArchrepairError, unknown
 from ..nas.gate import Gate
 from ..nas.operations import FILTERS, OPERATIONS, make_filter, make_operation, stride_between
 from .admission import device_of
-from .blocks import block_names, get_block, suffix_of
+from .blocks import Tail, block_names, get_block, suffix_of
 from .outputs import logits_of
 
 # %% ../../nbs/networks/11_conditional.ipynb #9104ea23
@@ -120,7 +120,7 @@ def own_parameters(expert: nn.Module, form: str) -> list[nn.Parameter]:
 
 def begins_at_nothing(expert: nn.Module, form: str) -> list[nn.Parameter]:
     "Those of its own parameters that do not come from the block with good values: none of a copy, the filter's of a filtered copy."
-    if form == "copy":
+    if form in ("copy", REST):
         return []
     return list(expert.filter.parameters()) if isinstance(expert, Filtered) else own_parameters(expert, form)
 
@@ -167,7 +167,7 @@ def _filtered(name: str) -> Callable[[nn.Module, Tensor, torch.Generator], nn.Mo
     return make
 
 
-FORMS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], nn.Module]] = {
+_MAKERS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], nn.Module]] = {
     "copy": _copied,
     "norm": _normalized,
     "affine": _on_channels(0),
@@ -175,18 +175,33 @@ FORMS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], nn.Module]] = {
     **{name: _operation(name) for name, operation in OPERATIONS.items() if operation.make is not None},
     **{name: _filtered(name) for name in FILTERS},
 }
+REST = "rest"  # the form that needs what follows the block, too
+FORMS = (*_MAKERS, REST)
 
 
-def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> nn.Module:
-    """An expert for `block`, in eval mode, that computes what the block does; `example` is a batch of the block's inputs.
+def make_expert(
+    form: str,  # one of `FORMS`
+    block: nn.Module,  # the block that the expert stands beside
+    example: Tensor,  # a batch of the block's inputs
+    seed: int = 0,  # of weights that are drawn
+    rest: nn.Module | None = None,  # what follows the block, where it can be cut off; only the form `rest` needs it
+) -> nn.Module:
+    """An expert for `block`, in eval mode, that computes what the block does.
 
-    `form` is one of `FORMS`: `copy` (a copy), `norm` (other normalization layers), `affine` (a factor and an offset per output channel),
-    `low_rank` (a correction of low rank), an operation of Table 3 beside the block, or one of `nas.operations.FILTERS` in front of a copy.
-    Raises `ArchrepairError` for another form, and for a block that this form does not suit.
+    `copy` is a copy, `norm` has other normalization layers, `affine` a factor and an offset per output channel, `low_rank` a correction of
+    low rank; an operation of Table 3 stands beside the block, and one of `nas.operations.FILTERS` in front of a copy. `rest` is a copy of
+    the block and of all that follows, and gives logits. Raises `ArchrepairError` for another form, and for a block that this form does not
+    suit.
+
+    Example: `make_expert("norm", network.layer2, entering)`
     """
     if form not in FORMS:
         raise unknown("form of expert", form, FORMS)
-    return FORMS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
+    if form == REST:
+        if rest is None:
+            raise ArchrepairError("what follows this block cannot be cut off; try the form copy")
+        return Tail(duplicate(block), duplicate(rest)).train(block.training)
+    return _MAKERS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
 # %% ../../nbs/networks/11_conditional.ipynb #ce8050e4
 STAGES = 8  # a gate reads at most so many, evenly spread
@@ -347,6 +362,8 @@ class Conditional(nn.Module):
         From the expert on, where the block can be cut out: what follows it must give the same logits. Else, and in training, once more from
         the start.
         """
+        if branch.form == REST:
+            return _Detour(nn.Identity(), branch)
         suffix = None if self.training or torch.compiler.is_exporting() else suffix_of(self.original, branch.block)
         if suffix is not None:
             with torch.no_grad():
@@ -395,7 +412,8 @@ class Conditional(nn.Module):
                 network.tap([block, *stages])
                 with torch.no_grad():
                     readings = network.read(example)[1]
-                expert = make_expert(entry["form"], get_block(network.original, block), readings[f"{block}:input"])
+                expert = make_expert(entry["form"], get_block(network.original, block), readings[f"{block}:input"],
+                                     rest=suffix_of(model, block))
                 gate = Gate.for_example(example, {stage: readings[stage] for stage in stages})
                 network.add(entry["name"], block, expert, gate, entry["form"])
         except (KeyError, TypeError) as error:

@@ -268,11 +268,10 @@ class _Run:
         "The expert of a pattern, in the place that was chosen for it."
         assert case.place is not None
         method = self.method
-        tuned = self.training.run(case.place, case.material.whole(), views=method.views, failure_views=method.failure_views,
-                                  checkpoint=self._checkpoint("expert", case))
-        self.history["finetune" if case is self.cases[0] else f"finetune {case.label}"] = tuned.history.epochs
-        expert = get_block(tuned.model, case.place[0]).requires_grad_(True)
-        self.network.add(case.label, case.place[0], expert, case.gate, case.place[1])
+        trained = self.training.run(case.place, case.material.whole(), views=method.views, failure_views=method.failure_views,
+                                    checkpoint=self._checkpoint("expert", case))
+        self.history["finetune" if case is self.cases[0] else f"finetune {case.label}"] = trained.tuned.history.epochs
+        self.network.add(case.label, case.place[0], trained.expert, case.gate, case.place[1])
 
     def limit(self) -> None:
         "The loosest thresholds of all gates of the network at which no more than the budget is touched."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['SMALL', 'LEAD', 'Place', 'Material', 'Training', 'Trials', 'suitable_forms']
+__all__ = ['SMALL', 'LEAD', 'Place', 'Material', 'Trained', 'Training', 'Trials', 'suitable_forms']
 
 # %% ../../nbs/repair/07_trials.ipynb #50109190
 from ..core.errors import ArchrepairError
@@ -23,9 +23,9 @@ from ..core.progress import track
 from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..networks.blocks import get_block
-from ..networks.conditional import FORMS, Conditional, begins_at_nothing, make_expert, own_parameters
-from .blockdata import prepare
+from ..networks.blocks import get_block, split
+from ..networks.conditional import FORMS, REST, Conditional, begins_at_nothing, make_expert, own_parameters
+from .blockdata import BlockData, prepare
 from .finetuning import Finetuned, finetune
 from .gatedata import Ordinary, emulated
 from ..training.cost import CostMeter
@@ -75,6 +75,22 @@ def _some(images: ImageSet, count: int | None, seed: int) -> ImageSet:
 
 # %% ../../nbs/repair/07_trials.ipynb #28168086
 @dataclass(frozen=True)
+class Trained:
+    "An expert, how it was trained, and the features that it was trained on."
+
+    expert: nn.Module
+    tuned: Finetuned
+    prepared: BlockData
+
+    def losses(self) -> Tensor:
+        "The loss of each image that judges (float32 N); counted."
+        prepared = self.prepared
+        judges = prepared.parts["val"]
+        logits = predict(prepared.tail(self.expert), judges, precision=prepared.precision, meter=prepared.meter, share=prepared.share)
+        return nn.functional.cross_entropy(logits, judges.labels.to(logits.device), reduction="none")
+
+
+@dataclass(frozen=True)
 class Training:
     "How an expert for `network` is trained; what that costs is counted in `meter`."
 
@@ -84,15 +100,19 @@ class Training:
     meter: CostMeter
 
     def run(self, place: Place, data: RepairData, *, views: int = 1, failure_views: int = 1, checkpoint: Path | None = None,
-            **changes: Any) -> Finetuned:
+            **changes: Any) -> Trained:
         "An expert in this place, trained on `data`; `changes` are those of the recipe. Raises what `make_expert` raises."
         block, form = place
         with self.meter.running():
             prepared = prepare(self.network, block, data, precision=self.precision, meter=self.meter, views=views,
                                failure_views=failure_views)
-            start = make_expert(form, prepared.split.block, prepared.entering(2), self.recipe.seed)
-        return finetune(prepared, preset=self.recipe, start=start, line=(1.0,), checkpoint=checkpoint, **changes,
-                        groups=lambda tail: self._groups(tail.get_submodule("block"), form))
+            cut = prepared.split
+            start = make_expert(form, cut.block, prepared.entering(2), self.recipe.seed, cut.suffix)
+        if form == REST:  # what follows belongs to the expert, and nothing follows that
+            prepared = replace(prepared, cut=replace(cut, block=cut.tail(), suffix=nn.Identity()))
+        tuned = finetune(prepared, preset=self.recipe, start=start, line=(1.0,), checkpoint=checkpoint, **changes,
+                         groups=lambda tail: self._groups(tail.get_submodule("block"), form))
+        return Trained(get_block(tuned.model, block).requires_grad_(True), tuned, prepared)
 
     def _groups(self, expert: nn.Module, form: str) -> list[dict[str, Any]]:
         "Parameter groups of the optimizer: what begins at nothing learns faster, and only matrices decay."
@@ -144,11 +164,10 @@ class Trials:
             for place in fresh:
                 meter = self.training.meter
                 before = meter.forwards + meter.backwards
-                tuned = self.training.run(place, self.data, epochs=epochs)
-                logits = predict(tuned.model, self.data.val, self.data.transform, meter=meter)
-                losses = self.known[place, epochs] = nn.functional.cross_entropy(logits, self.data.val.labels, reduction="none")
+                trained = self.training.run(place, self.data, epochs=epochs)
+                losses = self.known[place, epochs] = trained.losses()
                 self.rows.append({"block": place[0], "form": place[1], "epochs": epochs, "loss": round(float(losses.mean()), 5),
-                                  "before": round(tuned.val_before, 5), "passes": round(meter.forwards + meter.backwards - before)})
+                                  "before": round(trained.tuned.val_before, 5), "passes": round(meter.forwards + meter.backwards - before)})
                 advance(1, loss=float(losses.mean()))
         return {place: self.known[place, epochs] for place in places}
 
@@ -160,11 +179,10 @@ def _standard_error(values: Tensor) -> float:
 
 def suitable_forms(network: nn.Module, block: str, example: Tensor) -> list[str]:
     "The forms of expert (`networks.conditional.FORMS`) that suit a block of `network`; `example` is a batch of the network's inputs."
-    entering = _entering(network, block, example)
-    forms = []
+    entering, rest, forms = _entering(network, block, example), split(network, block, example).suffix, []
     for form in FORMS:
         try:
-            make_expert(form, get_block(network, block), entering)
+            make_expert(form, get_block(network, block), entering, rest=rest)
         except ArchrepairError:
             continue
         forms.append(form)

@@ -78,14 +78,15 @@ def test_a_threshold_takes_away_what_is_fine_and_keeps_what_is_coarse():
     checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
     noisy = smooth + 0.1 * checks
     made = make_filter("shrink", 2, generator=seeded())
+    set_to = lambda *values: [threshold.fill_(value) for threshold, value in zip(made.thresholds, values)]
     with torch.no_grad():
-        made.threshold.fill_(0.05)
+        set_to(0.05, 0.05)
         inside = (..., slice(4, 12), slice(4, 12))
         error = lambda maps: float((maps - smooth)[inside].abs().max())
         assert error(made(noisy)) < 0.6 * error(noisy) and error(made(smooth)) < 1e-5
-        made.threshold[0].fill_(0.5), made.threshold[1].fill_(0.0)  # more than there is: nothing is turned around
+        set_to(0.5, 0.0)  # more than there is: nothing is turned around
         assert float((made(noisy) - nn.functional.avg_pool2d(noisy, 3, 1, 1, count_include_pad=False)).abs().max()) < 1e-6
-        made.threshold.fill_(-0.05)
+        set_to(-0.05, -0.05)
         assert error(made(noisy)) > error(noisy)
 
 

@@ -13,7 +13,8 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.deploy.export import export_network
 from archrepair.nas.gate import Gate
 from archrepair.nas.operations import FILTERS
-from archrepair.networks.conditional import FORMS, Beside, Conditional, make_expert, original_of, read_stages
+from archrepair.networks.blocks import suffix_of
+from archrepair.networks.conditional import FORMS, REST, Beside, Conditional, make_expert, original_of, read_stages
 from archrepair.networks.models import create_model
 from support.states import assert_same_state, state_of
 
@@ -53,16 +54,18 @@ NETWORKS = {
 
 
 @torch.no_grad()
-def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: torch.Tensor = IMAGES, sure: bool = True) -> Conditional:
+def conditional(network: nn.Module, *blocks: str | None, form: str | list[str] = "copy", x: torch.Tensor = IMAGES,
+                sure: bool = True) -> Conditional:
     """A network with a changed expert in each block, called for by gates that fire on about half of `x`, well away from their thresholds.
 
-    Gates that are `sure` trust the expert wholly wherever they fire.
+    `form` is that of all experts or of each. Gates that are `sure` trust the expert wholly wherever they fire.
     """
     result = Conditional(network.eval())
     stages = read_stages(network)
     result.tap(stages)
     readings = result.read(x)[1]
-    for i, name in enumerate(blocks):
+    forms = [form] * len(blocks) if isinstance(form, str) else form
+    for i, (name, form) in enumerate(zip(blocks, forms)):
         block = name or stages[len(stages) // 2]
         gate = Gate.for_example(x, {stage: readings[stage] for stage in stages})
         features = gate.features(x, readings)
@@ -74,7 +77,8 @@ def conditional(network: nn.Module, *blocks: str | None, form: str = "copy", x: 
         widest = int((scores[8:25] - scores[7:24]).argmax()) + 7
         gate.threshold.copy_((scores[widest] + scores[widest + 1]) / 2)
         result.tap([block])
-        expert = make_expert(form, result.original.get_submodule(block), result.read(x)[1][f"{block}:input"])
+        entering, rest = result.read(x)[1][f"{block}:input"], suffix_of(network, block)
+        expert = make_expert(form, result.original.get_submodule(block), entering, rest=rest)
         own = {id(p) for p in result.original.parameters()}
         for parameter in expert.parameters():
             if id(parameter) not in own:
@@ -144,8 +148,9 @@ def test_a_gate_that_is_not_sure_moves_the_logits_by_its_trust_and_spares_what_d
 @torch.no_grad()
 def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, form):
     x = torch.rand(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    expert = make_expert(form, resnet.layer2, x)
-    assert torch.allclose(expert(x), resnet.layer2(x), atol=1e-6)
+    rest = suffix_of(resnet, "layer2")
+    expert = make_expert(form, resnet.layer2, x, rest=rest)
+    assert torch.allclose(expert(x), rest(resnet.layer2(x)) if form == REST else resnet.layer2(x), atol=1e-6)
     result = conditional(resnet, "layer2", form=form)
     answers, fired = result(IMAGES), result.fired >= 0
     assert torch.equal(answers[~fired], resnet(IMAGES)[~fired]) and (answers[fired] != resnet(IMAGES)[fired]).any()
@@ -153,8 +158,23 @@ def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, 
     assert result.describe()[0]["parameters"] == added + len(result.branches["repair0"].gate.weight) + 1
     whole = sum(p.numel() for p in resnet.layer2.parameters())
     filters = sum(p.numel() for name, p in result.named_parameters() if ".filter." in name)
-    assert added == whole + filters if form in ("copy", *FILTERS) else 0 < added < whole
+    if form == REST:
+        whole += sum(p.numel() for p in rest.parameters())
+    assert added == whole + filters if form in ("copy", REST, *FILTERS) else 0 < added < whole
     assert (filters > 0) == (form in FILTERS)
+
+
+@torch.no_grad()
+def test_an_expert_from_a_block_to_the_end_gives_the_logits(resnet):
+    result = conditional(resnet, "layer3", form=REST)
+    answers, fired = result(IMAGES), result.fired >= 0
+    expected = result.branches["repair0"].expert(result.read(IMAGES)[1]["layer3:input"])
+    assert torch.allclose(answers[fired], expected[fired], atol=1e-4)
+    again = Conditional.build(resnet, result.describe()).eval()
+    again.load_state_dict(result.state_dict())
+    assert torch.equal(again(IMAGES), answers)
+    with pytest.raises(ArchrepairError, match="what follows this block cannot be cut off"):
+        make_expert(REST, resnet.layer3, result.read(IMAGES)[1]["layer3:input"])
 
 
 def test_an_expert_of_normalization_layers_shares_the_rest_also_after_it_was_copied(resnet):
@@ -261,14 +281,15 @@ def test_threads_do_not_disturb_each_other(resnet):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("name, blocks", [("resnet18", ["layer1", "layer3"]), ("no clean cut", ["block1"])])
+@pytest.mark.parametrize("name, blocks, forms", [
+    ("resnet18", ["layer1", "layer3"], ["shrink", REST]), ("resnet18", ["layer2"], ["instance"]), ("no clean cut", ["block1"], ["copy"])])
 @torch.no_grad()
-def test_files_give_the_same_answers_for_256_images(name, blocks, suffix, tmp_path):
+def test_files_give_the_same_answers_for_256_images(name, blocks, forms, suffix, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     network = NETWORKS[name][0]()
     many = torch.rand(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    result = conditional(network, *blocks, x=many, sure=False)
+    result = conditional(network, *blocks, x=many, sure=False, form=forms)
     expected = result(many)
     assert {-1, *range(len(blocks))} == set(result.fired.tolist())
     path = export_network(result, tmp_path / f"network{suffix}", many[:4])

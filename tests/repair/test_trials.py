@@ -3,15 +3,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.pattern import Pattern
 from archrepair.nas.operations import FILTERS
-from archrepair.networks.conditional import FORMS, make_expert, own_parameters
+from archrepair.networks.blocks import Tail, suffix_of
+from archrepair.networks.conditional import FORMS, REST, make_expert, own_parameters
 from archrepair.repair.finetuning import PRESETS
 from archrepair.repair.gatedata import Ordinary
 from archrepair.repair.trials import SMALL, Material, Training, Trials, suitable_forms
 from archrepair.training.cost import CostMeter
+from archrepair.training.evaluation import predict
 
 
 @pytest.mark.parametrize("losses, chosen, rungs_made", [
@@ -78,24 +81,47 @@ def test_failures_judge_trials_and_emulated_images_the_expert_where_they_are_fai
 def test_what_begins_at_nothing_learns_faster_and_nothing_is_left_out(problem, form):
     training = training_of(problem)
     block = problem.network.layer2
-    expert = make_expert(form, block, torch.rand(2, problem.network.layer2[0].conv1.in_channels, 16, 16))
+    entering = torch.rand(2, block[0].conv1.in_channels, 16, 16)
+    expert = make_expert(form, block, entering, rest=suffix_of(problem.network, "layer2"))
     groups = training._groups(expert, form)
     rates = {id(p): group["lr"] / training.recipe.lr for group in groups for p in group["params"]}
     assert rates.keys() == {id(p) for p in own_parameters(expert, form)} and sum(len(group["params"]) for group in groups) == len(rates)
     if form in FILTERS:
         assert all(rates[id(p)] == (SMALL if name.startswith("filter.") else 1) for name, p in expert.named_parameters())
     else:
-        assert set(rates.values()) == {1 if form == "copy" else SMALL}
+        assert set(rates.values()) == {1 if form in ("copy", REST) else SMALL}
+
+
+def test_losses_are_those_of_the_network_with_the_expert_in_it(problem):
+    data = Material(problem.scenario.data, Ordinary.of(problem.scenario.data), pattern_of_none(problem)).trial(100)
+    training = training_of(problem)
+    copied = training.run(("layer3", "copy"), data, epochs=1)
+    logits = predict(copied.tuned.model, data.val, data.transform)
+    assert torch.allclose(copied.losses(), cross_entropy(logits, data.val.labels, reduction="none"), atol=1e-4)
+    rest = training.run(("layer3", REST), data, epochs=1)
+    entering = rest.prepared.parts["val"].batch(torch.arange(len(data.val)))
+    with torch.no_grad():
+        logits = rest.expert(entering)
+    assert logits.shape == (len(data.val), len(data.train.classes))
+    assert torch.allclose(rest.losses(), cross_entropy(logits, data.val.labels, reduction="none"), atol=1e-4)
+    changed = {name.partition(".")[0] for name, p in rest.expert.named_parameters()
+               if not torch.equal(p, dict(Tail(problem.network.layer3, suffix_of(problem.network, "layer3")).named_parameters())[name])}
+    assert changed == {"block", "suffix"}
+
+
+def pattern_of_none(problem) -> Pattern:
+    data = problem.scenario.data
+    return Pattern.of(data.failures, data.train, emulator="none")
 
 
 def test_forms_that_do_not_suit_a_block_are_left_out(problem, monkeypatch):
     x = torch.rand(2, 3, 32, 32)
     assert suitable_forms(problem.network, "layer2", x) == list(FORMS)
 
-    def picky(form, *args):
+    def picky(form, *args, **more):
         if form == "norm":
             raise ArchrepairError("no normalization layer")
-        return make_expert(form, *args)
+        return make_expert(form, *args, **more)
 
     monkeypatch.setattr("archrepair.repair.trials.make_expert", picky)
     assert suitable_forms(problem.network, "layer2", x) == [form for form in FORMS if form != "norm"]
