@@ -20,6 +20,7 @@ __all__ = ['app', 'main', 'train', 'localize_command', 'repair', 'evaluate', 'co
 # %% ../../nbs/cli/04_app.ipynb #183c72fa
 from .console import print_json, replace_unencodable, say, saying_notices, show
 from .outcomes import show_comparison, show_record
+from .bench import bench_command
 from .diagnose import diagnose_command
 from .doctor import doctor_command
 from .listing import choices
@@ -99,6 +100,7 @@ app.command("doctor")(doctor_command)
 app.command("diagnose")(diagnose_command)
 
 # %% ../../nbs/cli/04_app.ipynb #32480e42
+app.command("bench")(bench_command)
 app.command("verify")(verify_command)
 app.command("status")(status_command)
 app.command("collect")(collect_command)
