@@ -147,6 +147,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     from archrepair.experiments.cells import Cell, repair_into
     from archrepair.experiments.runs import method_cell
     from archrepair.repair.archrepair import choose_strategy, search_settings
+    from archrepair.training.ranks import together
 
     own = own_settings(method)
     means = choose_strategy(strategy or own.get("strategy", "auto"), preset or own.get("preset", "default"),
@@ -160,13 +161,14 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
         "search_options": tuple(chosen.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options))
-    record = repair_into(cell, folder, weights=weights, normalize=normalize, repaired=repaired, device=device, force=force, log=say)
-    if as_json:
-        shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
-        return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
-                           "out": str(folder)})
-    show_record(record, str(folder))
-    say(f"report: {folder / 'report.html'}")
+    with together(folder, device) as own_folder:
+        record = repair_into(cell, own_folder, weights=weights, normalize=normalize, repaired=repaired, device=device, force=force, log=say)
+        if as_json:
+            shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
+            return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
+                               "out": str(folder)})
+        show_record(record, str(folder))
+        say(f"report: {folder / 'report.html'}")
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()
