@@ -39,6 +39,7 @@ from ..core.errors import ArchrepairError, note, unknown, write_atomic
 from ..core.names import check_names, split_versions
 from ..core.paths import home
 from ..core.settings import Severity, Within, checked
+from ..training.threads import settle_threads
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -52,9 +53,11 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _common(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
-                                                  help="show the version and exit")] = False) -> None:
+def _common(context: typer.Context, version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                                                                          help="show the version and exit")] = False) -> None:
     "What may stand before a command."
+    if context.invoked_subcommand != "list":
+        settle_threads()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -44,8 +44,9 @@ class _Summed(torch.autograd.Function):
 
 
 def _normalize_together(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    "What BatchNorm in train mode does to a batch of which this process has a part (B×C×…), in float32."
-    axes, shape, values = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)], x.float()
+    "What BatchNorm in train mode does to a batch of which this process has a part (B×C×…), in float32 or better."
+    axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
     sums = _Summed.apply(torch.cat([values.sum(axes), values.new_full((1,), values.numel() // values.shape[1])]))
     n, mean = sums[-1], sums[:-1] / sums[-1]
     centered = values - mean.view(shape)
@@ -74,9 +75,11 @@ class Ranks:
 
     def part(self, rows: Tensor) -> Tensor:
         "This process's part of the rows of a batch: every `size`-th. Raises `ArchrepairError` for a batch of fewer rows than processes."
+        if self.alone:
+            return rows
         if len(rows) < self.size:
             raise ArchrepairError(f"a batch of {len(rows)} images cannot be divided among {self.size} processes; start fewer of them")
-        return rows if self.alone else rows[self.rank::self.size]
+        return rows[self.rank::self.size]
 
     def divide(self, model: nn.Module) -> nn.Module:
         "A forward pass of `model` whose gradients become the mean over all processes."

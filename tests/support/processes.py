@@ -40,7 +40,8 @@ def rows() -> Rows:
     "61 images, the last 12 of them failures, whose batches do not divide evenly among two."
     generator = torch.Generator().manual_seed(1)
     images, labels = torch.randn(61, 3, 8, 8, generator=generator), torch.randint(0, 5, (61,), generator=generator)
-    return Rows([Features(labels, lambda positions, view: images[positions])], torch.randn(61, 5, generator=generator), torch.arange(61) < 30, failures=12)
+    features, teacher = Features(labels, lambda positions, view: images[positions]), torch.randn(61, 5, generator=generator)
+    return Rows([features], teacher, torch.arange(61) < 30, failures=12)
 
 
 def train(folder: Path, stop: int | None = None) -> tuple[nn.Module, History]:
