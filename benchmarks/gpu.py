@@ -27,9 +27,12 @@ sys.path[:0] = [str(ROOT)] * (str(ROOT) not in sys.path)
 
 from archrepair.core.errors import write_text  # noqa: E402
 
+STAGES = Path(__file__).with_name("gpu_stages.py")
 SHARES = {"machine": 0.06, "smoke": 0.22, "tests": 0.10, "bench": 0.14, "paper": 0.45}  # of the time; the rest is for packing
+EPOCHS = (1.0, 0.5, 0.2, 0.1, 0.05)  # shares of a cell's epochs: of few minutes a small table is more use than a part of a large one
 FILES, BYTES = 8, 16 << 20  # what may be kept
 RESTART = 3  # the status of a stage whose process can go on no longer, though there is more to do
+SHOWN = 20  # jobs of one outcome that the summary names
 KEPT = ("records", "robust", "localizations")  # folders of small JSON files, of which one file is made
 
 
@@ -91,12 +94,12 @@ def ends(seconds: float, shares: Mapping[str, float] = SHARES) -> dict[str, floa
     return result
 
 
-def epochs_share(whole: Sequence[float], fixed: float, seconds: float, shares: Sequence[float] = (1.0, 0.5, 0.2, 0.1, 0.05)) -> float:
+def epochs_share(whole: Sequence[float], fixed: float, seconds: float) -> float:
     """The largest share of their epochs at which repairs of `whole` seconds each end in time, with `fixed` seconds for all else.
 
-    The least of the `shares` where none is small enough.
+    The least of `EPOCHS` where none is small enough.
     """
-    return next((share for share in shares if share * sum(whole) + fixed <= seconds), shares[-1])
+    return next((share for share in EPOCHS if share * sum(whole) + fixed <= seconds), EPOCHS[-1])
 
 
 def fitting(files: Mapping[str, int], most_files: int = FILES, most_bytes: int = BYTES) -> list[str]:
@@ -113,7 +116,7 @@ def run_stage(stage: str, arguments: argparse.Namespace, end: float) -> None:
     "Run a stage until it has ended, or until its time has: then its process group is killed, whatever it is doing."
     journal = journal_of(arguments)
     while (left := end - time.monotonic()) > 0:
-        command = [sys.executable, str(Path(__file__).with_name("gpu_stages.py")), stage, "--seconds", f"{left:.1f}", "--device",
+        command = [sys.executable, str(STAGES), stage, "--seconds", f"{left:.1f}", "--device",
                    arguments.device, "--tier", arguments.tier, "--journal", str(journal.path), "--work", str(arguments.work)]
         environment = {**os.environ, "ARCHREPAIR_PROGRESS": "0", "MPLBACKEND": "agg"}
         with (arguments.work / f"{stage}.log").open("ab") as log:
@@ -199,7 +202,9 @@ def summarize(jobs: Iterable[Job], seconds: float) -> str:
     for title, outcomes in (("Failed", {"failed"}), ("What could not be done", {"impossible"}),
                             ("Left for another call", {"begun", "left"}), ("Done", {"done"})):
         some = [job for job in jobs if job.outcome in outcomes]
-        lines += ["", f"{title}: {len(some)}", *(f"- {job.stage}: {job.name}{f': {job.line}' if job.line else ''}" for job in some)]
+        named = some if "left" not in outcomes else some[:SHOWN]
+        lines += ["", f"{title}: {len(some)}", *(f"- {job.stage}: {job.name}{f': {job.line}' if job.line else ''}" for job in named)]
+        lines += [f"- and {len(some) - len(named)} more"] * (len(some) > len(named))
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from gpu import RESTART, ROOT, Journal, epochs_share
+from gpu import EPOCHS, RESTART, ROOT, Journal, epochs_share
 
 import archrepair
 from archrepair.core.errors import ArchrepairError, first_line, write_json
@@ -25,6 +25,8 @@ from archrepair.core.settings import settings_of
 from archrepair.core.tiers import resolve_tier
 
 ORDER = ("table9", "table5", "table7")
+PLAN = "plan: "
+LEAST = 5.0  # seconds in which nothing is worth beginning
 DIGITS = "digits:fog:3"  # comes with scikit-learn
 QUICK: dict[str, dict[str, object]] = {  # one epoch, and no more than it takes to go through every line
     "archrepair": {"blocks": ("layer2", "layer3"), "failure_views": 1, "control": False, "search_options": (("trial_images", 30),)},
@@ -297,27 +299,47 @@ def cells_of(exhibit: str, dataset: str, tier: str, seed: int, share: float = 1.
 
 
 def paper(stage: Stage) -> None:
-    "The exhibits in their order for the first seed, then for the next; epochs are cut so that the first exhibit is whole."
-    from archrepair.paper.reproduce import run_task
+    """The exhibits in their order for the first seed, then for the next; epochs are cut so that the first exhibit is whole.
 
+    What an earlier call has planned is kept, and this one goes on with it. Where all is done at a share of the epochs, the next begins.
+    """
     dataset = dataset_of(stage)
     rate = seconds_of_a_pass(stage, dataset)
+    share = planned_share(stage) or share_in_time(stage, dataset, rate)
+    plan = f"{PLAN}{share:g} of the epochs"
+    stage.journal.write(stage.name, plan, "done", 0.0, f"{1e6 * rate:.1f} µs for a forward pass of an image in training")
+    for each in sorted(larger for larger in EPOCHS if larger >= share):
+        for seed in range(resolve_tier(stage.tier).seeds):
+            for exhibit in ORDER:
+                if stage.left < LEAST:
+                    return
+                run_exhibit(stage, exhibit, dataset, seed, each, rate)
+
+
+def planned_share(stage: Stage) -> float | None:
+    "The share of the epochs that an earlier call has begun with."
+    names = [job.name for job in stage.journal.jobs() if job.stage == stage.name and job.name.startswith(PLAN)]
+    return float(names[0].removeprefix(PLAN).split()[0]) if names else None
+
+
+def share_in_time(stage: Stage, dataset: str, rate: float) -> float:
+    "The share at which the first exhibit can be done with one seed."
     first = tasks_of(stage, cells_of(ORDER[0], dataset, stage.tier, 0))
-    share = epochs_share([expected(task, rate) for task in first if not task.trains_original],
-                         sum(expected(task, rate) for task in first if task.trains_original), 0.9 * stage.left)
-    print(f"{1e6 * rate:.1f} µs for a forward pass of an image; {share:.0%} of the epochs", flush=True)
-    for seed in range(resolve_tier(stage.tier).seeds):
-        for exhibit in ORDER:
-            for task in tasks_of(stage, cells_of(exhibit, dataset, stage.tier, seed, share)):
-                name = f"{exhibit}, {task}"
+    repairs = [expected(task, rate) for task in first if not task.trains_original]
+    return epochs_share(repairs, sum(expected(task, rate) for task in first if task.trains_original), 0.9 * stage.left)
 
-                def job(task=task) -> str:
-                    run_task(task, stage.results, torch_device(stage))
-                    return outcome_of(stage, task)
 
-                stage.do(name, job, expected(task, rate, share))
-        if stage.left < 5:
-            break
+def run_exhibit(stage: Stage, exhibit: str, dataset: str, seed: int, share: float, rate: float) -> None:
+    "What an exhibit lacks, as far as the time goes."
+    from archrepair.paper.reproduce import run_task
+
+    for task in tasks_of(stage, cells_of(exhibit, dataset, stage.tier, seed, share)):
+
+        def job(task=task) -> str:
+            run_task(task, stage.results, torch_device(stage))
+            return outcome_of(stage, task)
+
+        stage.do(f"{exhibit}, {task}", job, expected(task, rate, share))
 
 
 def dataset_of(stage: Stage) -> str:
