@@ -227,7 +227,7 @@ class _Run:
         for module in self.trainable:
             module.train()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.ranks.normalizing(self.trainable):
-            torch.manual_seed(self.recipe.seed * 100_003 + epoch)  # dropout and stochastic depth draw from the global stream
+            torch.manual_seed(self.recipe.seed * 100_003 + epoch + 1_000_003 * self.ranks.rank)  # dropout draws from the global stream
             for number, (batch, size) in enumerate(zip(batches, map(len, whole))):
                 if before_step:
                     before_step(epoch, number)
@@ -336,7 +336,7 @@ def fit(
     """
     ranks = ranks_now()
     run = _Run(model, rows, recipe, trainable or [model], groups, extra or {}, meter if meter is not None else CostMeter(), share,
-               ranks if type(rows) is Rows and before_step is None else Ranks())
+               ranks if rows.divisible and before_step is None else Ranks())
     path = Path(checkpoint) if checkpoint is not None else None
     resumes = path is not None and path.exists()
     ranks.wait()  # before any process writes a checkpoint, all have seen whether there was one

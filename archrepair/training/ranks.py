@@ -44,7 +44,9 @@ class _Summed(torch.autograd.Function):
 
 
 def _normalize_together(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    "What BatchNorm in train mode does to a batch of which this process has a part (B×C×…), in float32 or better."
+    "What BatchNorm does to a batch of which this process has a part (B×C×…); in train mode in float32 or better."
+    if not norm.training:
+        return type(norm).forward(norm, x)
     axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     values = x.to(torch.promote_types(x.dtype, torch.float32))
     sums = _Summed.apply(torch.cat([values.sum(axes), values.new_full((1,), values.numel() // values.shape[1])]))
