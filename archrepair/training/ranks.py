@@ -53,9 +53,9 @@ def _normalize_together(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Ten
     n, mean = sums[-1], sums[:-1] / sums[-1]
     centered = values - mean.view(shape)
     variance = _Summed.apply(centered.square().sum(axes)) / n
-    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         with torch.no_grad():
-            norm.num_batches_tracked += 1
+            norm.num_batches_tracked.add_(1)
             momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
             norm.running_mean += momentum * (mean - norm.running_mean)
             norm.running_var += momentum * (variance * n / (n - 1) - norm.running_var)
@@ -117,7 +117,7 @@ class Ranks:
         norms = [m for m in parts.values() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
         try:
             for norm in norms:
-                norm.forward = _normalize_together.__get__(norm)
+                norm.forward = _normalize_together.__get__(norm)  # type: ignore[method-assign]
             yield
         finally:
             for norm in norms:
