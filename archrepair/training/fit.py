@@ -335,8 +335,9 @@ def fit(
     Example: `fit(model, rows, Recipe(epochs=2), validate=lambda: loss_of(model))`
     """
     ranks = ranks_now()
+    divided = rows.divisible and before_step is None
     run = _Run(model, rows, recipe, trainable or [model], groups, extra or {}, meter if meter is not None else CostMeter(), share,
-               ranks if rows.divisible and before_step is None else Ranks())
+               ranks if divided else Ranks())
     path = Path(checkpoint) if checkpoint is not None else None
     resumes = path is not None and path.exists()
     ranks.wait()  # before any process writes a checkpoint, all have seen whether there was one
