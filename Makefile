@@ -3,6 +3,7 @@
 # make fuzz         100,000 strange inputs; an interrupted run goes on: make fuzz KINDS="arrays lists" INPUTS=5000
 # make test-oldest  the same with the oldest releases that settings.ini allows: make test-oldest PYTHON=python3.11
 # make bench        ratios against plain implementations, on this machine
+# make gpu          all that is worth doing on a GPU in so many minutes: make gpu MINUTES=10; a second call goes on
 # make paper        every table and figure: make paper TIER=smoke (or lite, paper); what is recorded is not run again
 # make docs         the documentation site, in _docs/
 # make readme       README.md from nbs/index.ipynb
@@ -12,9 +13,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 META := settings.ini setup.py pyproject.toml
 TIER ?= auto
+MINUTES ?= 10
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: repair test fuzz repair-oldest test-oldest bench paper docs readme clean
+.PHONY: repair test fuzz repair-oldest test-oldest bench gpu paper docs readme clean
 .DEFAULT_GOAL := repair
 
 $(BIN)/python:
@@ -47,7 +49,11 @@ repair-oldest test-oldest:
 	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1
 
 bench: $(VENV)/.run
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/archrepair bench
+
+# On a machine without a network, PYTHON has what is needed already: make gpu GPU_PYTHON=python3
+gpu: $(if $(GPU_PYTHON),,$(VENV)/.dev)
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --minutes $(MINUTES)
 
 paper: $(VENV)/.run
 	$(BIN)/archrepair paper --tier $(TIER)

@@ -1,6 +1,6 @@
-"""All ratios in one table, beside their limits and goals: `make bench`.
+"""All ratios in one table, beside their limits and goals: `archrepair bench`, `make bench`.
 
-    python benchmarks/run.py [CASE ...] [--rounds 5] [--full] [--page]
+    python benchmarks/run.py [CASE ...] [--rounds 5] [--full] [--page] [--json]
 
 Each case compares results before it times anything, and then takes turns between both sides in this process, on one thread, in CPU time.
 Writes `outputs/bench/<processor>.json`, where lines of cases that were not run stay, and with `--page` the table in docs/benchmarks.md.
@@ -19,8 +19,11 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)] * (str(ROOT) not in sys.path)
+
+from archrepair.cli.bench import CASES  # noqa: E402
+
 PAGE, BEGIN, END = ROOT / "docs" / "benchmarks.md", "<!-- measured: begin -->", "<!-- measured: end -->"
-CASES = ("repair", "localization", "search", "corruptions", "baselines")
 
 
 def processor() -> str:
@@ -73,6 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--full", action="store_true", help="every block of the six networks at full width; hours")
     parser.add_argument("--page", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--json", action="store_true", help="print what was measured as JSON, alone, on standard output")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench")
     arguments = parser.parse_args()
     if wrong := [case for case in arguments.cases if case not in CASES]:
@@ -88,12 +92,15 @@ def main() -> None:
         measured = []
         for ratio in lines_of(case, arguments.rounds, arguments.full):
             measured.append({**ratio.as_dict(), "script": case})
-            print(row(measured[-1]), flush=True)
+            print(row(measured[-1]), file=sys.stderr if arguments.json else sys.stdout, flush=True)
         others = [line for line in content["lines"] if line["script"] != case]
         content = {"processor": processor(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "threads": 1,
                    "lines": sorted([*others, *measured], key=lambda line: CASES.index(line["script"]))}
         write_json(path, content, ensure_ascii=False)
     print(path, file=sys.stderr)
+    if arguments.json:
+        measured = [line for line in content["lines"] if line["script"] in (arguments.cases or CASES)]
+        print(json.dumps({**content, "lines": measured}, indent=1))
     if arguments.page:
         write_page(content)
 

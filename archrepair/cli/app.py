@@ -20,6 +20,7 @@ __all__ = ['app', 'main', 'train', 'localize_command', 'repair', 'evaluate', 'co
 # %% ../../nbs/cli/04_app.ipynb #183c72fa
 from .console import print_json, replace_unencodable, say, saying_notices, show
 from .outcomes import show_comparison, show_record
+from .bench import bench_command
 from .diagnose import diagnose_command
 from .doctor import doctor_command
 from .listing import choices
@@ -38,6 +39,7 @@ from ..core.errors import ArchrepairError, note, unknown, write_atomic
 from ..core.names import check_names, split_versions
 from ..core.paths import home
 from ..core.settings import Severity, Within, checked
+from ..training.threads import settle_threads
 
 # %% ../../nbs/cli/04_app.ipynb #29a40f57
 app = typer.Typer(help="Find the block of a network that is to blame, search a better one, and repair the network.",
@@ -51,9 +53,11 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _common(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
-                                                  help="show the version and exit")] = False) -> None:
+def _common(context: typer.Context, version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                                                                          help="show the version and exit")] = False) -> None:
     "What may stand before a command."
+    if context.invoked_subcommand != "list":
+        settle_threads()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -99,6 +103,7 @@ app.command("doctor")(doctor_command)
 app.command("diagnose")(diagnose_command)
 
 # %% ../../nbs/cli/04_app.ipynb #32480e42
+app.command("bench")(bench_command)
 app.command("verify")(verify_command)
 app.command("status")(status_command)
 app.command("collect")(collect_command)
@@ -151,6 +156,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     from archrepair.experiments.cells import Cell, repair_into
     from archrepair.experiments.runs import method_cell
     from archrepair.repair.archrepair import choose_strategy, search_settings
+    from archrepair.training.ranks import together
 
     own = own_settings(method)
     means = choose_strategy(strategy or own.get("strategy", "auto"), preset or own.get("preset", "default"),
@@ -164,13 +170,14 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
         "search_options": tuple(chosen.items()) or None})
     folder = out or home() / "outputs" / "repair"
     cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options))
-    record = repair_into(cell, folder, weights=weights, normalize=normalize, repaired=repaired, device=device, force=force, log=say)
-    if as_json:
-        shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
-        return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
-                           "out": str(folder)})
-    show_record(record, str(folder))
-    say(f"report: {folder / 'report.html'}")
+    with together(folder, device) as own_folder:
+        record = repair_into(cell, own_folder, weights=weights, normalize=normalize, repaired=repaired, device=device, force=force, log=say)
+        if as_json:
+            shown = ("block", "accepted", "chosen", "verdict", "warnings", "validation", "cost", "control_cost")
+            return print_json({"cell": record.cell, "metrics": record.metrics, "repair": {key: record.repair[key] for key in shown},
+                               "out": str(folder)})
+        show_record(record, str(folder))
+        say(f"report: {folder / 'report.html'}")
 
 # %% ../../nbs/cli/04_app.ipynb #f6fd4830
 @app.command()

@@ -176,7 +176,8 @@ def versions() -> dict[str, str]:
         commit = ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {"archrepair": archrepair.__version__, "commit": commit, "python": platform.python_version(), "torch": torch.__version__,
-            "machine": gpu or f"{platform.machine()}, {os.cpu_count()} CPUs", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            "machine": gpu or f"{platform.machine()}, {os.cpu_count()} CPUs", "threads": str(torch.get_num_threads()),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 # %% ../../nbs/experiments/03_cells.ipynb #2b2d60d2
 def measure(network: nn.Module, result: RepairResult, scenario: Scenario) -> dict:

@@ -27,6 +27,7 @@ from ..experiments.cells import digest
 from ..experiments.forecast import spoken
 from ..experiments.originals import original, pick_device, weights_of
 from ..experiments.runs import Runs
+from ..training.threads import spare_threads
 from .index import index
 from .launcher import default_output
 from .plan import Page, Task, source_of, tasks
@@ -60,7 +61,7 @@ def share_out(work: Sequence[tuple], jobs: int, done: Callable[[int, float], Non
         for i, (function, *arguments) in enumerate(work):
             done(i, function(*arguments))
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, spare_threads() // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,)) as pool:
         futures = {pool.submit(function, *arguments): i for i, (function, *arguments) in enumerate(work)}
         try:

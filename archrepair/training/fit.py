@@ -35,6 +35,7 @@ from ..networks.outputs import logits_of
 from ..networks.weights import put_tensors, tensors_of
 from .cost import CostMeter
 from .memory import Portions
+from .ranks import Ranks, ranks_now
 from .rows import PlacedBatch, Rows, image_features
 
 # %% ../../nbs/training/03_fit.ipynb #02032e81
@@ -153,15 +154,17 @@ class _Run:
     "The state of one training: what is trained and how, what happened so far, the weights selected, and the cost."
 
     def __init__(self, model: nn.Module, rows: Rows, recipe: Recipe, trainable: Sequence[nn.Module],
-                 groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float):
-        self.model, self.rows, self.recipe, self.trainable = model, rows, recipe, trainable
+                 groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float, ranks: Ranks):
+        self.model, self.rows, self.recipe, self.trainable, self.ranks = model, rows, recipe, trainable, ranks
         self.device = device_of(model)
         self.careful = layout_of(make_safe(model)) == torch.contiguous_format  # rows come in a layout that suits any other network
         groups = groups or _decay_groups(trainable, recipe.lr, recipe.weight_decay)
         self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.steps, self.precision, self.portions = len(self.batches(0)), recipe.precision, Portions(_least_rows(trainable))
+        self.forward = ranks.divide(model)
+        self.steps, self.precision = len(self.batches(0)), recipe.precision
+        self.portions = Portions(_least_rows(trainable), divisible=ranks.alone)
         self.state = {"optimizer": self.optimizer, **extra}
         self.history, self.weights = History(), copy.deepcopy(tensors_of(model))
         self.meter, self.share, self.meter_before = meter, share, copy.copy(meter)
@@ -189,15 +192,15 @@ class _Run:
         for name, part in self.state.items():
             part.load_state_dict(snapshot[name])
 
-    def step(self, epoch: int, step: int, batch: PlacedBatch) -> Tensor:
-        "One step of gradient descent on a batch; returns its mean loss."
+    def step(self, epoch: int, step: int, batch: PlacedBatch, size: int) -> Tensor:
+        "One step of gradient descent on this process's part of a batch of `size` rows; returns its share of the batch's mean loss."
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * self.recipe.lr_at((epoch - 1 + step / self.steps) / self.recipe.epochs)
         zero = lambda: self.optimizer.zero_grad(set_to_none=True)
         zero()
         whole = lambda part: part.stop - part.start == len(batch)
         portion = lambda part: batch if whole(part) else self.rows.place([batch.rows[part]], self.device)[0]
-        losses = self.portions.each(len(batch), lambda part: self._add_gradient(portion(part), epoch - 1, len(batch)), self.device, zero)
+        losses = self.portions.each(len(batch), lambda part: self._add_gradient(portion(part), epoch - 1, size), self.device, zero)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
@@ -208,32 +211,33 @@ class _Run:
         x, (labels, teacher, imitate) = portion.inputs(view), self.rows.answers(portion.order)
         with autocast(self.device, self.precision):
             x = lay_out(x, torch.contiguous_format) if self.careful else x
-            logits = logits_of(self.model(x))  # in train mode there may be auxiliary ones
+            logits = logits_of(self.forward(x))  # in train mode there may be auxiliary ones
         loss = self.recipe.loss(logits.float(), labels, teacher, imitate)
         loss = loss if len(portion) == whole else loss * (len(portion) / whole)
-        loss.backward()
+        (loss if self.ranks.alone else loss * self.ranks.size).backward()  # of several processes, the mean of their gradients is taken
         return loss.detach()
 
     def train_epoch(self, epoch: int, before_step: Callable[[int, int], None] | None, after_step: Callable[[], None] | None,
                     advance: Callable[..., None]) -> dict:
         "Pass over the rows once; returns the epoch's entry in the history. The model is in eval mode afterwards."
         started, total = time.perf_counter(), torch.zeros((), device=self.device)
-        batches = self.rows.place(self.batches(epoch), self.device)
+        whole = self.batches(epoch)
+        batches = self.rows.place([self.ranks.part(rows) for rows in whole], self.device)
         self.model.eval()
         for module in self.trainable:
             module.train()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.recipe.seed * 100_003 + epoch)  # dropout and stochastic depth draw from the global stream
-            for number, batch in enumerate(batches):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.ranks.normalizing(self.trainable):
+            torch.manual_seed(self.recipe.seed * 100_003 + epoch + 1_000_003 * self.ranks.rank)  # dropout draws from the global stream
+            for number, (batch, size) in enumerate(zip(batches, map(len, whole))):
                 if before_step:
                     before_step(epoch, number)
-                loss = self.step(epoch, number, batch)
+                loss = self.step(epoch, number, batch, size)
                 if after_step:
                     after_step()
-                self.meter.add(len(batch), len(batch), self.share)
-                total += loss * len(batch)
+                self.meter.add(size, size, self.share)
+                total += loss * size
                 advance(1, epoch=epoch, loss=loss)
-        mean = float(total) / sum(map(len, batches))
+        mean = float(self.ranks.sum(total)) / sum(map(len, whole))
         self.model.eval()
         return {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
 
@@ -325,16 +329,22 @@ def fit(
 
     Parameters that do not require gradients never move. A killed run resumes from its checkpoint. A batch that does not fit into the memory
     is divided, and its gradients are added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32.
+    Inside `ranks.together` processes divide each batch, unless something happens between two steps or the rows depend on the network.
     Raises `TrainingDiverged` when the loss is not finite all the same; the checkpoint then still holds the last good epoch.
 
     Example: `fit(model, rows, Recipe(epochs=2), validate=lambda: loss_of(model))`
     """
-    run = _Run(model, rows, recipe, trainable or [model], groups, extra or {}, meter if meter is not None else CostMeter(), share)
+    ranks = ranks_now()
+    divided = rows.divisible and before_step is None
+    run = _Run(model, rows, recipe, trainable or [model], groups, extra or {}, meter if meter is not None else CostMeter(), share,
+               ranks if divided else Ranks())
     path = Path(checkpoint) if checkpoint is not None else None
-    if path is not None and path.exists():
+    resumes = path is not None and path.exists()
+    ranks.wait()  # before any process writes a checkpoint, all have seen whether there was one
+    if path is not None and resumes:
         _resume(run, path)
     elif validate:
-        run.history.epochs.append({"epoch": 0, "val": validate()})
+        run.history.epochs.append({"epoch": 0, "val": ranks.agree(validate())})
     history, first = run.history, run.history.next_epoch
     with track(what, max(0, recipe.epochs - first + 1) * run.steps) as advance:
         for epoch in range(first, recipe.epochs + 1):
@@ -346,7 +356,7 @@ def fit(
                 raise TrainingDiverged(f"{what}: the loss is {entry['loss']} in epoch {epoch}; lower the learning rate ({recipe.lr:g}) "
                                        "or use fp32")
             if validate:
-                entry["val"] = validate()
+                entry["val"] = ranks.agree(validate())
             if select == "last" or not validate or entry["val"] < min(e["val"] for e in history.epochs):
                 run.select(epoch)
             history.epochs.append(entry)

@@ -28,11 +28,12 @@ T = TypeVar("T")
 class Portions:
     """Batches, each done in as many portions as the memory asks for: one at first, twice as many whenever it runs out.
 
-    A portion has at least `least` rows.
+    A portion has at least `least` rows. A batch that several processes have divided already is not `divisible`: they go through its
+    steps together.
     """
 
-    def __init__(self, least: int = 1):
-        self.least, self.parts, self.said = least, 1, 1
+    def __init__(self, least: int = 1, divisible: bool = True):
+        self.least, self.divisible, self.parts, self.said = least, divisible, 1, 1
 
     def each(self, n: int, do: Callable[[slice], T], device: torch.device, undo: Callable[[], object] = lambda: None) -> list[T]:
         """`do(rows)` for the portions of a batch of `n` rows, in order; after `undo()` all of them again where one did not fit.
@@ -52,6 +53,9 @@ class Portions:
             self._divide(n, device)
 
     def _divide(self, n: int, device: torch.device) -> None:
+        if not self.divisible:
+            raise ArchrepairError(f"the memory of {device} does not hold this process's {n} images of a batch; expected more processes, or "
+                                  "smaller batches")
         if n // (2 * self.parts) < self.least:
             size = -(-n // self.parts)
             raise ArchrepairError(f"the memory of {device} does not hold what the network makes of {size} image{'s' * (size > 1)} at a "

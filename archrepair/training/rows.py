@@ -217,13 +217,15 @@ class Rows:
     """Rows to train on: features or images, labels, and the original network's answers.
 
     `parts` follow each other, failures last: the last `failures` rows are failures. `teacher` are the original's logits, N×classes (or
-    None); rows marked in `imitate` (bool N) are held to them.
+    None); rows marked in `imitate` (bool N) are held to them. `divisible`: is what is read of a row the same whatever else is read, so that
+    several processes may each read a part of a batch (`training.ranks`)?
     """
 
     parts: Sequence[Features]
     teacher: Tensor | None = None
     imitate: Tensor | None = None
     failures: int = 0
+    divisible: bool = True
 
     def __post_init__(self):
         self.labels = torch.cat([part.labels for part in self.parts])

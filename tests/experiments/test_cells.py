@@ -144,7 +144,7 @@ def test_the_schema_of_a_record(record):
     costs = {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"}
     assert set(record["repair"]["cost"]) == set(record["repair"]["control_cost"]) == costs
     assert all(record["repair"]["cost"].values()) and record["repair"]["localization"] and record["repair"]["config"]["localized"]
-    assert record["versions"].keys() == {"archrepair", "commit", "python", "torch", "machine", "time", "weights"}
+    assert record["versions"].keys() == {"archrepair", "commit", "python", "torch", "machine", "threads", "time", "weights"}
     assert record["versions"]["torch"] == torch.__version__ and record["versions"]["weights"] == module.digest(finished() / ORIGINAL)
 
 

@@ -370,9 +370,9 @@ def spoil_bf16(monkeypatch, epochs: set[int]) -> None:
     "In these epochs the second loss under autocast is NaN."
     step, loss, where = _Run.step, Recipe.loss, {}
 
-    def noted(run, epoch, number, batch):
+    def noted(run, epoch, number, *batch):
         where.update(spoiled=run.precision == "bf16" and epoch in epochs and number == 1)
-        return step(run, epoch, number, batch)
+        return step(run, epoch, number, *batch)
 
     monkeypatch.setattr(_Run, "step", noted)
     monkeypatch.setattr(Recipe, "loss", lambda recipe, *more: loss(recipe, *more) * (math.nan if where["spoiled"] else 1))

@@ -126,5 +126,5 @@ class Augmented(Baseline):
 
         `more` are arguments of `training.fit`.
         """
-        rows = Rows([Features(images.labels, read, max(1, recipe.epochs))], failures=images.failures)
+        rows = Rows([Features(images.labels, read, max(1, recipe.epochs))], failures=images.failures, divisible=False)
         return problem.train(network, rows, recipe, **{"select": self.keep, **more})
