@@ -33,7 +33,7 @@ Entries = Annotated[list[Path], typer.Argument(help="folder of an entry, with en
 
 def enter_command(method: EntryMethod, track: TrackName = "digits", who: Who = "", where: Where = "", paper: Paper = "",
                   out: EntryFolder = None, device: Device = "auto", as_json: Json = False) -> None:
-    "Enter a method into archrepair-bench: all runs of a track, one file of predictions each, and entry.json. Resumes after an interruption."
+    "Enter a method into archrepair-bench: every run of a track, a file of predictions for each, and entry.json. Resumes if interrupted."
     check_names(methods=[method])
     from archrepair.experiments.leaderboard import enter, place_of_entry
     from archrepair.training.benchmark import read_benchmark
@@ -43,7 +43,8 @@ def enter_command(method: EntryMethod, track: TrackName = "digits", who: Who = "
         raise unknown("track", track, benchmark.tracks)
     chosen = benchmark.tracks[track]
     folder = out or place_of_entry(method, chosen)
-    entry = enter(method, chosen, folder, about={"who": who, "where": where, "paper": paper}, frozen=benchmark.digest, device=device, log=say)
+    about = {"who": who, "where": where, "paper": paper}
+    entry = enter(method, chosen, folder, about=about, frozen=benchmark.digest, device=device, log=say)
     if as_json:
         return print_json({**entry, "out": str(folder)})
     scores = entry["scores"]
@@ -66,7 +67,7 @@ def rescore_command(folders: Entries, as_json: Json = False) -> None:
                      "differing": [vars(row) for row in each if not row.agrees]} for folder, each in rows.items()])
     else:
         show("entries scored again from their predictions", ["entry", "scores", "differing"],
-             [[folder, len(each), sum(not row.agrees for row in each)] for folder, each in rows.items()])
+             [["/".join(Path(folder).parts[-2:]), len(each), sum(not row.agrees for row in each)] for folder, each in rows.items()])
         for folder, row in differing:
             print(f"{folder}: {row.metric} ({row.rule}, {row.run}) is stated as {row.stated:.3f}; the predictions give {row.found:.3f}")
     if differing:

@@ -12,6 +12,7 @@ import json
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from importlib.metadata import version as installed
@@ -27,7 +28,7 @@ __all__ = ['original_of', 'place_of_entry', 'enter', 'read_entry', 'Rescored', '
            'lines_of_entry', 'oracle_lines', 'leaderboard', 'write_leaderboard']
 
 # %% ../../nbs/experiments/12_leaderboard.ipynb #a935aae7
-from ..core.errors import ArchrepairError, first_line, note, unknown, write_atomic, write_json, write_text
+from ..core.errors import ArchrepairError, Notice, first_line, note, unknown, write_atomic, write_json, write_text
 from ..core.names import split_method
 from ..core.paths import file_name, home
 from ..core.progress import track as progress
@@ -39,7 +40,7 @@ from .originals import Original, original
 from .overview import look_at
 from .runs import method_cell
 from ..networks.weights import tensors_of
-from ..repair.result import RepairResult, changes
+from ..repair.result import Repairer, RepairResult, changes
 from ..training.benchmark import Benchmark, Track, read_benchmark, score, summarize_runs, version_in_order
 from ..training.evaluation import predict
 
@@ -48,7 +49,9 @@ def original_of(track: Track, device: str | torch.device = "auto") -> Original:
     "The network that a track repairs, checked, with its training images. Raises `ArchrepairError` for other weights or images."
     place = track.weights if track.weights == "published" else track.folder / track.weights
     tier = replace(resolve_tier(track.tier), width=track.width)
-    unrepaired = original(track.network, track.dataset, tier, weights=place, normalize=track.normalize, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # how these weights are read is known: they are frozen
+        unrepaired = original(track.network, track.dataset, tier, weights=place, normalize=track.normalize, device=device)
     track.check("weights", hashlib.sha256(unrepaired.path.read_bytes()).hexdigest())
     return replace(unrepaired, train=track.images("train"))
 
@@ -93,8 +96,16 @@ def place_of_entry(method: str, track: Track, outputs: Path | None = None) -> Pa
     return (outputs or home() / "outputs") / "entries" / track.name / file_name(method.replace(":", "~"))
 
 
+def _repairer(method: str | type, name: str, track: Track, version: str, seed: int) -> Repairer:
+    "The method with the settings of its name, and the lengths of the track's tier."
+    cell = Cell(split_method(name)[0], track.network, f"{track.dataset}:{version}", seed, track.tier)
+    if isinstance(method, type):
+        return method_of(cell, resolve_tier(track.tier), method)
+    return method_of(method_cell(method, cell), resolve_tier(track.tier))
+
+
 def enter(
-    method: str,  # a name with settings, or `module:Class`: see `split_method`
+    method: str | type,  # a name with settings or `module:Class`, see `split_method`; or the class itself
     track: Track,  # see `read_benchmark`
     folder: Path,  # of the entry; an interrupted one goes on
     *,
@@ -110,21 +121,18 @@ def enter(
 
     Example: `enter("retrain", read_benchmark().tracks["digits"], Path("mine"))`
     """
-    name = split_method(method)[0]
-    methods = {}
-    for version, seed in only or track.runs:
-        cell = method_cell(method, Cell(name, track.network, f"{track.dataset}:{version}", seed, track.tier))
-        methods[version, seed] = method_of(cell, resolve_tier(track.tier))
+    name = f"{method.__module__}:{method.__qualname__}" if isinstance(method, type) else method
+    methods = {(version, seed): _repairer(method, name, track, version, seed) for version, seed in only or track.runs}
     settings = {key: value for key, value in asdict(next(iter(methods.values()))).items() if key != "seed"}
-    entry: dict[str, Any] = {"benchmark": frozen, "track": track.name, "method": method,
+    entry: dict[str, Any] = {"benchmark": frozen, "track": track.name, "method": name,
                              "settings": json.loads(json.dumps(settings, default=str)),
                              **{key: (about or {}).get(key, "") for key in ("who", "where", "paper")}, "runs": []}
     entry["runs"] = _finished_runs(folder, entry)
     unrepaired, test = original_of(track, device), track.images("test")
-    with progress(f"{method} on {track.name}", len(methods)) as advance:
+    with progress(f"{name} on {track.name}", len(methods)) as advance:
         for (version, seed), repairer in methods.items():
             if not any((run["version"], run["seed"]) == (version, seed) for run in entry["runs"]):
-                log(f"{method} on {track.dataset}:{version}, seed {seed}")
+                log(f"{name} on {track.dataset}:{version}, seed {seed}")
                 stem = file_name(f"{version.replace(':', '-')}-s{seed}")
                 answers, said = _run_once(repairer, track, version, seed, unrepaired, test, folder / f"{stem}.checkpoints")
                 path = write_atomic(folder / f"{stem}.npz", lambda p, answers=answers: np.savez_compressed(p, **answers))
