@@ -25,6 +25,7 @@ from .doctor import doctor_command
 from .entries import enter_command, leaderboard_command, rescore_command
 from .listing import choices
 from .overview import collect_command, status_command
+from .release import release_command
 from .verify import verify_command
 from archrepair.cli.options import (
     Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
@@ -104,6 +105,7 @@ app.command("verify")(verify_command)
 app.command("enter")(enter_command)
 app.command("rescore")(rescore_command)
 app.command("leaderboard")(leaderboard_command)
+app.command("release")(release_command)
 app.command("status")(status_command)
 app.command("collect")(collect_command)
 

@@ -105,13 +105,19 @@ def test_a_number_that_does_not_follow_is_found(entry, benchmark, capsys):
         list(lines_of_entry(entry, benchmark, "x"))
 
 
+def alter(folder, old, new):
+    "Change a text of an entry."
+    text = (folder / "entry.json").read_text()
+    assert old in text
+    (folder / "entry.json").write_text(text.replace(old, new))
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda folder: np.savez(folder / "fog-3-s0.npz", **{"returned/clean": np.zeros(3, np.uint8)}), "not the file of the entry"),
     (lambda folder: (folder / "fog-3-s0.npz").unlink(), "cannot read the predictions"),
     (lambda folder: (folder / "entry.json").write_text("{}"), "is not an entry"),
-    (lambda folder: (folder / "entry.json").write_text((folder / "entry.json").read_text().replace('"digits"', '"digit"')), "track 'digit'"),
-    (lambda folder: (folder / "entry.json").write_text(re.sub('"benchmark": "', '"benchmark": "0', (folder / "entry.json").read_text())),
-     "was made for another benchmark"),
+    (lambda folder: alter(folder, '"track": "digits"', '"track": "digit"'), "track 'digit'"),
+    (lambda folder: alter(folder, '"benchmark": "', '"benchmark": "0'), "was made for another benchmark"),
 ])
 def test_a_damaged_entry_is_one_line(entry, capsys, change, message):
     change(entry)
@@ -159,3 +165,35 @@ def test_what_cannot_be_read_is_left_out_with_a_notice(entry):
 def test_places_of_entries_are_names_of_folders(benchmark, tmp_path):
     place = place_of_entry("my.method:Shift:rate=0.1", benchmark.tracks["digits"], tmp_path)
     assert place == tmp_path / "entries" / "digits" / "my.method~Shift~rate=0.1"
+
+
+# --- the command line
+
+
+def test_the_command_enters_and_says_what_came_out(entry, capsys):
+    "It is finished already, so that nothing is run."
+    assert command("enter", f"{METHOD}:epochs=2", "--out", entry, "--who", "Somebody") == 0
+    out = capsys.readouterr().out
+    assert "mean ± sd of 4 runs" in out and "failures fixed" in out and "validation" in out
+    assert read_entry(entry)["who"] == "Somebody"
+    assert command("enter", f"{METHOD}:epochs=2", "--out", entry, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["complete"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["retrian"], "unknown method 'retrian'"), (["retrain", "--track", "digit"], "unknown track 'digit': did you mean 'digits'"),
+    (["support.last_layer:LastLayr"], "unknown class of support.last_layer")])
+def test_wrong_words_are_one_line(capsys, tmp_path, arguments, message):
+    assert message in fails(capsys, "enter", *arguments, "--out", tmp_path / "mine")
+
+
+def test_the_table_is_written_by_a_command_and_needs_something_to_hold(home, entry, capsys):
+    assert "expected some: archrepair enter METHOD" in fails(capsys, "leaderboard") or not (home / "outputs").exists()
+    shutil.copytree(ROOT / "data", home / "data", ignore=lambda folder, names: [name for name in names if not name.startswith("bench-v1")])
+    shutil.copytree(entry, home / "outputs" / "entries" / "digits" / "mine")
+    capsys.readouterr()
+    assert command("leaderboard", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["sources"] == 1 and said["numbers"] == 60
+    head = (home / "outputs" / "leaderboard.csv").read_text().splitlines()[0].split(",")
+    assert {"method", "network", "version", "severity", "seed", "metric", "value", "n", "rule", "tier", "commit"} < set(head)
