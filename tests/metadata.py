@@ -21,8 +21,9 @@ def facts() -> dict[str, Any]:
     config.read(ROOT / "settings.ini", encoding="utf-8")
     settings, project = config["DEFAULT"], tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
+    keywords = [word.strip() for word in settings["keywords"].split(",")]
     return {"title": settings["lib_name"], "version": settings["version"], "abstract": project["description"],
-            "license": project["license"], "authors": [settings["author"]], "keywords": [word.strip() for word in settings["keywords"].split(",")],
+            "license": project["license"], "authors": [settings["author"]], "keywords": keywords,
             "repository": settings.get("repository", ""), "python": settings["min_python"],
             "paper": {"title": cited["title"], "doi": cited["doi"]}}
 

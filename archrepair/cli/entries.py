@@ -44,7 +44,7 @@ def enter_command(method: EntryMethod, track: TrackName = "digits", who: Who = "
     chosen = benchmark.tracks[track]
     folder = out or place_of_entry(method, chosen)
     about = {"who": who, "where": where, "paper": paper}
-    entry = enter(method, chosen, folder, about=about, frozen=benchmark.digest, device=device, log=say)
+    entry = enter(method, chosen, folder, about=about, device=device, log=say)
     if as_json:
         return print_json({**entry, "out": str(folder)})
     scores = entry["scores"]

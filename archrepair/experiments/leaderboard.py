@@ -110,7 +110,6 @@ def enter(
     folder: Path,  # of the entry; an interrupted one goes on
     *,
     about: Mapping[str, str] | None = None,  # who, where and paper
-    frozen: str = "",  # digest of the benchmark
     only: Sequence[tuple[str, int]] | None = None,  # these runs (version, seed); default: all of the track
     device: str | torch.device = "auto",  # `auto`: a GPU where there is one
     log: Callable[[str], None] = lambda line: None,  # is told what happens
@@ -124,7 +123,7 @@ def enter(
     name = f"{method.__module__}:{method.__qualname__}" if isinstance(method, type) else method
     methods = {(version, seed): _repairer(method, name, track, version, seed) for version, seed in only or track.runs}
     settings = {key: value for key, value in asdict(next(iter(methods.values()))).items() if key != "seed"}
-    entry: dict[str, Any] = {"benchmark": frozen, "track": track.name, "method": name,
+    entry: dict[str, Any] = {"benchmark": track.frozen, "track": track.name, "method": name,
                              "settings": json.loads(json.dumps(settings, default=str)),
                              **{key: (about or {}).get(key, "") for key in ("who", "where", "paper")}, "runs": []}
     entry["runs"] = _finished_runs(folder, entry)
@@ -201,7 +200,7 @@ def rescore(folder: Path, benchmark: Benchmark) -> list[Rescored]:
     entry = read_entry(folder)
     if entry["track"] not in benchmark.tracks:
         raise unknown("track", entry["track"], benchmark.tracks)
-    if entry["benchmark"] not in ("", benchmark.digest):
+    if entry["benchmark"] != benchmark.digest:
         raise ArchrepairError(f"{folder} was made for another benchmark ({entry['benchmark'][:16]}…); expected {benchmark.name}, "
                               f"{benchmark.digest[:16]}…")
     track, rows, again = benchmark.tracks[entry["track"]], [], []

@@ -59,7 +59,7 @@ class Track:
 
     `failing` are the versions that are repaired, each with every seed of `seeds`; `judged` those on which the outcome is judged. `lists`
     has a bit for each image (`held out 0` and so on) and the labels of the test images, in the order of `in_order`; `sha256` has a digest
-    of every part.
+    of every part, and `frozen` is that of the file which says all this.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Track:
     sha256: Mapping[str, str]
     lists: Mapping[str, np.ndarray]
     folder: Path
+    frozen: str
 
     @property
     def runs(self) -> list[tuple[str, int]]:
@@ -124,20 +125,20 @@ def read_benchmark(folder: Path | None = None) -> Benchmark:
     folder = folder or home() / "data"
     try:
         content = (folder / "bench-v1.toml").read_bytes()
-        said = tomllib.loads(content.decode())
+        said, digest = tomllib.loads(content.decode()), hashlib.sha256(content).hexdigest()
         with np.load(folder / "bench-v1.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         tracks = {}
         for name, settings in said["track"].items():
             lists = {key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{name}/")}
-            tracks[name] = Track(name=name, **settings, lists=lists, folder=folder)
+            tracks[name] = Track(name=name, **settings, lists=lists, folder=folder, frozen=digest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchrepairError(f"cannot read the benchmark in {folder} ({first_line(error)}); expected bench-v1.toml and bench-v1.npz of a "
                               "checkout: run in one") from None
     for one in tracks.values():
         for part, value in one.lists.items():
             one.check(part, hashlib.sha256(value.tobytes()).hexdigest())
-    return Benchmark(f"{said['name']} v{said['version']}", said["protocol"].strip(), tracks, hashlib.sha256(content).hexdigest())
+    return Benchmark(f"{said['name']} v{said['version']}", said["protocol"].strip(), tracks, digest)
 
 # %% ../../nbs/training/08_benchmark.ipynb #47398286
 RULES = {

@@ -32,7 +32,7 @@ def entered(benchmark, tmp_path_factory):
     "The whole small track, entered by name."
     folder = tmp_path_factory.mktemp("outputs") / "entries" / "digits" / "last_layer"
     about = {"who": "A reader", "where": "a notebook", "paper": "none"}
-    return folder, enter(f"{METHOD}:epochs=2", benchmark.tracks["digits"], folder, about=about, frozen=benchmark.digest)
+    return folder, enter(f"{METHOD}:epochs=2", benchmark.tracks["digits"], folder, about=about)
 
 
 @pytest.fixture
@@ -67,12 +67,12 @@ def test_an_interrupted_entry_goes_on_and_another_is_refused(entry, benchmark, m
     calls = []
     once = module._run_once
     monkeypatch.setattr(module, "_run_once", lambda *a: calls.append(a[2:4]) or once(*a))
-    again = enter(f"{METHOD}:epochs=2", benchmark.tracks["digits"], entry, frozen=benchmark.digest)
+    again = enter(f"{METHOD}:epochs=2", benchmark.tracks["digits"], entry)
     assert calls == [("frost:3", 0)] and len(again["runs"]) == 4 and again["complete"]
     stated = {(run["version"], run["seed"]): run["scores"] for run in read_entry(entry)["runs"]}
     assert stated == {(run["version"], run["seed"]): run["scores"] for run in again["runs"]}
     with pytest.raises(ArchrepairError, match="holds another entry, of another method"):
-        enter(METHOD, benchmark.tracks["digits"], entry, frozen=benchmark.digest)
+        enter(METHOD, benchmark.tracks["digits"], entry)
 
 
 def test_a_class_at_hand_is_entered_as_it_is(benchmark, tmp_path, entered):
