@@ -41,7 +41,7 @@ maximum_signature_line_length = 88
 # No page asks for anything from another host.
 mathjax_path = "tex-svg.js"
 html_theme = "furo"
-html_title = "archrepair"
+html_title = f"archrepair {version}"
 html_static_path = ["_static", "workflow.svg"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]

@@ -110,6 +110,11 @@ def results(site: Path) -> str:
     return "\n".join(parts)
 
 
+def version() -> str:
+    "The version of the package, as its settings have it."
+    return re.search(r"(?m)^version = (.+)$", (ROOT / "settings.ini").read_text(encoding="utf-8")).group(1)
+
+
 def rules() -> str:
     "The rules by which networks are selected, as a list."
     from archrepair.training.benchmark import RULES
@@ -128,7 +133,7 @@ def leaderboard(part: str) -> str:
     table = frame.pivot_table("value", keys, "metric")
     table = table[[metric for metric in METRICS if metric in table]]
     table.insert(0, "n", frame[frame.metric == "change"].groupby(keys).seed.nunique())
-    shown = table.reset_index().sort_values(["network", "repaired on", "change"], ascending=[True, True, False])
+    shown = table.reset_index().rename_axis(columns=None).sort_values(["network", "repaired on", "change"], ascending=[True, True, False])
     signed = {name: "{:+.2f}".format if name.endswith("change") else "{:.2f}".format for name in table if name != "n"}
     made = shown.to_html(index=False, border=0, classes="dataframe sortable", na_rep="–", formatters=signed)
     return f'```{{raw}} html\n<div class="table-box" role="region" aria-label="Leaderboard, {part}" tabindex="0">{made}</div>\n```'
