@@ -6,8 +6,8 @@ In pages, `{{notebooks: PATTERN ...}}` lists notebooks, and `{{tree: PATTERN ...
 those of every package, `{{api}}` the modules of every package, `{{names}}` the package's own names, and `{{results}}` every stored table
 and figure. `{{workflow}}` is the four steps of docs/workflow.svg, `{{readers}}` the front notebook's table of where to go, and `{{bring}}`
 what people bring with what happens, from the tables of tests/journeys/test_bring_*.py. `{{leaderboard: track}}` and
-`{{leaderboard: records}}` are the two parts of outputs/leaderboard.csv, and `{{rules}}` the rules by which its networks are selected; `{{version}}`
-is that of the package.
+`{{leaderboard: records}}` are the two parts of outputs/leaderboard.csv, `{{rules}}` the rules by which its networks are
+selected, and `{{version}}` is that of the package.
 """
 
 from __future__ import annotations

@@ -167,9 +167,10 @@ def test_a_changed_signature_is_noticed(monkeypatch):
 
     before = signatures.snapshot()
     monkeypatch.setitem(vars(archrepair), "localize", localize)
-    changed = [line for line in before if line not in signatures.snapshot()]
+    after = signatures.snapshot()
+    changed = [line for line in before if line not in after]
     assert len(changed) == 1 and changed[0].startswith("archrepair.localize(model: nn.Module")
-    assert "archrepair.localize(model, data, blocks = None, *, measure = 'ochiai') -> str" in signatures.snapshot()
+    assert "archrepair.localize(model, data, blocks = None, *, measure = 'ochiai') -> str" in after
 
 
 # --- types
@@ -197,6 +198,7 @@ def run(*words: object, **variables: str) -> str:
         return done.stdout
 
 
+@pytest.mark.timeout(600)
 def test_wheel_and_sdist_build_and_install(tmp_path):
     "Into an environment of their own, without dependencies: the package is imported, and the command is there."
     source = tmp_path / "source"
