@@ -41,11 +41,11 @@ maximum_signature_line_length = 88
 # No page asks for anything from another host.
 mathjax_path = "tex-svg.js"
 html_theme = "furo"
-html_title = "archrepair"
+html_title = f"archrepair {version}"
 html_static_path = ["_static", "workflow.svg"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
-html_js_files = ["keyboard.js"]
+html_js_files = ["keyboard.js", "sort.js"]
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5d8f", "color-brand-content": "#0b5d8f", "color-api-name": "#0b5d8f"},

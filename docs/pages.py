@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+METRICS = ("change", "clean change", "elsewhere change", "accuracy", "clean accuracy", "failures fixed", "negative flips",
+           "processor seconds")  # columns of the leaderboard
 ROOT = Path(__file__).resolve().parent.parent
 MATHJAX = "d4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882"  # es5/tex-svg.js of MathJax 3.2.2, as its authors publish it
 
@@ -106,6 +108,35 @@ def results(site: Path) -> str:
                 body = f"```{{raw}} html\n{box}\n```"
             parts.append(f"### {heading}\n\n{body}\n\n{{.of}}\n{caption}\n")
     return "\n".join(parts)
+
+
+def version() -> str:
+    "The version of the package, as its settings have it."
+    return re.search(r"(?m)^version = (.+)$", (ROOT / "settings.ini").read_text(encoding="utf-8")).group(1)
+
+
+def rules() -> str:
+    "The rules by which networks are selected, as a list."
+    from archrepair.training.benchmark import RULES
+
+    return "\n".join(f"- **{rule}**: {text}" for rule, text in RULES.items())
+
+
+def leaderboard(part: str) -> str:
+    "The stored table, entries of a `track` or other `records`: a row for each method, network, version and rule, means over the seeds."
+    frame = pd.read_csv(ROOT / "outputs" / "leaderboard.csv", keep_default_na=False)
+    frame = frame[(frame.track != "") == (part == "track")]
+    frame["network"] = frame.network.str.replace(":weights=published", " (published)")
+    frame["repaired on"] = frame.dataset + ":" + frame.version + frame.severity.map(lambda s: f":{s}" if s else "")
+    frame["method"] = frame.method + frame.options.map(lambda text: f" {text}" if text else "")
+    keys = ["method", "network", "repaired on", "rule", "tier"]
+    table = frame.pivot_table("value", keys, "metric")
+    table = table[[metric for metric in METRICS if metric in table]]
+    table.insert(0, "n", frame[frame.metric == "change"].groupby(keys).seed.nunique())
+    shown = table.reset_index().rename_axis(columns=None).sort_values(["network", "repaired on", "change"], ascending=[True, True, False])
+    signed = {name: "{:+.2f}".format if name.endswith("change") else "{:.2f}".format for name in table if name != "n"}
+    made = shown.to_html(index=False, border=0, classes="dataframe sortable", na_rep="–", formatters=signed)
+    return f'```{{raw}} html\n<div class="table-box" role="region" aria-label="Leaderboard, {part}" tabindex="0">{made}</div>\n```'
 
 
 def bring() -> str:

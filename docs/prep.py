@@ -5,7 +5,9 @@
 In pages, `{{notebooks: PATTERN ...}}` lists notebooks, and `{{tree: PATTERN ...}}` only puts them into the navigation. `{{library}}` lists
 those of every package, `{{api}}` the modules of every package, `{{names}}` the package's own names, and `{{results}}` every stored table
 and figure. `{{workflow}}` is the four steps of docs/workflow.svg, `{{readers}}` the front notebook's table of where to go, and `{{bring}}`
-what people bring with what happens, from the tables of tests/journeys/test_bring_*.py.
+what people bring with what happens, from the tables of tests/journeys/test_bring_*.py. `{{leaderboard: track}}` and
+`{{leaderboard: records}}` are the two parts of outputs/leaderboard.csv, `{{rules}}` the rules by which its networks are
+selected, and `{{version}}` is that of the package.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
-from pages import ROOT, api, bring, lesson_of, mathjax, modules_of, names, packages, results, tree
+from pages import ROOT, api, bring, leaderboard, lesson_of, mathjax, modules_of, names, packages, results, rules, tree, version
 
 DOCS = ROOT / "docs"
 SITE = Path(sys.argv[1] if len(sys.argv) > 1 else DOCS / "_nbs")
@@ -165,7 +167,7 @@ def main() -> None:
     notebook(NBS / "index.ipynb", "start.ipynb", "Getting started")
     fill = {"notebooks": listing, "tree": hidden_tree, "library": lambda _: library(), "names": lambda _: names(),
             "api": lambda _: api(SITE), "results": lambda _: results(SITE), "workflow": lambda _: workflow(), "bring": lambda _: bring(),
-            "readers": lambda _: readers()}
+            "readers": lambda _: readers(), "rules": lambda _: rules(), "version": lambda _: version(), "leaderboard": leaderboard}
     for page in (*sorted(DOCS.glob("*.md")), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "REPRODUCING.md"))):
         text = relink(page.read_text(encoding="utf-8"), page.parent.relative_to(ROOT).as_posix(), page.name)
         text = re.sub(r"\{\{(\w+)(?:: ([^}]*))?\}\}", lambda m: fill[m[1]](m[2] or ""), text)

@@ -12,10 +12,16 @@ import tomllib
 import zipfile
 
 import pytest
+import lock
+import metadata
+import signatures
 import yaml
 from oldest import constraints
 
 import archrepair
+from archrepair.core.tiers import TIERS
+from archrepair.networks.models import create_model
+from archrepair.networks.weights import save_weights
 from support import ROOT
 
 
@@ -70,6 +76,103 @@ def test_versions_and_citation_agree():
     assert cited["preferred-citation"]["title"].startswith("ArchRepair: Block-Level") and cited["cff-version"] == "1.2.0"
 
 
+def test_what_catalogues_read_agrees_with_the_settings():
+    "Made by `python tests/metadata.py`; CITATION.cff, codemeta.json and .zenodo.json say the same."
+    said, made = settings(), metadata.files()
+    assert {name: (ROOT / name).read_text(encoding="utf-8") for name in made} == made
+    cited = yaml.safe_load(made["CITATION.cff"])
+    code, archive = json.loads(made["codemeta.json"]), json.loads(made[".zenodo.json"])
+    for title, version, authors, words in (
+            (cited["title"], cited["version"], [a["name"] for a in cited["authors"]], cited["keywords"]),
+            (code["name"], code["version"], [a["name"] for a in code["author"]], code["keywords"]),
+            (archive["title"], archive["version"], [a["name"] for a in archive["creators"]], archive["keywords"])):
+        assert (title, version, authors) == (said["lib_name"], said["version"], [said["author"]])
+        assert ", ".join(words) == said["keywords"]
+    assert cited["license"] == archive["license"] == code["license"].rpartition("/")[2] == pyproject()["project"]["license"]
+    assert cited["abstract"] == code["description"] == archive["description"] == pyproject()["project"]["description"]
+    address = said.get("repository", None)
+    assert cited.get("repository-code") == code.get("codeRepository") == address
+
+
+def test_a_repository_in_the_settings_stands_in_all_three():
+    known = {**metadata.facts(), "repository": "https://example.org/archrepair"}
+    texts = [json.dumps(metadata.codemeta(known)), json.dumps(metadata.zenodo(known)), metadata.citation(known)]
+    assert all(known["repository"] in text for text in texts)
+
+
+# --- lock and image
+
+
+def test_the_lock_has_every_requirement_with_hashes_and_names_no_place():
+    "Made by `python tests/lock.py`."
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in lock.FILES]
+    names = [[re.match(r"[\w.-]+", entry)[0].lower() for entry in lock.entries(text)] for text in texts]
+    wanted = {re.split("[<>=]", line)[0].lower() for line in settings()["requirements"].split()}
+    assert wanted <= {*names[0], *names[1]} and {"torch", "torchvision"} <= set(names[1]) and not set(names[0]) & set(names[1])
+    for text in texts:
+        assert all("--hash=sha256:" in entry and "==" in entry.partition(";")[0] for entry in lock.entries(text))
+        assert not re.search(r"https?:|file:|--index|--find-links|(?m:^/)", text)
+
+
+def test_the_lock_allows_what_the_settings_require():
+    from packaging.requirements import Requirement
+
+    pinned = {}
+    for name in lock.FILES:
+        for entry in lock.entries((ROOT / name).read_text(encoding="utf-8")):
+            package, version = re.match(r"([\w.-]+)==([\w.+!-]+)", entry).groups()
+            pinned.setdefault(package.lower(), []).append(version)
+    for line in settings()["requirements"].split():
+        requirement = Requirement(line)
+        assert all(requirement.specifier.contains(version) for version in pinned[requirement.name.lower()]), line
+
+
+def test_what_the_lock_is_made_of_is_divided():
+    one, two = "numpy==2.0.0 \\\n    --hash=sha256:ab\n", "torch==2.14.1 ; sys_platform == 'linux' \\\n    --hash=sha256:cd\n"
+    first, second = lock.locked(f"# a comment\n{one}    # via x\n{two}").values()
+    assert first.endswith(f"\n{one}") and second.endswith(f"\n{two}") and "via" not in first + second
+
+
+def test_the_image_copies_what_exists_and_runs_what_the_makefile_runs():
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    copied = [source for word, rest in steps if word == "COPY" and "--from=" not in rest
+              for source in [part for part in rest.split() if not part.startswith("--")][:-1]]
+    assert copied and not [source for source in copied if not (ROOT / source).exists()]
+    tracked = {line[1:].partition("*")[0] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"}
+    assert not [source for source in copied if not any(source.startswith(allowed) for allowed in tracked)], "left out by .dockerignore"
+    words = [word for word, _ in steps]
+    assert ["USER", "archrepair"] in steps and words.index("USER") < words.index("ENTRYPOINT")
+    entry, command = (json.loads(rest) for word, rest in steps if word in ("ENTRYPOINT", "CMD"))
+    assert f"$(BIN)/{' '.join([*entry, *command])}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    python = re.search(r"FROM python:(3\.\d+)-slim", text)[1]
+    assert tuple(map(int, python.split("."))) >= tuple(map(int, settings()["min_python"].split(".")))
+
+
+# --- what is promised to stay
+
+
+def test_public_signatures_are_those_that_were_promised():
+    "After a change that is meant: `python tests/signatures.py`, and a line in CHANGELOG.md."
+    promised, now = signatures.FILE.read_text(encoding="utf-8").splitlines(), signatures.snapshot()
+    assert not [line for line in promised if line not in now], "changed or removed"
+    names = {re.match(r"archrepair\.(\w+)", line)[1] for line in promised if line.startswith("archrepair.")}
+    assert not set(archrepair.__all__) - names, "new, and not yet promised"
+    assert len(promised) == len(set(promised)) > 200
+
+
+def test_a_changed_signature_is_noticed(monkeypatch):
+    def localize(model, data, blocks=None, *, measure="ochiai") -> str:
+        return ""
+
+    before = signatures.snapshot()
+    monkeypatch.setitem(vars(archrepair), "localize", localize)
+    after = signatures.snapshot()
+    changed = [line for line in before if line not in after]
+    assert len(changed) == 1 and changed[0].startswith("archrepair.localize(model: nn.Module")
+    assert "archrepair.localize(model, data, blocks = None, *, measure = 'ochiai') -> str" in after
+
+
 # --- types
 
 
@@ -95,6 +198,7 @@ def run(*words: object, **variables: str) -> str:
         return done.stdout
 
 
+@pytest.mark.timeout(600)
 def test_wheel_and_sdist_build_and_install(tmp_path):
     "Into an environment of their own, without dependencies: the package is imported, and the command is there."
     source = tmp_path / "source"
@@ -110,6 +214,7 @@ def test_wheel_and_sdist_build_and_install(tmp_path):
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "archrepair").rglob("*.py") if p.name != "_modidx.py"}
     assert {name for name in inside if name.startswith("archrepair/")} == modules | {"archrepair/py.typed"}
     assert not [name for name in inside if name.startswith(("tests", "nbs", "build"))]
+    assert wheel.stat().st_size < 1_000_000
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     executable = tmp_path / "env" / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", executable, "install", "--no-deps", "--no-index", "--quiet", wheel)
@@ -118,6 +223,13 @@ def test_wheel_and_sdist_build_and_install(tmp_path):
     libraries = next(p for p in sys.path if p.endswith("site-packages"))
     out = run(tmp_path / "env" / "bin" / "archrepair", "list", "tiers", "--json", PYTHONPATH=libraries)
     assert set(json.loads(out)) == {"smoke", "lite", "paper"}
+    weights = tmp_path / "untrained.safetensors"  # to train them is what takes time
+    save_weights(create_model("resnet18", 10, width=TIERS["smoke"].width, stem_stride=TIERS["smoke"].stem_stride), str(weights))
+    command = [tmp_path / "env" / "bin" / "archrepair", "repair", "--tier", "smoke", "--method", "surgical:epochs=1", "--json",
+               "--weights", weights]
+    where = {"ARCHREPAIR_HOME": str(tmp_path / "home"), "ARCHREPAIR_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
+    done = json.loads(run(*command, "--out", tmp_path / "repair", PYTHONPATH=libraries, **where))
+    assert done["cell"]["dataset"] == "digits" and (tmp_path / "repair" / "report.html").stat().st_size > 10_000
 
 
 # --- pages beside the code

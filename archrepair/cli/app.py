@@ -23,8 +23,10 @@ from .outcomes import show_comparison, show_record
 from .bench import bench_command
 from .diagnose import diagnose_command
 from .doctor import doctor_command
+from .entries import enter_command, leaderboard_command, rescore_command
 from .listing import choices
 from .overview import collect_command, status_command
+from .release import release_command
 from .verify import verify_command
 from archrepair.cli.options import (
     Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
@@ -36,7 +38,7 @@ from archrepair.cli.options import (
 )
 from .. import __version__
 from ..core.errors import ArchrepairError, note, unknown, write_atomic
-from ..core.names import check_names, split_versions
+from ..core.names import check_names, split_method, split_versions
 from ..core.paths import home
 from ..core.settings import Severity, Within, checked
 from ..training.threads import settle_threads
@@ -105,6 +107,10 @@ app.command("diagnose")(diagnose_command)
 # %% ../../nbs/cli/04_app.ipynb #32480e42
 app.command("bench")(bench_command)
 app.command("verify")(verify_command)
+app.command("enter")(enter_command)
+app.command("rescore")(rescore_command)
+app.command("leaderboard")(leaderboard_command)
+app.command("release")(release_command)
 app.command("status")(status_command)
 app.command("collect")(collect_command)
 
@@ -162,7 +168,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
     means = choose_strategy(strategy or own.get("strategy", "auto"), preset or own.get("preset", "default"),
                             level or own.get("level", "block"))
     chosen = read_settings(search, "setting", "-S select=perturb", search_settings(means))
-    name = method.partition(":")[0]
+    name = split_method(method)[0]
     options = given_options({
         "strategy": strategy, "level": level, "grad": grad, "preset": preset, "search_epochs": search_epochs,
         "finetune_epochs": finetune_epochs, "views": views, "blocks": split_names(blocks), "label": label,

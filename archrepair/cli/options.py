@@ -25,7 +25,7 @@ __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 
 from .listing import KINDS, completion_of, names
 from ..core import settings, tiers
 from ..core.errors import ArchrepairError
-from ..core.names import Source
+from ..core.names import Source, split_method
 from ..core.registry import CORRUPTIONS, STRATEGIES
 from ..core.settings import Count, OneOf, Setting, WholeNumber, Within
 
@@ -121,7 +121,7 @@ def given_options(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def own_settings(method: str) -> dict[str, str]:
     "What a method's name says of it: `archrepair:strategy=snas` gives `strategy` as `snas`; words, unchecked."
-    parts = (part.partition("=") for part in method.partition(":")[2].split(";"))
+    parts = (part.partition("=") for part in split_method(method)[1].split(";"))
     return {name.strip(): value.strip() for name, equals, value in parts if equals}
 
 

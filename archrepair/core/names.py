@@ -14,7 +14,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'Source', 'torchvision_names', 'unknown_network', 'parse_version', 'path_of', 'split_versions',
-           'check_model', 'check_dataset', 'check_names']
+           'split_method', 'check_model', 'check_dataset', 'check_names']
 
 # %% ../../nbs/core/12_names.ipynb #d7f82fa1
 from .errors import ArchrepairError, unknown
@@ -123,6 +123,17 @@ def split_versions(text: str) -> list[str]:
             versions.append(part.strip())
     return versions
 
+# %% ../../nbs/core/12_names.ipynb #fbc1baa3
+_OWN_CLASS = re.compile(r"([\w.]+:[A-Za-z_]\w*)(?::(.*))?")
+
+
+def split_method(text: str) -> tuple[str, str]:
+    "Name and settings of `NAME`, `NAME:SETTINGS`, `module:Class` or `module:Class:SETTINGS`; nothing is imported."
+    text = text.strip()
+    name, _, settings = text.partition(":")
+    own = None if name in METHODS else _OWN_CLASS.fullmatch(text)
+    return (own[1], own[2] or "") if own else (name, settings)
+
 # %% ../../nbs/core/12_names.ipynb #0bb04a9e
 def check_model(name: str) -> None:
     "Raises `ArchrepairError` for a name without a colon that is not in the registry, and for settings that no network has."
@@ -152,7 +163,9 @@ def _is_in_an_archive(corruption: str) -> bool:
 def check_names(models: Sequence[str] = (), datasets: Sequence[str] = (), methods: Sequence[str] = ()) -> None:
     "What a command was given, checked before torch is imported; `methods` may carry settings. Raises `ArchrepairError`."
     for method in methods:
-        METHODS[method.strip().partition(":")[0]]
+        name = split_method(method)[0]
+        if ":" not in name:
+            METHODS[name]
     for model in models:
         check_model(model)
     for dataset in datasets:

@@ -103,9 +103,12 @@ def scenario_of(cell: Cell, unrepaired: Original | None = None, *, outputs: Path
     return unrepaired, scenario
 
 # %% ../../nbs/experiments/03_cells.ipynb #011572ee
-def method_of(cell: Cell, tier: Tier) -> Repairer:
-    "The method of a cell with the tier's lengths and the cell's own options. Raises `ArchrepairError` for unknown names."
-    kind = method_class(cell.method)
+def method_of(cell: Cell, tier: Tier, kind: type | None = None) -> Repairer:
+    """The method of a cell with the tier's lengths and the cell's own options; `kind` is its class where that is at hand.
+
+    Raises `ArchrepairError` for unknown names.
+    """
+    kind = kind or method_class(cell.method)
     fields = kind.__dataclass_fields__
     if cell.block is not None and "block" not in fields:
         raise ArchrepairError(f"{cell.method} does not take a block ({cell.block}); leave it out, or choose another method")

@@ -19,7 +19,7 @@ __all__ = ['T', 'DOWNLOADS', 'doctor']
 
 # %% ../../nbs/experiments/08_doctor.ipynb #46f92458
 from ..core.errors import ArchrepairError, Notice, note_once, unknown
-from ..core.names import Source, parse_version
+from ..core.names import Source, parse_version, split_method
 from ..core.paths import home
 from ..core.tiers import TIERS, Tier, resolve_tier
 from ..data.datasets import load_dataset, version_of
@@ -155,7 +155,7 @@ def _cell(patient: _Examination) -> Cell:
     "What was asked for as a cell. Raises `ArchrepairError` for whatever there is no such thing of."
     if patient.protocol not in PROTOCOLS:
         raise unknown("protocol", patient.protocol, PROTOCOLS)
-    name, options = patient.method.partition(":")[0], tuple(patient.options.items())
+    name, options = split_method(patient.method)[0], tuple(patient.options.items())
     return method_cell(patient.method, Cell(name, patient.model, patient.dataset, patient.seed, patient.tier.name, patient.protocol,
                                             patient.block, options))
 

@@ -5,12 +5,16 @@
 # %% ../../nbs/experiments/02_methods.ipynb #6c522ddc
 from __future__ import annotations
 
+import importlib
+from dataclasses import is_dataclass
 from typing import Any
 
 # %% auto #0
 __all__ = ['method_class', 'METHODS']
 
 # %% ../../nbs/experiments/02_methods.ipynb #37b8ecbe
+from ..core.errors import ArchrepairError, first_line, unknown
+from ..core.names import split_method
 from ..core.registry import METHODS
 
 # %% ../../nbs/experiments/02_methods.ipynb #2514a8a9
@@ -18,5 +22,28 @@ _all_ = ["METHODS"]
 
 
 def method_class(name: str) -> Any:
-    "The class of a method, imported now. Raises `ArchrepairError` for an unknown name."
-    return METHODS[name].load()
+    """The class of a method, imported now: `NAME` of the registry, or `module:Class`, your own.
+
+    Raises `ArchrepairError` for an unknown name, and for a class that is not a method.
+    """
+    return _own_class(name) if ":" in name else METHODS[name].load()
+
+
+def _own_class(name: str) -> Any:
+    "The class `module:Class` of a module that is installed or in the current directory."
+    from archrepair.networks.external import importing_from_here
+
+    module, _, attribute = split_method(name)[0].partition(":")
+    try:
+        with importing_from_here():
+            namespace = importlib.import_module(module)
+    except Exception as error:  # it is the user's code: anything can go wrong in it
+        raise ArchrepairError(f"cannot import the method {name} ({type(error).__name__}: {first_line(error)[:120]}); expected "
+                              "module:Class, of a module that is installed or in the current directory") from error
+    if not hasattr(namespace, attribute):
+        raise unknown(f"class of {module}", attribute, [key for key, value in vars(namespace).items() if isinstance(value, type)])
+    kind = getattr(namespace, attribute)
+    if not is_dataclass(kind) or not callable(getattr(kind, "repair", None)):
+        raise ArchrepairError(f"{name} is not a method; expected a dataclass with repair(model, data, *, checkpoints=None): derive it from "
+                              "archrepair.baselines.parts.common.Baseline")
+    return kind

@@ -22,7 +22,7 @@ __all__ = ['method_cell', 'versions_of', 'own', 'Runs']
 
 # %% ../../nbs/experiments/04_runs.ipynb #394286a3
 from ..core.errors import ArchrepairError, first_line, unknown, write_json
-from ..core.names import parse_version
+from ..core.names import parse_version, split_method
 from ..core.settings import Setting, settings_of, unknown_setting
 from ..core.tiers import resolve_tier
 from ..corruptions.catalogue import COMMON_CORRUPTIONS, list_corruptions
@@ -38,12 +38,12 @@ from ..training.fit import default_precision
 
 # %% ../../nbs/experiments/04_runs.ipynb #a4da985e
 def method_cell(text: str, cell: Cell, epochs: int | None = None) -> Cell:
-    """The cell of the method that `text` names (`method` or `method:field=value;field=value`), otherwise like `cell`.
+    """The cell of the method that `text` names (`method` or `method:field=value;field=value`; see `split_method`), otherwise like `cell`.
 
     `epochs` is the budget in passes over the repair set: methods with a field `epochs` get that number, and ArchRepair divides it between
     search and fine-tuning as the tier does. Raises `ArchrepairError` for unknown names and settings.
     """
-    name, _, rest = text.strip().partition(":")
+    name, rest = split_method(text)
     options: dict[str, Any] = _budget_options(name, cell, epochs)
     known = settings_of(method_class(name))
     for part in filter(None, rest.split(";")):

@@ -20,7 +20,7 @@ import torchvision
 from torch import nn
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'list_networks', 'build', 'brings_weights', 'sketch']
+__all__ = ['LIBRARIES', 'list_networks', 'importing_from_here', 'build', 'brings_weights', 'sketch']
 
 # %% ../../nbs/networks/02_external.ipynb #aa4f3859
 from ..core.copies import duplicate
@@ -85,7 +85,7 @@ def list_networks(pattern: str) -> list[str]:
 def _from_factory(spec: str, n_classes: int, seed: int) -> nn.Module:
     "What the callable `package.module:factory` returns for so many classes."
     try:
-        with _importing_from_here():
+        with importing_from_here():
             factory = _find(spec)
             if isinstance(factory, nn.Module):  # a network already: to call it would be to run it
                 return duplicate(factory)
@@ -106,7 +106,7 @@ def _as_network(spec: str, network: object) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _importing_from_here() -> Iterator[None]:
+def importing_from_here() -> Iterator[None]:
     "Modules of the current directory can be imported, as under `python -m`."
     here = os.getcwd()
     sys.path.insert(0, here)

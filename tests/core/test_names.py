@@ -13,10 +13,29 @@ from archrepair.core.names import (
     check_names,
     parse_version,
     path_of,
+    split_method,
     split_versions,
     torchvision_names,
     unknown_network,
 )
+
+# --- methods
+
+
+@pytest.mark.parametrize(("text", "parts"), [
+    ("retrain", ("retrain", "")), (" arachne:search=de; layers=[fc]", ("arachne", "search=de; layers=[fc]")),
+    ("my_method:Shift", ("my_method:Shift", "")), ("a.b:Shift:steps=3;rate=0.1", ("a.b:Shift", "steps=3;rate=0.1")),
+    ("retrian:epochs=3", ("retrian", "epochs=3")), ("retrain:Class", ("retrain", "Class")), ("a/b.py:Shift", ("a/b.py", "Shift")),
+])
+def test_a_method_is_a_name_or_a_class_with_settings_behind_it(text, parts):
+    assert split_method(text) == parts
+
+
+def test_a_class_of_ones_own_passes_and_is_looked_for_later():
+    check_names(methods=["my_method:Shift:steps=3", "retrain"])
+    with pytest.raises(ArchrepairError, match="unknown method 'retrian': did you mean 'retrain'"):
+        check_names(methods=["retrian:epochs=3"])
+
 
 # --- networks
 

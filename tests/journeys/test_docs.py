@@ -152,8 +152,8 @@ def dead(found: dict[str, dict], address: str) -> list[str]:
 def test_builds_without_a_warning(built):
     folder, done = built
     assert not done.returncode and not done.stderr, done.stderr[-3000:]
-    for page in ("index", "start", "paper", "tutorials", "bring", "library", "methods", "api", "results", "benchmarks", "reliability",
-                 "search"):
+    for page in ("index", "start", "paper", "tutorials", "bring", "library", "methods", "api", "results", "leaderboard", "benchmarks",
+                 "reliability", "search"):
         assert (folder / f"{page}.html").stat().st_size > 2000
     notebooks = [p for p in (ROOT / "nbs").rglob("*.ipynb") if p.stem != "index" and ".ipynb_checkpoints" not in p.parts]
     assert all((folder / p.relative_to(ROOT / "nbs").with_suffix(".html")).exists() for p in notebooks) and len(notebooks) > 50
@@ -291,6 +291,27 @@ def test_every_path_of_the_front_page_is_walked(site):
     first = page.locator("section#where-to-go tbody tr").evaluate_all("rows => rows.map(r => r.querySelector('a')?.textContent)")
     page.close()
     assert {words for (words, _), *_ in PATHS.values()} | {"CONTRIBUTING"} >= set(first) and len(first) > 5
+
+
+@needs_browser
+def test_the_leaderboard_is_sorted_by_a_heading_and_filtered_by_words(site):
+    address, chromium, _ = site
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{address}/leaderboard.html")
+    table = page.locator("table.sortable").first
+    head = table.locator("thead th").all_inner_texts()
+    column = [text.split()[0] for text in head].index("change")
+    shown = lambda: [float(row.locator("td").nth(column).inner_text()) for row in table.locator("tbody tr:visible").all()]
+    heading = table.locator("thead th").nth(column)
+    for direction in (True, False):
+        heading.get_by_role("button").click()
+        values = shown()
+        assert len(values) > 10 and values == sorted(values, reverse=direction)
+        assert heading.get_attribute("aria-sort") == ("descending" if direction else "ascending")
+    page.get_by_role("searchbox").nth(-2).fill("fog surgical")
+    rows = table.locator("tbody tr:visible").all_inner_texts()
+    assert 0 < len(rows) < len(values) and all("fog" in row and "surgical" in row for row in rows)
+    page.close()
 
 
 @needs_browser
