@@ -25,6 +25,7 @@ from .doctor import doctor_command
 from .listing import choices
 from .overview import collect_command, status_command
 from .verify import verify_command
+from .worker import cell_command
 from archrepair.cli.options import (
     Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
     Exhibits, FinetuneEpochs, given_options, own_settings, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
@@ -102,6 +103,7 @@ app.command("diagnose")(diagnose_command)
 app.command("verify")(verify_command)
 app.command("status")(status_command)
 app.command("collect")(collect_command)
+app.command("cell")(cell_command)
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")

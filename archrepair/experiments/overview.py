@@ -66,7 +66,7 @@ def look_at(outputs: Path | None = None) -> tuple[list[Path], list[Run]]:
         if "records" not in Path(folder).relative_to(root).parts:
             continue
         subfolders.sort()
-        finished += [Path(folder, name) for name in files if name.endswith(".json")]
+        finished += [Path(folder, name) for name in files if name.endswith(".json") and not name.startswith(".")]
         for name in [name for name in subfolders if name.endswith(".checkpoints")]:
             runs.append(Run(Path(folder, name).with_suffix(".json"), *_checkpoints(Path(folder, name), now)))
             subfolders.remove(name)
