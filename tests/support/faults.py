@@ -1,0 +1,145 @@
+"""Workers that die at a chosen place, and what a record says apart from when and how fast it was made.
+
+Workers are forked from a server that has torch and the package imported, so that a hundred of them take minutes.
+"""
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+METHOD = "archrepair:strategy=pc-darts;search_epochs=1;finetune_epochs=1"  # a search and a fine-tuning, in two seconds
+JOB = ("cell", "--method", METHOD, "--dataset", "digits:fog:3", "--tier", "smoke", "--device", "cpu", "--threads", "1")
+CHANGING = {"seconds", "cpu_seconds", "peak_bytes", "time", "commit", "machine"}  # of one run, whatever is run
+
+
+def comparable(record: object) -> object:
+    "A record, or a part of one, without what differs between two runs of the same."
+    if isinstance(record, dict):
+        return {name: comparable(value) for name, value in record.items() if name not in CHANGING}
+    return [comparable(value) for value in record] if isinstance(record, list) else record
+
+
+def records(home: Path) -> dict[str, object]:
+    "What the records below a home say, by their paths."
+    return {str(path.relative_to(home)): comparable(json.loads(path.read_text()))
+            for path in sorted(home.glob("outputs/*/records/**/*.json"))}
+
+
+def debris(home: Path) -> list[str]:
+    "Files that no finished run leaves behind."
+    return [str(path.relative_to(home)) for path in sorted((home / "outputs").rglob("*"))
+            if path.name.endswith((".lock", ".checkpoints", ".failed", ".checkpoint.pt")) or ".part" in path.name]
+
+
+def digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# --- a place to die
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _at_call(module: str, name: str, number: int, act: Callable[[], object] = _die, where: str = "") -> None:
+    "Let call `number` (from 1) of a function be the last thing that happens, of calls whose first arguments contain `where`."
+    from importlib import import_module
+
+    owner: object = import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    function, calls = getattr(owner, last), [0]
+
+    @functools.wraps(function)
+    def counted(*arguments, **more):
+        calls[0] += where in "".join(map(str, arguments[:2]))
+        if calls[0] == number and where in "".join(map(str, arguments[:2])):
+            act()
+        return function(*arguments, **more)
+
+    setattr(owner, last, counted)
+
+
+def _half(number: int, where: str) -> None:
+    "Die in the middle of writing a file whose name contains `where`, when `number` per mille of it are on the disk."
+    import archrepair.core.errors as errors
+
+    replace = os.replace
+
+    def die_instead(source, target):
+        if where in str(target):
+            size = os.path.getsize(source)
+            with open(source, "r+b") as file:
+                file.truncate(size * number // 1000)
+            _die()
+        replace(source, target)
+
+    errors.os.replace = die_instead
+
+
+PLACES = {  # five places, and how often a function is called there at most
+    "training": lambda number: _at_call("archrepair.training.fit", "_Run.step", number),
+    "search": lambda number: _at_call("archrepair.repair.search", "_Searcher.before_step", number),
+    "fine-tuning": lambda number: _at_call("archrepair.training.fit", "_Run.step", number),
+    "record": lambda number: _half(number, "/records/"),
+    "cache": lambda number: _half(number, "originals"),
+}
+
+
+# --- workers
+
+def _begin(home: str, arguments: tuple[str, ...], environment: dict[str, str], prepare: Callable[[], None] | None, log: str) -> None:
+    "What a worker does, in its own process."
+    from archrepair.cli.app import main
+
+    os.environ |= {"ARCHREPAIR_HOME": home, **environment}
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as the process lives
+    os.dup2(sys.stderr.fileno(), 2)
+    if prepare:
+        prepare()
+    main(list(arguments))
+
+
+@functools.cache
+def _server() -> multiprocessing.context.BaseContext:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["archrepair.cli.app", "archrepair.experiments.runs", "archrepair.repair.archrepair",
+                                   "archrepair.baselines.retrain", "sklearn.datasets", "support.faults"])
+    return server
+
+
+def start(home: Path, *arguments: object, prepare: Callable[[], None] | None = None, **environment: str) -> multiprocessing.Process:
+    "Start a worker in a home; `prepare`, which can be pickled, is called first. What it says goes to `log.txt` beside the home."
+    process = _server().Process(target=_begin, daemon=True, args=(
+        str(home), tuple(map(str, arguments)), environment, prepare, str(home.with_suffix(".log"))))
+    process.start()
+    return process
+
+
+def finish(process: multiprocessing.Process, seconds: float = 300) -> int:
+    "The status that a worker ends with, negative for a signal."
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"a worker is still running after {seconds:g} s")
+    return process.exitcode
+
+
+def call(home: Path, *arguments: object, prepare: Callable[[], None] | None = None, **environment: str) -> int:
+    "Run a worker to its end, whatever that is; its status."
+    return finish(start(home, *arguments, prepare=prepare, **environment))
+
+
+def die_at(place: str, number: int) -> Callable[[], None]:
+    "What lets a worker die at a place."
+    return functools.partial(_die_at, place, number)
+
+
+def _die_at(place: str, number: int) -> None:
+    PLACES[place](number)
