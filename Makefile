@@ -1,6 +1,8 @@
 # make repair       train a small network on embedded data, repair it, show before and after
 # make test         everything CI runs
 # make fuzz         100,000 strange inputs; an interrupted run goes on: make fuzz KINDS="arrays lists" INPUTS=5000
+# make faults       kills, damaged files, full disks by the hundred; fewer: make faults FAULTS=2
+# make test-slurm   a sweep on a Slurm cluster on this host, with disturbances; needs root and slurmctld, slurmd, slurm-client, munge
 # make test-oldest  the same with the oldest releases that settings.ini allows: make test-oldest PYTHON=python3.11
 # make bench        ratios against plain implementations, on this machine
 # make paper        every table and figure: make paper TIER=smoke (or lite, paper); what is recorded is not run again
@@ -14,7 +16,7 @@ META := settings.ini setup.py pyproject.toml
 TIER ?= auto
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: repair test fuzz repair-oldest test-oldest bench paper docs readme clean
+.PHONY: repair test fuzz faults test-slurm repair-oldest test-oldest bench paper docs readme clean
 .DEFAULT_GOAL := repair
 
 $(BIN)/python:
@@ -42,6 +44,12 @@ test: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(if $(INPUTS),--inputs $(INPUTS)) $(if $(KINDS),--only $(KINDS))
+
+faults: $(VENV)/.dev
+	FAULTS=$(or $(FAULTS),20) $(BIN)/python -m pytest -p no:cacheprovider tests/journeys/test_kills.py
+
+test-slurm: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:cacheprovider -s tests/cluster
 
 repair-oldest test-oldest:
 	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1

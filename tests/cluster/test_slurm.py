@@ -5,6 +5,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -124,20 +125,23 @@ def let_a_job_run_out_of_time(sweep: Sweep) -> str:
 
 
 def fill_the_queue(sweep: Sweep) -> str:
-    "The cluster takes no more jobs for a while: sbatch waits for room."
-    number = slurm("sbatch", "--parsable", "--hold", "--array=1-1000", "--wrap=true")
+    "The cluster takes no more jobs, until its controller is started again with more room: sbatch waits for that."
+    room = 199 - len(slurm("squeue", "--noheader", "--states=all", "--array").splitlines())
+    number = slurm("sbatch", "--parsable", "--hold", "--output=/dev/null", f"--array=1-{room}", "--wrap=true")
     refused = subprocess.run(["timeout", "4", "sbatch", "--hold", "--wrap=true"], capture_output=True, text=True)
-    assert "temporarily unable to accept job" in refused.stderr, "the queue is full"
-    time.sleep(15)
-    slurm("scancel", number)
+    assert "temporarily unable to accept job" in refused.stderr
+    finished = sweep.said().count("Finished jobid")
+    sweep.wait_for(lambda: sweep.said().count("Finished jobid") > finished)  # so that another job is to be submitted
+    time.sleep(5)
     configuration = Path(os.environ["SLURM_CONF"])
-    text = configuration.read_text()
-    configuration.write_text(text.replace("MinJobAge=300", "MinJobAge=2"))  # those that are canceled are forgotten at once
-    slurm("scontrol", "reconfigure")
-    sweep.wait_for(lambda: slurm("squeue", "--noheader", "--states=all", "--jobs", number, ok=False) == "", 4)
-    configuration.write_text(text)
-    slurm("scontrol", "reconfigure")
-    return "the queue was full, and had room again"
+    configuration.write_text(configuration.read_text().replace("MaxJobCount=200", "MaxJobCount=10000"))
+    controller = configuration.with_name("slurmctld.pid")
+    os.kill(int(controller.read_text()), signal.SIGTERM)
+    sweep.wait_for(lambda: not controller.exists())
+    subprocess.run(["slurmctld", "-f", configuration], check=True)
+    sweep.wait_for(lambda: "UP" in slurm("scontrol", "ping", ok=False))
+    slurm("scancel", number)
+    return f"the queue was full with {room} jobs, and had room again when the controller was started anew"
 
 
 def test_a_sweep_ends_whole_whatever_happens_to_its_jobs(cluster, tmp_path):

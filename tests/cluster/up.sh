@@ -51,6 +51,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=5
 MinJobAge=300
+MaxJobCount=200
 KillWait=10
 GresTypes=gpu
 NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=1 RealMemory=64000 Gres=gpu:1

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-METHOD = "archrepair:strategy=pc-darts;search_epochs=1;finetune_epochs=1"  # a search and a fine-tuning, in two seconds
+METHOD = "archrepair:strategy=pc-darts;search_epochs=2;finetune_epochs=2"  # a search and a fine-tuning, in three seconds
 JOB = ("cell", "--method", METHOD, "--dataset", "digits:fog:3", "--tier", "smoke", "--device", "cpu", "--threads", "1")
 CHANGING = {"seconds", "cpu_seconds", "peak_bytes", "time", "commit", "machine"}  # of one run, whatever is run
 
@@ -27,7 +27,7 @@ def comparable(record: object) -> object:
 def records(home: Path) -> dict[str, object]:
     "What the records below a home say, by their paths."
     return {str(path.relative_to(home)): comparable(json.loads(path.read_text()))
-            for path in sorted(home.glob("outputs/*/records/**/*.json"))}
+            for path in sorted(home.glob("outputs/*/records/**/*.json")) if not path.name.startswith(".")}
 
 
 def debris(home: Path) -> list[str]:
@@ -46,8 +46,8 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _at_call(module: str, name: str, number: int, act: Callable[[], object] = _die, where: str = "") -> None:
-    "Let call `number` (from 1) of a function be the last thing that happens, of calls whose first arguments contain `where`."
+def _at_call(module: str, name: str, number: int, act: Callable[[], object] = _die) -> None:
+    "Call `act` at the call `number` (from 1) of a function."
     from importlib import import_module
 
     owner: object = import_module(module)
@@ -58,22 +58,22 @@ def _at_call(module: str, name: str, number: int, act: Callable[[], object] = _d
 
     @functools.wraps(function)
     def counted(*arguments, **more):
-        calls[0] += where in "".join(map(str, arguments[:2]))
-        if calls[0] == number and where in "".join(map(str, arguments[:2])):
+        calls[0] += 1
+        if calls[0] == number:
             act()
         return function(*arguments, **more)
 
     setattr(owner, last, counted)
 
 
-def _half(number: int, where: str) -> None:
-    "Die in the middle of writing a file whose name contains `where`, when `number` per mille of it are on the disk."
+def _half(number: int, where: str, ending: str) -> None:
+    "Die in the middle of writing a file with `where` in its path and that `ending`, when `number` per mille of it are on the disk."
     import archrepair.core.errors as errors
 
     replace = os.replace
 
     def die_instead(source, target):
-        if where in str(target):
+        if where in str(target) and str(target).endswith(ending):
             size = os.path.getsize(source)
             with open(source, "r+b") as file:
                 file.truncate(size * number // 1000)
@@ -83,13 +83,18 @@ def _half(number: int, where: str) -> None:
     errors.os.replace = die_instead
 
 
-PLACES = {  # five places, and how often a function is called there at most
+def _in_finetuning(number: int) -> None:
+    "Die in a step of fine-tuning, which begins when the search is over."
+    _at_call("archrepair.repair.archrepair", "finetune", 1, lambda: _at_call("archrepair.training.fit", "_Run.step", number))
+
+
+PLACES: dict[str, Callable[[int], None]] = {
     "training": lambda number: _at_call("archrepair.training.fit", "_Run.step", number),
-    "search": lambda number: _at_call("archrepair.repair.search", "_Searcher.before_step", number),
-    "fine-tuning": lambda number: _at_call("archrepair.training.fit", "_Run.step", number),
-    "record": lambda number: _half(number, "/records/"),
-    "cache": lambda number: _half(number, "originals"),
-}
+    "search": lambda number: _at_call("archrepair.repair.search", "_Searcher._before_step", number),
+    "fine-tuning": _in_finetuning,
+    "record": lambda number: _half(number, "/records/digits~fog~3/resnet18/archrepair-localized-clean-s0-", ".json"),
+    "checkpoint": lambda number: _half(number, ".checkpoints/", ".pt"),
+    "original": lambda number: _half(number, "/originals/", ".safetensors")}
 
 
 # --- workers
