@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm cluster of two nodes on this host, disturbed in the middle: it ends whole, and every number is the undisturbed one.
+"""A sweep on a Slurm cluster of two nodes on this host, disturbed in the middle, ends whole and with the numbers of an undisturbed one.
 
 `make test-slurm` runs this; the cluster needs root and Debian's packages slurmctld, slurmd, slurm-client and munge.
 """
@@ -26,8 +26,8 @@ MISSING = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['P
 if not MISSING and not shutil.which("snakemake", path=str(Path(sys.executable).parent)):
     MISSING = ["snakemake"]
 if MISSING:
-    warnings.warn(f"SLURM IS NOT INSTALLED ({', '.join(MISSING)} missing): sweeps on a cluster are not tested; apt-get install slurmctld slurmd "
-                  "slurm-client munge, pip install 'archrepair[cluster]'", stacklevel=1)
+    warnings.warn(f"SLURM IS NOT INSTALLED ({', '.join(MISSING)} missing): sweeps on a cluster are not tested; apt-get install slurmctld "
+                  "slurmd slurm-client munge, pip install 'archrepair[cluster]'", stacklevel=1)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600), pytest.mark.skipif(bool(MISSING), reason="Slurm is not installed"),
               pytest.mark.skipif(os.getuid() != 0, reason="slurmd needs root")]
 GRID = yaml.safe_load((HERE / "config.yaml").read_text())
@@ -66,8 +66,8 @@ class Sweep:
         self.folder, self.log, self.started = folder, folder / "log.txt", time.monotonic()
         environment = {**os.environ, "ARCHREPAIR_HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1",
                        "PYTHONPATH": str(ROOT)}
-        command = [Path(sys.executable).with_name("snakemake"), "--profile", "workflow/profiles/slurm", "--configfile", HERE / "config.yaml",
-                   "--jobs", "6", "--latency-wait", "20", "--slurm-status-command", "squeue",  # there is no database that sacct could ask
+        command = [Path(sys.executable).with_name("snakemake"), "--profile", "workflow/profiles/slurm",
+                   "--configfile", HERE / "config.yaml", "--jobs", "6", "--latency-wait", "20", "--slurm-status-command", "squeue",  # there is no database that sacct could ask
                    "--slurm-init-seconds-before-status-checks", "5", "--slurm-no-account"]
         self.process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=self.log.open("w"),
                                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

@@ -3,7 +3,6 @@
 Workers are forked from a server that has torch and the package imported, so that a hundred of them take minutes.
 """
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -12,8 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-METHOD = "archrepair:strategy=pc-darts;search_epochs=2;finetune_epochs=2"  # a search and a fine-tuning, in three seconds
-JOB = ("cell", "--method", METHOD, "--dataset", "digits:fog:3", "--tier", "smoke", "--device", "cpu", "--threads", "1")
+METHOD = "archrepair:strategy=pc-darts;search_epochs=2;finetune_epochs=2;control=false"  # a search and a fine-tuning, in a second or two
 CHANGING = {"seconds", "cpu_seconds", "peak_bytes", "time", "commit", "machine"}  # of one run, whatever is run
 
 
@@ -36,8 +34,27 @@ def debris(home: Path) -> list[str]:
             if path.name.endswith((".lock", ".checkpoints", ".failed", ".checkpoint.pt")) or ".part" in path.name]
 
 
-def digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def furnish(home: Path) -> list[str]:
+    """Images for a home, a few of the digits, and an original that nobody has trained, so that it need not be waited for.
+
+    Returns the job that repairs it, as the command line takes it.
+    """
+    import numpy as np
+    import torch
+
+    from archrepair.core.tiers import TIERS
+    from archrepair.data.datasets import load_dataset
+    from archrepair.experiments.originals import build_network, weights_of
+    from archrepair.networks.weights import save_weights
+
+    (home / "own").mkdir(parents=True)
+    for split, n in (("train", 200), ("test", 160)):
+        images = load_dataset("digits", split).select(torch.arange(n))
+        np.savez(home / "own" / f"{split}.npz", images=images.batch(torch.arange(n)).numpy(), labels=images.labels.numpy())
+    dataset = f"npz:{home / 'own'}"
+    network = build_network("resnet18", load_dataset(dataset), TIERS["smoke"])
+    save_weights(network, str(weights_of("resnet18", dataset, "smoke", 0, home / "outputs")))
+    return ["cell", "--method", METHOD, "--dataset", dataset, "--tier", "smoke", "--device", "cpu", "--threads", "1"]
 
 
 # --- a place to die
@@ -92,7 +109,7 @@ PLACES: dict[str, Callable[[int], None]] = {
     "training": lambda number: _at_call("archrepair.training.fit", "_Run.step", number),
     "search": lambda number: _at_call("archrepair.repair.search", "_Searcher._before_step", number),
     "fine-tuning": _in_finetuning,
-    "record": lambda number: _half(number, "/records/digits~fog~3/resnet18/archrepair-localized-clean-s0-", ".json"),
+    "record": lambda number: _half(number, "/resnet18/archrepair-localized-clean-s0-", ".json"),
     "checkpoint": lambda number: _half(number, ".checkpoints/", ".pt"),
     "original": lambda number: _half(number, "/originals/", ".safetensors")}
 
@@ -119,12 +136,16 @@ def _server() -> multiprocessing.context.BaseContext:
     return server
 
 
-def start(home: Path, *arguments: object, prepare: Callable[[], None] | None = None, **environment: str) -> multiprocessing.Process:
-    "Start a worker in a home; `prepare`, which can be pickled, is called first. What it says goes to `log.txt` beside the home."
-    process = _server().Process(target=_begin, daemon=True, args=(
-        str(home), tuple(map(str, arguments)), environment, prepare, str(home.with_suffix(".log"))))
+def fork(function: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    "Call a function in a process that is forked from the server."
+    process = _server().Process(target=function, args=arguments)
     process.start()
     return process
+
+
+def start(home: Path, *arguments: object, prepare: Callable[[], None] | None = None, **environment: str) -> multiprocessing.Process:
+    "Start a worker in a home; `prepare`, which can be pickled, is called first. What it says goes to `log.txt` beside the home."
+    return fork(_begin, str(home), tuple(map(str, arguments)), environment, prepare, str(home.with_suffix(".log")))
 
 
 def finish(process: multiprocessing.Process, seconds: float = 300) -> int:
