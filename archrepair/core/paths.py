@@ -109,15 +109,19 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 # %% ../../nbs/core/04_paths.ipynb #29f7facf
-def _write_new(lock: Path, text: str) -> None:
-    "Create a lock with its text. Raises `FileExistsError` where there is one."
-    with os.fdopen(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w", encoding="utf-8") as file:
-        try:
+def _write_new(lock: Path, text: str) -> bool:
+    "Create a lock with its text; False where there is one."
+    try:
+        number = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-        except OSError:
-            lock.unlink()
-            raise
+        return True
+    except BaseException:  # a full disk, or SIGTERM
+        lock.unlink()
+        raise
 
 
 def _look(lock: Path) -> tuple[int, int]:
@@ -207,13 +211,12 @@ class Lock:
             self.holder = Holder.this()
             try:
                 self._make_folders()
-                _write_new(self.file, json.dumps(asdict(self.holder)))
-                return
-            except FileExistsError:
-                look, holder = _look(self.file), Holder.read(self.file)
+                if _write_new(self.file, json.dumps(asdict(self.holder))):
+                    return
             except OSError as error:
                 reason = error.strerror or error
                 raise ArchrepairError(f"cannot write {self.file}: {reason}; choose a folder with room that you may write to") from error
+            look, holder = _look(self.file), Holder.read(self.file)
             if look != seen:
                 seen, since = look, time.monotonic()
             if holder is not None and holder.ended or time.monotonic() - since > SILENCE:

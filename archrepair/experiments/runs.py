@@ -355,6 +355,8 @@ def _work_on(cell: Cell, outputs: Path | None, device: torch.device, attempt: in
     failure, lock = path.with_suffix(".failed"), Lock(path).acquire(wait=wait)
     try:
         _put_aside(path, lambda: Record.read(path))
+        if path.exists():  # another process has made it meanwhile
+            return Outcome(cell, "there", f"{path} was there")
         if attempt > 1 and (reason := _lasting_failure(failure)):
             return Outcome(cell, "failed", reason)
         weights = weights_path(cell.model, cell.dataset, cell.tier, cell.seed, None, outputs)

@@ -67,8 +67,9 @@ class Sweep:
         environment = {**os.environ, "ARCHREPAIR_HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1",
                        "PYTHONPATH": str(ROOT)}
         command = [Path(sys.executable).with_name("snakemake"), "--profile", "workflow/profiles/slurm",
-                   "--configfile", HERE / "config.yaml", "--jobs", "6", "--latency-wait", "20", "--slurm-status-command", "squeue",  # there is no database that sacct could ask
-                   "--slurm-init-seconds-before-status-checks", "5", "--slurm-no-account"]
+                   "--configfile", HERE / "config.yaml", "--jobs", "6", "--latency-wait", "20",
+                   "--slurm-status-command", "squeue", "--slurm-no-account",  # there is no database that sacct could ask
+                   "--slurm-init-seconds-before-status-checks", "5"]
         self.process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=self.log.open("w"),
                                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
