@@ -46,10 +46,10 @@ fuzz: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(if $(INPUTS),--inputs $(INPUTS)) $(if $(KINDS),--only $(KINDS))
 
 faults: $(VENV)/.dev
-	FAULTS=$(or $(FAULTS),20) $(BIN)/python -m pytest -p no:cacheprovider tests/journeys/test_kills.py
+	FAULTS=$(or $(FAULTS),20) $(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=4000 tests/journeys/test_kills.py
 
 test-slurm: $(VENV)/.dev
-	$(BIN)/python -m pytest -p no:cacheprovider -s tests/cluster
+	$(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=3600 -s tests/cluster
 
 repair-oldest test-oldest:
 	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1

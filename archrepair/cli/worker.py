@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,7 @@ def status_of(outcomes: Sequence[Outcome]) -> int:
 Packed = Annotated[str, typer.Option("--seeds", "-s", help="seeds of the job, one after the other, e.g. 0-4 or 0,2,5-7")]
 ResultsFolder = Annotated[Path | None, typer.Option("--out", "-o", help="folder of results; default: outputs")]
 Attempt = Annotated[int, Within(1), typer.Option(help="which try this is; from 2 on, what has failed for good is not run again")]
-Threads = Annotated[int | None, Within(1), typer.Option(help="threads of the processor; default: as many as torch takes")]
+Threads = Annotated[int | None, Within(1, 256), typer.Option(help="threads of the processor; default: as many as torch takes")]
 WithParent = Annotated[bool, typer.Option("--with-parent", help="end when the process that started this one has ended")]
 
 
@@ -93,7 +94,8 @@ def seeds_of(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or dash and not last.isdecimal() or dash and int(last) < int(first):
+        whole = first.isdecimal() and (not dash or last.isdecimal()) and len(first + last) < 20
+        if not whole or dash and not int(first) <= int(last) < int(first) + 10_000:
             raise ArchrepairError(f"seeds are {text!r}; expected whole numbers from 0 and ranges of them, e.g. 0-4 or 0,2,5-7")
         seeds += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(seeds))
@@ -119,9 +121,13 @@ def cell_command(method: Method = "archrepair", model: Model = "resnet18", datas
             torch.set_num_threads(threads)
         cell = method_cell(method, Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol, block))
         outcomes = work([replace(cell, seed=seed) for seed in numbers], outputs=out, device=device, attempt=attempt, log=say)
+    if failures := [f"seed {outcome.cell.seed}: {outcome.line}" for outcome in outcomes if outcome.state == "failed"]:
+        error = ArchrepairError(f"{len(failures)} of {len(outcomes)} seeds failed; {'; '.join(failures)}")
+        if status_of(outcomes) == 1:
+            raise error
+        print(f"archrepair: {error}", file=sys.stderr)
+        raise SystemExit(TRANSIENT)
     if as_json:
-        print_json([{"seed": outcome.cell.seed, "state": outcome.state, "line": outcome.line, "transient": outcome.transient}
-                    for outcome in outcomes])
+        return print_json([{"seed": outcome.cell.seed, "state": outcome.state, "line": outcome.line} for outcome in outcomes])
     counts = Counter(outcome.state for outcome in outcomes)
-    say(f"{counts['recorded']} recorded, {counts['there']} there before, {counts['failed']} failed")
-    raise SystemExit(status_of(outcomes))
+    say(f"{counts['recorded']} recorded, {counts['there']} there before")

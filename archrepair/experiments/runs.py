@@ -329,7 +329,7 @@ def work(
     outputs: Path | None = None,  # folder of records and weights; default: the tier's
     device: str | torch.device = "auto",  # `auto`: a GPU of one's own where there is one
     attempt: int = 1,  # from 2 on, what has failed for good is not run again
-    log: Callable[[str], None] = lambda line: None,  # is told of each outcome
+    log: Callable[[str], None] = lambda line: None,  # is told of each cell that is recorded
 ) -> list[Outcome]:
     """Run what has no record yet, one cell after the other on one device.
 
@@ -343,7 +343,8 @@ def work(
             for cell in [cell for cell in cells if cell not in outcomes]:
                 with contextlib.suppress(Held):
                     outcomes[cell] = _work_on(cell, outputs, chosen, attempt, wait)
-                    log(f"seed {cell.seed}: {outcomes[cell].line}")
+                    if outcomes[cell].state != "failed":
+                        log(f"seed {cell.seed}: {outcomes[cell].line}")
     return [outcomes[cell] for cell in cells]
 
 
@@ -352,7 +353,13 @@ def _work_on(cell: Cell, outputs: Path | None, device: torch.device, attempt: in
     path = cell.path(outputs)
     with contextlib.suppress(ArchrepairError):
         return Outcome(cell, "there", f"{Record.read(path).path} was there")
-    failure, lock = path.with_suffix(".failed"), Lock(path).acquire(wait=wait)
+    failure, lock = path.with_suffix(".failed"), Lock(path)
+    try:
+        lock.acquire(wait=wait)
+    except Held:
+        raise
+    except ArchrepairError as error:
+        return Outcome(cell, "failed", str(error), is_transient(error))
     try:
         _put_aside(path, lambda: Record.read(path))
         if path.exists():  # another process has made it meanwhile

@@ -12,7 +12,7 @@ def test_seeds(text, seeds):
     assert seeds_of(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "x", "1-", "-1", "4-2", "1.5", "0,,1", "0--2"])
+@pytest.mark.parametrize("text", ["", "x", "1-", "-1", "4-2", "1.5", "0,,1", "0--2", "9" * 5000, "0-99999"])
 def test_seeds_that_are_none(text):
     with pytest.raises(ArchrepairError, match="expected whole numbers from 0"):
         seeds_of(text)
