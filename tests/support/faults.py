@@ -12,14 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 METHOD = "archrepair:strategy=pc-darts;search_epochs=2;finetune_epochs=2;control=false"  # a search and a fine-tuning, in a second or two
-CHANGING = {"seconds", "cpu_seconds", "peak_bytes", "time", "commit", "machine"}  # of one run, whatever is run
+CHANGING = {"seconds", "cpu_seconds", "milliseconds", "peak_bytes", "time", "commit", "machine"}  # of one run, whatever is run
 
 
 def comparable(record: object) -> object:
     "A record, or a part of one, without what differs between two runs of the same."
     if isinstance(record, dict):
         return {name: comparable(value) for name, value in record.items() if name not in CHANGING}
-    return [comparable(value) for value in record] if isinstance(record, list) else record
+    if isinstance(record, list):
+        return [comparable(value) for value in record]
+    return "NaN" if record != record else record  # which is not equal to itself
 
 
 def records(home: Path) -> dict[str, object]:
