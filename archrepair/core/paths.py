@@ -109,6 +109,13 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 # %% ../../nbs/core/04_paths.ipynb #29f7facf
+BEAT, SILENCE = 10.0, 90.0  # seconds between two touches of a lock, and after how many without one it is taken over
+
+
+class Held(ArchrepairError):
+    "Another process is making this file."
+
+
 def _write_new(lock: Path, text: str) -> bool:
     "Create a lock with its text; False where there is one."
     try:
@@ -122,6 +129,13 @@ def _write_new(lock: Path, text: str) -> bool:
     except BaseException:  # a full disk, or SIGTERM
         lock.unlink()
         raise
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    "Make a folder and what it lies in; returns those that were not there."
+    absent = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return absent
 
 
 def _look(lock: Path) -> tuple[int, int]:
@@ -152,13 +166,6 @@ def _remove_parts(path: Path) -> None:
                 Path(entry).unlink(missing_ok=True)
 
 # %% ../../nbs/core/04_paths.ipynb #4b8d5bca
-BEAT, SILENCE = 10.0, 90.0  # seconds between two touches of a lock, and after how many without one it is taken over
-
-
-class Held(ArchrepairError):
-    "Another process is making this file."
-
-
 class Lock:
     """That this process, and no other, makes the file `path`; `with Lock(path):` waits for it.
 
@@ -210,7 +217,7 @@ class Lock:
         while True:
             self.holder = Holder.this()
             try:
-                self._make_folders()
+                self._new_folders += _make_folders(self.path.parent)
                 if _write_new(self.file, json.dumps(asdict(self.holder))):
                     return
             except OSError as error:
@@ -226,11 +233,6 @@ class Lock:
                 pause = min(2 * pause, 1.0)
             else:
                 raise Held(f"{self.path} is being made by {holder or 'another process'}; wait for it, or stop it")
-
-    def _make_folders(self) -> None:
-        folders = [folder for folder in (self.path.parent, *self.path.parent.parents) if not folder.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._new_folders += folders
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):

@@ -286,7 +286,7 @@ def run_full(
         shutil.rmtree(checkpoints, ignore_errors=True)
         return record, result, scenario
 
-
+# %% ../../nbs/experiments/03_cells.ipynb #d2a085f7
 def _claim(folder: Path, identity: dict) -> Path:
     "The checkpoints of a run; those that another run, with another `identity`, has left behind are removed."
     text, label = json.dumps(identity, indent=1), folder / "run.json"

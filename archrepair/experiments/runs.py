@@ -312,6 +312,15 @@ def _put_aside(path: Path, read: Callable[[], object]) -> None:
             note(f"{path} is damaged ({first_line(error)[:80]}); it is kept as {path.name}.damaged, and made again")
             path.replace(path.with_name(f"{path.name}.damaged"))
 
+
+def _lasting_failure(path: Path) -> str:
+    "Why a cell has failed for good; empty where it has not."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return "" if content["transient"] else str(content["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
 # %% ../../nbs/experiments/04_runs.ipynb #5fab8b11
 @dataclass(frozen=True)
 class Outcome:
@@ -381,12 +390,3 @@ def _work_on(cell: Cell, outputs: Path | None, device: torch.device, attempt: in
         return outcome
     finally:
         lock.release()
-
-
-def _lasting_failure(path: Path) -> str:
-    "Why a cell has failed for good; empty where it has not."
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return "" if content["transient"] else str(content["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
