@@ -152,8 +152,14 @@ def _parent(home: str, arguments: tuple, pids: str) -> None:
     "A process that starts a worker and waits for it."
     child = os.fork()
     if not child:
+        import archrepair.cli.worker as worker
         from archrepair.cli.app import main
 
+        def watch(parent: int, over) -> None:
+            Path(f"{pids}-watches").touch()
+            real(parent, over)
+
+        real, worker._watch_parent = worker._watch_parent, watch
         os.environ["ARCHREPAIR_HOME"] = home
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
         main([*arguments, "--with-parent"])
@@ -168,11 +174,11 @@ def test_children_end_with_their_parent(place):
         parent = fork(_parent, str(place.home), tuple(place.job), str(pids))
         wait_for(lambda: pids.exists() and pids.read_text())
         child = int(pids.read_text())
-        time.sleep(1)
+        wait_for(lambda: (place.home / "child-watches").exists())
         assert is_alive(child)
         parent.kill()
         parent.join()
-        wait_for(lambda: not is_alive(child), 20)
+        wait_for(lambda: not is_alive(child), 60)
     SURVIVED["kill -9 of a parent"] += 1
 
 
@@ -189,7 +195,7 @@ def damage(path: Path, how: str) -> None:
 
 def test_damaged_files_are_made_again(place):
     "A record that is cut, a checkpoint that is cut and another with wrong bits; the record is kept aside."
-    kill_at(place, "fine-tuning", 2)
+    kill_at(place, "fine-tuning", 3)  # in its second epoch
     search, finetune = (next(place.home.rglob(f"{name}.pt")) for name in ("search", "finetune"))
     damage(search, "turned")
     damage(finetune, "cut")
@@ -205,7 +211,7 @@ def test_damaged_files_are_made_again(place):
 @pytest.mark.parametrize("how", ["cut", "empty", "turned"])
 @pytest.mark.parametrize("name", ["search.pt", "finetune.pt", "run.json", "record"])
 def test_damages(place, name, how):
-    kill_at(place, "fine-tuning", 2)
+    kill_at(place, "fine-tuning", 3)  # in its second epoch
     if name == "record":
         place.again()
     damage(place.record if name == "record" else place.record.with_suffix(".checkpoints") / name, how)
