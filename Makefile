@@ -1,6 +1,8 @@
 # make repair       train a small network on embedded data, repair it, show before and after
 # make test         everything CI runs
 # make fuzz         100,000 strange inputs; an interrupted run goes on: make fuzz KINDS="arrays lists" INPUTS=5000
+# make faults       kills, damaged files, full disks by the hundred; fewer: make faults FAULTS=2
+# make test-slurm   a sweep on a Slurm cluster on this host, with disturbances; needs root and slurmctld, slurmd, slurm-client, munge
 # make test-oldest  the same with the oldest releases that settings.ini allows: make test-oldest PYTHON=python3.11
 # make bench        ratios against plain implementations, on this machine
 # make gpu          all that is worth doing on a GPU in so many minutes: make gpu MINUTES=10; a second call goes on
@@ -16,7 +18,7 @@ TIER ?= auto
 MINUTES ?= 10
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: repair test fuzz repair-oldest test-oldest bench gpu paper docs readme clean
+.PHONY: repair test fuzz faults test-slurm repair-oldest test-oldest bench gpu paper docs readme clean
 .DEFAULT_GOAL := repair
 
 $(BIN)/python:
@@ -44,6 +46,12 @@ test: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(if $(INPUTS),--inputs $(INPUTS)) $(if $(KINDS),--only $(KINDS))
+
+faults: $(VENV)/.dev
+	FAULTS=$(or $(FAULTS),20) $(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=4000 tests/journeys/test_kills.py
+
+test-slurm: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=3600 -s tests/cluster
 
 repair-oldest test-oldest:
 	$(MAKE) $(@:-oldest=) VENV=.venv-oldest OLDEST=1

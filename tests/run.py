@@ -116,7 +116,7 @@ def main() -> None:
     # A file's tests share what they make (a built site, say), so one worker takes them all.
     # One that crashes is not replaced: the run ends with the name of the test.
     call("python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "--max-worker-restart=0", "-rs",
-         "-m", "not gpu and not slow", "--durations=8", minutes=90)
+         "-m", "not gpu and not slow and not cluster", "--durations=8", minutes=90)
 
 
 if __name__ == "__main__":

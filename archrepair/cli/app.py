@@ -23,11 +23,11 @@ from .outcomes import show_comparison, show_record
 from .bench import bench_command
 from .diagnose import diagnose_command
 from .doctor import doctor_command
-from .entries import enter_command, leaderboard_command, rescore_command
+from .entries import enter_command, leaderboard_command, release_command, rescore_command
 from .listing import choices
 from .overview import collect_command, status_command
-from .release import release_command
 from .verify import verify_command
+from .worker import cell_command
 from archrepair.cli.options import (
     Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
     Exhibits, FinetuneEpochs, given_options, own_settings, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
@@ -113,6 +113,7 @@ app.command("leaderboard")(leaderboard_command)
 app.command("release")(release_command)
 app.command("status")(status_command)
 app.command("collect")(collect_command)
+app.command("cell")(cell_command)
 
 # %% ../../nbs/cli/04_app.ipynb #d5683733
 @app.command("localize")

@@ -41,15 +41,17 @@ def status_command(outputs: Results = None, watch: Watch = False, every: Every =
 
 
 def _say_status(outputs: Path | None, as_json: bool) -> None:
-    from archrepair.experiments.overview import look_at, place_of_record
+    from archrepair.experiments.overview import failures, look_at, place_of_record
 
     finished, runs = look_at(outputs)
+    failed = failures(outputs)
     counts = Counter(place_of_record(path) for path in finished)
     if as_json:
         return print_json({"finished": len(finished), "records": [{**dict(zip(("tier", "dataset", "network", "method"), place)), "n": n}
                                                                   for place, n in counts.items()],
-                           "runs": [{"record": str(run.path), "stage": run.stage, "age": round(run.age), "stopped": run.stopped}
-                                    for run in runs]})
+                           "runs": [{"record": str(run.path), "stage": run.stage, "age": round(run.age), "stopped": run.stopped,
+                                     "process": str(run.holder or "")} for run in runs],
+                           "failed": [{"record": str(path), "reason": reason} for path, reason in failed.items()]})
     places = sorted({place[:3] for place in counts})
     show(f"{len(finished):,} records", ["results", "records", "methods"],
          [["/".join(place), sum(n for key, n in counts.items() if key[:3] == place), sum(key[:3] == place for key in counts)]
@@ -58,7 +60,9 @@ def _say_status(outputs: Path | None, as_json: bool) -> None:
         show(f"{sum(not run.stopped for run in runs)} under way, {sum(run.stopped for run in runs)} stopped (a second call resumes them)",
              ["run", "stage", "last heard of", "state"],
              [["/".join((*place_of_record(run.path)[:3], run.path.stem)), run.stage, _spoken_age(run.age),
-               "stopped" if run.stopped else "runs"] for run in runs])
+               "stopped" if run.stopped else f"runs: {run.holder}" if run.holder else "runs"] for run in runs])
+    for path, reason in failed.items():
+        say(f"failed: {'/'.join((*place_of_record(path)[:3], path.stem))}: {reason}")
 
 
 def collect_command(outputs: Results = None, out: TableFile = None, as_json: Json = False) -> None:

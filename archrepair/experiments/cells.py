@@ -28,7 +28,7 @@ __all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', '
 import archrepair
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, write_json, write_text
 from ..core.names import check_dataset, parse_version
-from ..core.paths import file_name, home
+from ..core.paths import Lock, file_name, home
 from ..core.settings import OneOf, Seed, check_settings, checked
 from ..core.tiers import Tier, TierName, resolve_tier
 from ..data.datasets import fingerprint, load_dataset
@@ -36,7 +36,7 @@ from ..data.images import ImageSet
 from ..data.scenario import PROTOCOLS, RepairData, Scenario, build_scenario
 from ..deploy.footprint import footprints, hold_gates
 from .methods import method_class
-from .originals import OWN, Original, original, outputs_of, slug, weights_path
+from .originals import OWN, Original, original, outputs_of, remove_damaged, slug, weights_path
 from ..networks.blocks import get_block
 from ..networks.conditional import Conditional, original_of
 from ..networks.weights import split_entry
@@ -171,7 +171,7 @@ def digest(path: str | Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    "What a record ran on: package, commit, Python, torch, machine, time."
+    "What a record ran on: package, commit, Python, torch, threads, machine, time."
     try:
         git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home(), capture_output=True, text=True, timeout=5)
         commit = git.stdout.strip()
@@ -238,7 +238,10 @@ def run(
     path = cell.path(outputs)
     if path.exists() and not force:
         return Record.read(path)
-    return run_full(cell, path, outputs=outputs, device=device, unrepaired=unrepaired)[0]
+    with Lock(path):
+        if path.exists() and not force:  # another process has made it meanwhile
+            return Record.read(path)
+        return run_full(cell, path, outputs=outputs, device=device, unrepaired=unrepaired)[0]
 
 
 def run_full(
@@ -265,32 +268,37 @@ def run_full(
     optional = {"normalize": unrepaired.normalize, "configured": unrepaired.configured, "repaired": unrepaired.repaired,
                 "data": (contents or "")[:16]}
     identity = {"weights": weights, **{key: text for key, text in optional.items() if text}}  # a path does not say what is there
-    checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), **identity})
-    try:
-        result = method.repair(unrepaired.network, scenario.data, checkpoints=checkpoints)
-    except TrainingDiverged:  # and would again
+    with Lock(path):
+        checkpoints = _claim(path.with_suffix(".checkpoints"), {"cell": asdict(cell), **identity})
+        try:
+            result = method.repair(unrepaired.network, scenario.data, checkpoints=checkpoints)
+        except TrainingDiverged:  # and would again
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            raise
+        result.metrics = measure(unrepaired.network, result, scenario)
+        example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
+        result.footprint = footprints(unrepaired.network, result.model, example, result.metrics.get("fires"))
+        repair = {key: value for key, value in result.to_dict().items() if key != "metrics"}
+        record = Record(asdict(cell), result.metrics, repair, {**versions(), **identity})
+        content = {key: value for key, value in asdict(record).items() if key != "path"}
+        record.path = str(path)
+        if keep:
+            path.unlink(missing_ok=True)  # an earlier record would vouch for files that are about to be replaced
+            keep(record, result, scenario)
+        write_json(path, content)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        raise
-    result.metrics = measure(unrepaired.network, result, scenario)
-    example = scenario.data.transform(scenario.test.batch(torch.arange(1)).cpu())
-    result.footprint = footprints(unrepaired.network, result.model, example, result.metrics.get("fires"))
-    repair = {key: value for key, value in result.to_dict().items() if key != "metrics"}
-    record = Record(asdict(cell), result.metrics, repair, {**versions(), **identity})
-    content = {key: value for key, value in asdict(record).items() if key != "path"}
-    record.path = str(path)
-    if keep:
-        path.unlink(missing_ok=True)  # an earlier record would vouch for files that are about to be replaced
-        keep(record, result, scenario)
-    write_json(path, content)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return record, result, scenario
+        return record, result, scenario
 
-
+# %% ../../nbs/experiments/03_cells.ipynb #d2a085f7
 def _claim(folder: Path, identity: dict) -> Path:
     "The checkpoints of a run; those that another run, with another `identity`, has left behind are removed."
     text, label = json.dumps(identity, indent=1), folder / "run.json"
     if folder.exists() and not (label.is_file() and label.read_text(encoding="utf-8") == text):
         shutil.rmtree(folder, ignore_errors=True)
+    for file in [*folder.glob("*.pt"), *folder.glob("*.json")]:
+        remove_damaged(file)
+    for part in folder.glob(".*.part*"):  # of a process that was killed as it wrote
+        part.unlink()
     return write_text(label, text).parent
 
 # %% ../../nbs/experiments/03_cells.ipynb #bb01bf37

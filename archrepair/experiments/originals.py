@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +20,13 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['OWN', 'Original', 'build_network', 'outputs_of', 'slug', 'weights_of', 'pick_device', 'original', 'weights_path',
-           'accuracy_of', 'write_version']
+           'remove_damaged', 'accuracy_of', 'write_version']
 
 # %% ../../nbs/experiments/01_originals.ipynb #4bcebe43
-from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
+from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note, note_once, unknown, write_atomic
 from ..core.modes import settled
 from ..core.names import Source, parse_version
-from ..core.paths import file_name, home, user_path
+from ..core.paths import Lock, file_name, home, user_path
 from ..core.settings import Count, checked
 from ..core.tiers import Tier, resolve_tier
 from ..data.datasets import fingerprint, load_dataset
@@ -211,7 +213,11 @@ def original(
         return _with_inputs(unrepaired, own_normalization(network, source.name, path))
     unrepaired = replace(unrepaired, transform=fit_channels(network, unrepaired.transform, train))
     if not cached:
-        _train_into(path, network, train, tier, unrepaired.transform, device, seed)
+        with Lock(path):
+            if path.exists() and not force:  # another process has trained it meanwhile
+                load_weights(network, str(path))
+            else:
+                _train_into(path, network, train, tier, unrepaired.transform, device, seed)
     return unrepaired
 
 # %% ../../nbs/experiments/01_originals.ipynb #52273e5e
@@ -252,10 +258,23 @@ def _with_inputs(unrepaired: Original, own: Normalize | None) -> Original:
     return replace(unrepaired, transform=transform, configured=configured)
 
 
+def remove_damaged(checkpoint: Path) -> None:
+    "Remove a checkpoint, a file of torch or JSON, that is cut or whose checksums are wrong: what it was for begins afresh."
+    try:
+        if checkpoint.suffix == ".json":
+            json.loads(checkpoint.read_text(encoding="utf-8"))
+        elif checkpoint.exists() and (wrong := zipfile.ZipFile(checkpoint).testzip()):
+            raise ValueError(f"bad checksum of {wrong}")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        note(f"{checkpoint} is damaged ({first_line(error)[:80]}) and is not used")
+        checkpoint.unlink(missing_ok=True)
+
+
 def _train_into(path: Path, network: nn.Module, train: ImageSet, tier: Tier, transform: Callable[[Tensor], Tensor],
                 device: torch.device, seed: int) -> None:
     "Train the network on nine tenths of `train` with the tier's recipe, resuming if it was interrupted, and write its weights to `path`."
     checkpoint = path.with_suffix(".checkpoint.pt")
+    remove_damaged(checkpoint)
     seen = train.select(holdout(train.labels, 0.1, 0)[0])
     try:
         train_original(network, seen, tier, transform=transform, device=device, seed=seed, checkpoint=checkpoint)

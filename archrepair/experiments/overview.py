@@ -5,8 +5,10 @@
 # %% ../../nbs/experiments/11_overview.ipynb #55f4a0d5
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['QUIET', 'Run', 'look_at', 'place_of_record', 'Row', 'rows_of', 'collect', 'write_rows']
+__all__ = ['QUIET', 'Run', 'look_at', 'failures', 'place_of_record', 'Row', 'rows_of', 'collect', 'write_rows']
 
 # %% ../../nbs/experiments/11_overview.ipynb #1b674311
 from ..core.errors import ArchrepairError, note, write_atomic, write_text
-from ..core.paths import home
+from ..core.paths import Holder, Lock, home
 
 if TYPE_CHECKING:
     from archrepair.experiments.cells import Record
@@ -32,17 +34,18 @@ QUIET = 3600.0  # seconds without a new checkpoint, after which a run counts as 
 class Run:
     """A run that is under way, or was stopped: its record will be `path`.
 
-    `stage` names the checkpoint written last, `age` is how long ago that was, in seconds; `stopped` after `QUIET` of them.
+    `stage` names the checkpoint written last, `age` is how long ago that was, in seconds; `holder` is the process that makes the record.
     """
 
     path: Path
     stage: str
     age: float
+    holder: Holder | None = None
 
     @property
     def stopped(self) -> bool:
-        "Has it been quiet for so long that it can hardly be running?"
-        return self.age > QUIET
+        "Has its process ended, as far as is known here, or has it been quiet for so long that it can hardly be running?"
+        return self.age > QUIET or self.holder is not None and self.holder.ended
 
 
 def _checkpoints(folder: Path, now: float) -> tuple[str, float]:
@@ -66,11 +69,21 @@ def look_at(outputs: Path | None = None) -> tuple[list[Path], list[Run]]:
         if "records" not in Path(folder).relative_to(root).parts:
             continue
         subfolders.sort()
-        finished += [Path(folder, name) for name in files if name.endswith(".json")]
+        finished += [Path(folder, name) for name in files if name.endswith(".json") and not name.startswith(".")]
         for name in [name for name in subfolders if name.endswith(".checkpoints")]:
-            runs.append(Run(Path(folder, name).with_suffix(".json"), *_checkpoints(Path(folder, name), now)))
+            path = Path(folder, name).with_suffix(".json")
+            runs.append(Run(path, *_checkpoints(Path(folder, name), now), Holder.read(Lock(path).file)))
             subfolders.remove(name)
     return sorted(finished), sorted(runs, key=lambda run: run.path)
+
+
+def failures(outputs: Path | None = None) -> dict[Path, str]:
+    "Why runs of workers have failed, in one line each, by the paths that their records would have."
+    reasons = {}
+    for path in sorted((outputs or home() / "outputs").rglob("*.failed")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            reasons[path.with_suffix(".json")] = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+    return reasons
 
 
 def place_of_record(path: Path) -> tuple[str, str, str, str]:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -72,8 +73,15 @@ def share_out(work: Sequence[tuple], jobs: int, done: Callable[[int, float], Non
             raise
 
 
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(threads: int) -> None:
-    "The settings of a worker: quiet, and its part of the cores."
+    "The settings of a worker: quiet, its part of the cores, and no life of its own when the process that started it is killed."
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"ARCHREPAIR_PROGRESS": "0", "OMP_NUM_THREADS": str(threads)}
     import torch
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from support.finished import ORIGINAL, command, fails, furnish
 
-from archrepair.cli.release import cached_originals
+from archrepair.cli.entries import cached_originals
 from archrepair.core.errors import ArchrepairError
 from archrepair.deploy.release import is_released, read_release_card
 

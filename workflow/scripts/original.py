@@ -9,8 +9,10 @@ sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)  # noqa:
 torch.set_num_threads(snakemake.threads)
 
 from archrepair import original  # noqa: E402
+from archrepair.cli.worker import preemptible  # noqa: E402
+from archrepair.experiments.runs import device_alone  # noqa: E402
 
-cell = snakemake.params.cell
-unrepaired = original(cell["model"], cell["dataset"], cell["tier"], cell["seed"], device=snakemake.config["device"],
-                      out=snakemake.output[0], own=False)
-print(f"{unrepaired.path}: {cell['model']} on {unrepaired.dataset}, tier {unrepaired.tier.name}, seed {cell['seed']}")
+model, dataset, seed = snakemake.params.original
+with preemptible(with_parent=True), device_alone(snakemake.config["device"]) as device:
+    unrepaired = original(model, dataset, snakemake.config["tier"], seed, device=device, out=snakemake.output[0], own=False)
+print(f"{unrepaired.path}: {model} on {unrepaired.dataset}, tier {unrepaired.tier.name}, seed {seed}")
