@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,9 +28,6 @@ from .options import Block, Dataset, Device, Json, Method, Model, Protocol, Tier
 from ..core.errors import ArchrepairError
 from ..core.names import check_names
 from ..core.settings import Within
-
-if TYPE_CHECKING:
-    from archrepair.experiments.runs import Outcome
 
 # %% ../../nbs/cli/12_worker.ipynb #bf8676ff
 TRANSIENT = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -76,8 +73,8 @@ def _watch_parent(parent: int, over: threading.Event) -> None:
             return
 
 
-def status_of(outcomes: Sequence[Outcome]) -> int:
-    "What the process ends with: 0, 75 where another try may help, 1 where none will."
+def status_of(outcomes: Sequence[Any]) -> int:
+    "What the process ends with, from outcomes of `experiments.runs.work`: 0, 75 where another try may help, 1 where none will."
     failures = [outcome for outcome in outcomes if outcome.state == "failed"]
     return 0 if not failures else TRANSIENT if any(outcome.transient for outcome in failures) else 1
 

@@ -103,7 +103,7 @@ def scenario_of(cell: Cell, unrepaired: Original | None = None, *, outputs: Path
     return unrepaired, scenario
 
 # %% ../../nbs/experiments/03_cells.ipynb #011572ee
-def method_of(cell: Cell, tier: Tier, kind: type | None = None) -> Repairer:
+def method_of(cell: Cell, tier: Tier, kind: Any = None) -> Repairer:
     """The method of a cell with the tier's lengths and the cell's own options; `kind` is its class where that is at hand.
 
     Raises `ArchrepairError` for unknown names.

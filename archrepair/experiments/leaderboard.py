@@ -15,9 +15,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def original_of(track: Track, device: str | torch.device = "auto") -> Original:
 
 def _predictions(networks: Mapping[str, nn.Module], track: Track, seed: int, test: ImageSet, unrepaired: Original) -> dict[str, np.ndarray]:
     "The classes that each network predicts for the held-out images of every version; equal networks are asked once."
-    held_out, answers = test.select(track.positions(f"held out {seed}")), {}
+    held_out, answers = test.select(track.positions(f"held out {seed}")), dict[str, np.ndarray]()
     first = {name: next(other for other in networks if _equal(networks[other], network)) for name, network in networks.items()}
     for version in track.judged:
         images = version_in_order(held_out, version)
@@ -91,6 +92,11 @@ def _run_once(method: Any, track: Track, version: str, seed: int, unrepaired: Or
     return _predictions(networks, track, seed, test, unrepaired), {"chosen": result.chosen, "block": result.block, "cost": cost}
 
 # %% ../../nbs/experiments/12_leaderboard.ipynb #83efc675
+def _save(path: Path, answers: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **cast("Any", answers))
+
+
 def place_of_entry(method: str, track: Track, outputs: Path | None = None) -> Path:
     "The folder of an entry: `entries/TRACK/METHOD` of the outputs."
     return (outputs or home() / "outputs") / "entries" / track.name / file_name(method.replace(":", "~"))
@@ -122,7 +128,7 @@ def enter(
     """
     name = f"{method.__module__}:{method.__qualname__}" if isinstance(method, type) else method
     methods = {(version, seed): _repairer(method, name, track, version, seed) for version, seed in only or track.runs}
-    settings = {key: value for key, value in asdict(next(iter(methods.values()))).items() if key != "seed"}
+    settings = {key: value for key, value in asdict(cast("Any", next(iter(methods.values())))).items() if key != "seed"}
     entry: dict[str, Any] = {"benchmark": track.frozen, "track": track.name, "method": name,
                              "settings": json.loads(json.dumps(settings, default=str)),
                              **{key: (about or {}).get(key, "") for key in ("who", "where", "paper")}, "runs": []}
@@ -134,7 +140,7 @@ def enter(
                 log(f"{name} on {track.dataset}:{version}, seed {seed}")
                 stem = file_name(f"{version.replace(':', '-')}-s{seed}")
                 answers, said = _run_once(repairer, track, version, seed, unrepaired, test, folder / f"{stem}.checkpoints")
-                path = write_atomic(folder / f"{stem}.npz", lambda p, answers=answers: np.savez_compressed(p, **answers))
+                path = write_atomic(folder / f"{stem}.npz", partial(_save, answers=answers))
                 entry["runs"].append({"version": version, "seed": seed, "predictions": path.name,
                                       "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **said,
                                       "scores": score(track, version, seed, answers)})
@@ -301,17 +307,21 @@ def oracle_lines(lines: Iterable[Line]) -> list[Line]:
             for key, group in groups.items() if len(group) > 1]
 
 
+def _lines_of_file(path: Path, source: str) -> Iterator[Line]:
+    yield from lines_of_record(Record.read(path), source)
+
+
 def leaderboard(outputs: Path | None = None, benchmark: Benchmark | None = None) -> list[Line]:
     "All numbers of all records and entries below a folder of outputs, in order; what cannot be read is left out, with a notice."
     root, lines = outputs or home() / "outputs", []
     for path in look_at(root)[0]:
         source = path.relative_to(root).as_posix()
         if source.partition("/")[0] not in _NOT_RESULTS:
-            lines += _readable(lambda path=path, source=source: lines_of_record(Record.read(path), source), path)
+            lines += _readable(partial(_lines_of_file, path, source), path)
     lines += oracle_lines(lines)
     for path in sorted(root.glob("entries/*/*/entry.json")):
         source, known = path.relative_to(root).as_posix(), benchmark or read_benchmark()
-        lines += _readable(lambda path=path, source=source, known=known: lines_of_entry(path.parent, known, source), path)
+        lines += _readable(partial(lines_of_entry, path.parent, known, source), path)
     return sorted(lines, key=lambda line: tuple(map(str, astuple(line)[:7])) + (line.track, line.rule, line.source))
 
 

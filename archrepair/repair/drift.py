@@ -110,7 +110,26 @@ def _measure(reader: Conditional, blocks: list[str], data: RepairData, pattern: 
             batches.append([[_distance(first[at], second[at]) for at in (f"{name}:input", name)] for name in blocks])
     return torch.tensor(batches, dtype=torch.float64)
 
+# %% ../../nbs/repair/06_drift.ipynb #8753482b
+def _pattern_of(data: RepairData, seed: int) -> Pattern:
+    "The pattern of the failures; of too few to measure an emulator by them, with the spectral one."
+    pattern = Pattern.of(data.failures, data.train, seed=seed)
+    return pattern if pattern.tried else Pattern.of(data.failures, data.train, emulator="spectral", seed=seed)
 
+
+def _doubts(table: pd.DataFrame, best: str, pattern: Pattern) -> list[str]:
+    "What a reader should know before believing the verdict."
+    first, doubts = table.loc[best], []
+    for name, row in table.drop(best).iterrows():
+        if first["ratio"] - row["ratio"] <= 2 * (first["error"] ** 2 + row["error"] ** 2) ** 0.5:
+            doubts.append(f"{name} and {best} are the same within the error (factors {row['ratio']:.2f} and {first['ratio']:.2f})")
+    if pattern.fidelity is None:
+        doubts.append("how well the twins imitate the failures was not measured")
+    elif not pattern.faithful:
+        doubts.append("the emulated twins can still be told from the failures")
+    return doubts
+
+# %% ../../nbs/repair/06_drift.ipynb #ea0ccb6b
 @settled()
 @checked
 def drift(
@@ -156,22 +175,3 @@ def drift(
                          index=pd.Index(names, name="block")).astype(float)
     best = str(table["ratio"].idxmax())
     return Drift(best, table, pattern.describe(), n, _doubts(table, best, pattern))
-
-
-def _pattern_of(data: RepairData, seed: int) -> Pattern:
-    "The pattern of the failures; of too few to measure an emulator by them, with the spectral one."
-    pattern = Pattern.of(data.failures, data.train, seed=seed)
-    return pattern if pattern.tried else Pattern.of(data.failures, data.train, emulator="spectral", seed=seed)
-
-
-def _doubts(table: pd.DataFrame, best: str, pattern: Pattern) -> list[str]:
-    "What a reader should know before believing the verdict."
-    first, doubts = table.loc[best], []
-    for name, row in table.drop(best).iterrows():
-        if first["ratio"] - row["ratio"] <= 2 * (first["error"] ** 2 + row["error"] ** 2) ** 0.5:
-            doubts.append(f"{name} and {best} are the same within the error (factors {row['ratio']:.2f} and {first['ratio']:.2f})")
-    if pattern.fidelity is None:
-        doubts.append("how well the twins imitate the failures was not measured")
-    elif not pattern.faithful:
-        doubts.append("the emulated twins can still be told from the failures")
-    return doubts
