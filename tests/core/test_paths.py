@@ -89,7 +89,8 @@ def test_a_process_holds_a_file_several_times_over_and_others_are_told_by_whom(t
     assert not list(tmp_path.iterdir()), "the folder that was made for it is gone, too"
 
 
-@pytest.mark.parametrize(("machine", "pid", "least"), [(None, 2**22 + 1, 0), (None, os.getpid(), 0), ("another boot", 1, 0.3)])
+@pytest.mark.parametrize(("machine", "pid", "least"), [(None, 2**22 + 1, 0), (None, os.getpid(), 0), ("another boot", 1, 0.3)],
+                         ids=["no such process", "a process that began later", "another machine"])
 def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path, monkeypatch, machine, pid, least):
     "On this machine at once, also where its number belongs to another by now; of another machine when nobody has touched it for long."
     monkeypatch.setattr(paths, "SILENCE", 0.3)

@@ -233,7 +233,7 @@ def test_a_record_of_other_images_is_not_taken(home, tmp_path):
 
 def test_checkpoints_of_another_run_are_not_taken(tmp_path):
     folder = module._claim(tmp_path / "a.checkpoints", {"cell": 1, "weights": "x"})
-    (folder / "search.pt").write_text("x")
+    torch.save({"epoch": 1}, folder / "search.pt")
     assert module._claim(folder, {"cell": 1, "weights": "x"}) == folder and (folder / "search.pt").exists()
     module._claim(folder, {"cell": 1, "weights": "y"})
     assert [p.name for p in folder.iterdir()] == ["run.json"]
