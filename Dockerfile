@@ -1,7 +1,8 @@
 # archrepair on processors: docker build -t archrepair . && docker run --rm -v "$PWD/outputs:/archrepair/outputs" archrepair
 FROM python:3.12-slim AS build
-# torch's small builds, without the libraries for GPUs, are in an index of their own; "" takes those of requirements-torch.lock, by hash.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Empty: the builds of requirements-torch.lock, by hash. PyTorch's own index for CPUs (its installation page has the address) has smaller ones,
+# without the libraries for GPUs: docker build --build-arg TORCH_INDEX=ADDRESS -t archrepair .
+ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
