@@ -1,4 +1,5 @@
 """The main job as on other processors, each time in a process of its own: an abort is a failure and not the end of the run."""
+import itertools
 import json
 import os
 import subprocess
@@ -20,10 +21,13 @@ def run(home: Path, *arguments: str, isa: str, threads: int, precision: str) -> 
     return subprocess.run([sys.executable, "-m", "archrepair", *arguments], cwd=home, env=env, capture_output=True, text=True, timeout=580)
 
 
+OFTEN = {("AVX2", 1, "fp32"), ("AVX2", 2, "bf16"), ("DEFAULT", 1, "bf16"), ("DEFAULT", 2, "fp32")}  # every pair of two settings, once
+CASES = [pytest.param(*case, marks=() if case in OFTEN else pytest.mark.slow)
+         for case in itertools.product(("AVX2", "DEFAULT"), (1, 2), ("fp32", "bf16"))]
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
+@pytest.mark.parametrize(("isa", "threads", "precision"), CASES)
 def test_the_main_job(tmp_path, isa, threads, precision):
     if (isa, threads) in ORIGINALS:
         (tmp_path / ORIGINAL).parent.mkdir(parents=True)
