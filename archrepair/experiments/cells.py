@@ -293,7 +293,7 @@ def run_full(
 def _claim(folder: Path, identity: dict) -> Path:
     "The checkpoints of a run; those that another run, with another `identity`, has left behind are removed."
     text, label = json.dumps(identity, indent=1), folder / "run.json"
-    if folder.exists() and not (label.is_file() and label.read_text(encoding="utf-8") == text):
+    if folder.exists() and not (label.is_file() and label.read_bytes() == text.encode()):
         shutil.rmtree(folder, ignore_errors=True)
     for file in [*folder.glob("*.pt"), *folder.glob("*.json")]:
         remove_damaged(file)

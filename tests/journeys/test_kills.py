@@ -352,7 +352,8 @@ def test_snakemake_is_killed_and_its_workers_end(tmp_path):
     for sign in ("*.checkpoint.pt", "*.checkpoints", "*-s0-*.json"):
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda sign=sign, process=process: list(home.rglob(sign)) or process.poll() is not None, 900)
-        workers = {Holder.read(path).pid for path in home.rglob("*.lock")} - {process.pid}
+        holders = [Holder.read(path) for path in home.rglob("*.lock")]  # None: released since
+        workers = {holder.pid for holder in holders if holder} - {process.pid}
         process.kill()
         process.wait()
         wait_for(lambda workers=workers: not any(map(is_alive, workers)), 30)
