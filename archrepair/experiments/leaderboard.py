@@ -5,7 +5,6 @@
 # %% ../../nbs/experiments/12_leaderboard.ipynb #0654ed82
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -14,7 +13,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -38,7 +37,7 @@ from ..data.images import ImageSet
 from .cells import Cell, Record, method_of, versions
 from .comparison import scores_of
 from .originals import Original, original
-from .overview import look_at
+from .overview import csv_of, look_at
 from .runs import method_cell
 from ..networks.weights import tensors_of
 from ..repair.result import Repairer, RepairResult, changes
@@ -338,6 +337,4 @@ def _readable(make: Callable[[], Iterable[Line]], path: Path) -> list[Line]:
 
 def write_leaderboard(lines: Iterable[Line], path: Path) -> Path:
     "Write the table as CSV, names first; returns the path."
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[field.name for field in fields(Line)], *map(astuple, lines)])
-    return write_text(path, text.getvalue())
+    return write_text(path, csv_of(Line, lines))

@@ -11,13 +11,13 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['QUIET', 'Run', 'look_at', 'failures', 'place_of_record', 'Row', 'rows_of', 'collect', 'write_rows']
+__all__ = ['QUIET', 'Run', 'look_at', 'failures', 'place_of_record', 'Row', 'rows_of', 'collect', 'csv_of', 'write_rows']
 
 # %% ../../nbs/experiments/11_overview.ipynb #1b674311
 from ..core.errors import ArchrepairError, note, write_atomic, write_text
@@ -162,6 +162,13 @@ def collect(outputs: Path | None = None) -> list[Row]:
     return rows
 
 
+def csv_of(kind: Any, rows: Iterable[Any]) -> str:
+    "Dataclasses of one `kind` as CSV, with a line of names first."
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[field.name for field in fields(kind)], *map(astuple, rows)])
+    return text.getvalue()
+
+
 def write_rows(rows: Sequence[Row], path: Path) -> Path:
     """Write rows as CSV, or as Parquet where the name ends so, with a line of names first.
 
@@ -177,7 +184,4 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
         except ImportError:
             raise ArchrepairError("Parquet needs pyarrow, which is not installed; write CSV: --out results.csv") from None
         return write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([names, *(astuple(row) for row in rows)])
-    return write_text(path, text.getvalue())
+    return write_text(path, csv_of(Row, rows))

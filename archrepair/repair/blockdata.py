@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -127,12 +127,7 @@ class BlockData:
         "Rows of other images, none of them failures; what they cost is counted. Raises `ArchrepairError` at the level of a layer."
         if isinstance(self.cut, _Inside):
             raise ArchrepairError(f"layer {self.cut.name} lies inside the block that was cut; other images can be read for a block")
-        if self.cut:
-            features = cache_features(self.cut, images, self.data.transform, device=self.device,
-                                      dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
-                                      on_batch=lambda n: self.meter.add(n, share=1 - self.share))
-        else:
-            features = image_features(images, self.data.transform, self.device, layout=layout_of(self.original))
+        features = _features_of(images, self.cut, self.original, self.data, self.precision, self.share, self.meter)
         answers = predict(self.tail(), features, precision=self.precision, meter=self.meter, share=self.share)
         return Rows([features], answers, is_correct(answers, features.labels).float())
 
@@ -186,6 +181,16 @@ class BlockData:
 
 
 # %% ../../nbs/repair/02_blockdata.ipynb #eadcad86
+def _features_of(images: ImageSet, cut: Split | None, original: nn.Module, data: RepairData, precision: str, share: float,
+                 meter: CostMeter, views: int = 1, **where: Any) -> Features:
+    "What enters the block for `images`, counted; the images themselves where the whole network was prepared. `where` they are stored."
+    if not cut or not len(images):
+        return image_features(images, data.transform, device_of(original), views, layout_of(original))
+    return cache_features(cut, images, data.transform, device=device_of(original), views=views, **where,
+                          dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+                          on_batch=lambda n: meter.add(n, share=1 - share))
+
+
 @settled()
 def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision: str | torch.dtype = "fp32", views: int = 1,
             failure_views: int = 1, meter: CostMeter | None = None, store: str = "auto", folder: str | Path | None = None) -> BlockData:
@@ -196,7 +201,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     changed; its device is used.
     """
     model, data = enter(model, data)
-    precision, device, example = precision_of(model, precision), device_of(model), example_of(data, device_of(model))
+    precision, example = precision_of(model, precision), example_of(data, device_of(model))
     meter = meter if meter is not None else CostMeter()
     cut = split(model, block, example) if block is not None else None
     original = make_safe(freeze(duplicate(model))) if cut is None else cut.model
@@ -209,12 +214,7 @@ def prepare(model: nn.Module, block: str | None, data: RepairData, *, precision:
     parts, logits = {}, {}
     for name, images in sets.items():
         n_views = views if name == "train" else 1
-        if cut and len(images):
-            parts[name] = cache_features(cut, images, data.transform, device=device, views=n_views, store=store, folder=folder,
-                                         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-                                         on_batch=lambda n: meter.add(n, share=1 - share))
-        else:
-            parts[name] = image_features(images, data.transform, device, n_views, layout_of(original))
+        parts[name] = _features_of(images, cut, original, data, precision, share, meter, n_views, store=store, folder=folder)
         logits[name] = predict(tail, parts[name], precision=precision, meter=meter, share=share)
     return BlockData(model, data, cut, parts, logits, share, precision, meter, original, failure_views)
 
