@@ -12,7 +12,7 @@ from archrepair.experiments.runs import Runs
 from archrepair.paper.exhibits import EXHIBITS, requirements
 from archrepair.paper.parameters import parameters_of
 from archrepair.paper.plan import dataset_size, estimate, plan, seconds_per_pass, source_of, tasks
-from support.exhibits import SMOKE, recorded
+from support.exhibits import SMOKE, a_copy, recorded
 
 
 def test_the_plan_covers_everything_once():
@@ -82,12 +82,12 @@ def test_a_pass_is_timed_from_records_or_now(tmp_path):
 
 
 def test_tasks_are_what_is_missing(tmp_path):
-    folder, runs, rows = recorded()
+    runs = a_copy(tmp_path / "outputs")
     page, = plan(tier="smoke", only=["fig4"], datasets=["digits:fog:3"])
     pages = [replace(page, requirements=tuple(requirements(["fig4"], SMOKE)))]
     todo = tasks(pages, runs)
     assert {task.cell.method for task in todo} == {"retrain", "surgical", "original"}  # evaluations alone
     assert all(len(task.versions) == 16 and not task.trains_original for task in todo)
-    missing = tasks(pages, Runs(outputs=tmp_path))
+    missing = tasks(pages, Runs(outputs=tmp_path / "empty"))
     assert [task.cell.method for task in missing] == ["original", "retrain", "surgical", "original"]
     assert missing[0].trains_original and all(task.seconds > 0 for task in missing)

@@ -12,20 +12,17 @@ import pandas as pd
 import pytest
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.experiments.runs import Runs
 from archrepair.paper import reproduce
 from archrepair.paper.exhibits import requirements
 from archrepair.paper.plan import Page, Task, plan, tasks
 from archrepair.paper.reproduce import stamp
 from support import ROOT
-from support.exhibits import SMOKE, recorded
+from support.exhibits import SMOKE, a_copy, recorded
 
 
 def test_what_is_run_is_not_missing_afterwards(tmp_path):
     folder = tmp_path / "outputs"
-    shutil.copytree(recorded()[0], folder)
-    shutil.rmtree(folder / "smoke" / "robust", ignore_errors=True)  # what tests before this one have evaluated
-    runs, rows = Runs(outputs=folder), recorded()[2]
+    runs, rows = a_copy(folder), recorded()[2]
     page, = plan(tier="smoke", only=["fig4"], datasets=["digits:fog:3"])
     page = replace(page, requirements=tuple(requirements(["fig4"], SMOKE)))
     todo = tasks([page], runs)
