@@ -30,7 +30,7 @@ from .verify import verify_command
 from .worker import cell_command
 from archrepair.cli.options import (
     Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
-    Exhibits, FinetuneEpochs, given_options, own_settings, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
+    Exhibits, FailuresUsed, FinetuneEpochs, given_options, own_settings, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
     Measure, Method, Methods, Model, Normalization, NotebookPath, OracleBlocks, PaperCorruptions,
     PaperDatasets, PaperMethods, PaperModels, Parameters, Preset, Protocol, read_settings, Recorded,
     RecordFolder, RepairFolder, RunsPerCell, SearchEpochs, SearchSettings, Seed, Seeds, split_names, Strategy,
@@ -153,7 +153,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
            tier: TierName = "auto", seed: Seed = 0, protocol: Protocol = "clean", device: Device = "auto", method: Method = "archrepair",
            strategy: Strategy = None, search: SearchSettings = None, block: Block = None, level: Level = None, blocks: Blocks = None,
            grad: Gradient = None, preset: Preset = None, search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None,
-           views: Views = None, label: Label = None, max_touched: MaxTouched = None,
+           views: Views = None, label: Label = None, max_touched: MaxTouched = None, n_failures: FailuresUsed = None,
            repaired: EarlierRepair = None,
            out: RepairFolder = None, trust: Trust = False,
            force: Annotated[bool, typer.Option(help="repair again where there is a record already")] = False,
@@ -176,7 +176,7 @@ def repair(model: Model = "resnet18", weights: Weights = None, normalize: Normal
         "max_touched": max_touched,
         "search_options": tuple(chosen.items()) or None})
     folder = out or home() / "outputs" / "repair"
-    cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options))
+    cell = method_cell(method, Cell(name, trusted(model, trust), dataset, seed, tier, protocol, block, options, n_failures))
     with together(folder, device) as own_folder:
         record = repair_into(cell, own_folder, weights=weights, normalize=normalize, repaired=repaired, device=device, force=force, log=say)
         if as_json:
@@ -217,7 +217,7 @@ def evaluate(model: Model = "resnet18", weights: Weights = None, normalize: Norm
 def compare(model: Model = "resnet18", weights: Weights = None, normalize: Normalization = None, dataset: Dataset = "auto",
             tier: TierName = "auto", seeds: Seeds = "0", protocol: Protocol = "clean", device: Device = "auto",
             methods: Methods = None, blocks: OracleBlocks = None, corruptions: Corruptions = None, epochs: Epochs = None,
-            out: RecordFolder = None, trust: Trust = False,
+            n_failures: FailuresUsed = None, out: RecordFolder = None, trust: Trust = False,
             force: Annotated[bool, typer.Option(help="repair again where there are records already")] = False,
             as_json: Json = False) -> None:
     "Compare methods on the same failures with the same budget, or every block with the localized one. What has a record is not run again."
@@ -231,7 +231,7 @@ def compare(model: Model = "resnet18", weights: Weights = None, normalize: Norma
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ArchrepairError(f"seeds are {seeds!r}; expected whole numbers separated by commas, e.g. 0,1,2") from None
-    cell = Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol)
+    cell = Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol, n_failures=n_failures)
     runs = Runs(out, device, weights, force, say, normalize=normalize)
     if blocks is not None:
         if len(names) > 1 and methods is not None or corruptions:

@@ -18,6 +18,7 @@ from archrepair.cli.options import (
     Dataset,
     Device,
     EarlierRepair,
+    FailuresUsed,
     FinetuneEpochs,
     Gradient,
     Json,
@@ -50,7 +51,7 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
                    method: Method = "archrepair", strategy: Strategy = None, search: SearchSettings = None, block: Block = None,
                    level: Level = None, blocks: Blocks = None, grad: Gradient = None, preset: Preset = None,
                    search_epochs: SearchEpochs = None, finetune_epochs: FinetuneEpochs = None, views: Views = None, label: Label = None,
-                   max_touched: MaxTouched = None, repaired: EarlierRepair = None,
+                   max_touched: MaxTouched = None, n_failures: FailuresUsed = None, repaired: EarlierRepair = None,
                    out: RepairFolder = None, trust: Trust = False, as_json: Json = False) -> None:
     "Check everything that such a repair would need, in seconds: found, taken as, or what is wrong. Status 1 if it could not start."
     from archrepair.experiments.checks import Check, Diagnosis
@@ -67,7 +68,7 @@ def doctor_command(model: Model = "resnet18", weights: Weights = None, normalize
     except ArchrepairError as error:
         unreadable = [Check("settings", "problem", str(error))]
     diagnosis = doctor(model, dataset, tier, seed, weights=weights, normalize=normalize, trust=trust, device=device, protocol=protocol,
-                       method=method, block=block, options=options, repaired=repaired, out=out)
+                       method=method, block=block, options=options, n_failures=n_failures, repaired=repaired, out=out)
     diagnosis = Diagnosis((*unreadable, *diagnosis.checks))
     if as_json:
         print_json(diagnosis.to_dict())

@@ -15,11 +15,11 @@ import typer
 # %% auto #0
 __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 'Seed', 'Protocol', 'Device', 'Json', 'Blocks',
            'Voters', 'Measure', 'Gradient', 'Method', 'Strategy', 'SearchSettings', 'Block', 'Level', 'Preset',
-           'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'EarlierRepair', 'RepairFolder', 'Seeds',
-           'Methods', 'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder', 'CorruptionName', 'ListName',
-           'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets', 'PaperMethods', 'PaperCorruptions',
-           'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'given_options', 'own_settings', 'trusted',
-           'split_names', 'read_settings']
+           'FailuresUsed', 'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'EarlierRepair',
+           'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder',
+           'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets',
+           'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'given_options',
+           'own_settings', 'trusted', 'split_names', 'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -72,6 +72,7 @@ Level = Annotated[str | None, OneOf(("block", "layer")), typer.Option(
     help="block, or layer for the most suspicious convolution alone; default: block")]
 Preset = Annotated[str | None, OneOf(("default", "paper")), typer.Option(
     help="default, or paper for the paper's own search and fine-tuning to the letter")]
+FailuresUsed = Annotated[int | None, Within(1), typer.Option(help="most failures that a repair is given; default: the tier's")]
 SearchEpochs = Annotated[int | None, Within(0), typer.Option(help="0 repairs weights alone; default: the tier's")]
 FinetuneEpochs = Annotated[int | None, Within(0), typer.Option(help="default: the tier's")]
 Views = Annotated[int | None, Within(1), typer.Option(help="augmented copies of each training image; default: the tier's")]

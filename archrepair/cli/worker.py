@@ -24,7 +24,7 @@ __all__ = ['TRANSIENT', 'GRACE', 'Packed', 'ResultsFolder', 'Attempt', 'Threads'
 
 # %% ../../nbs/cli/12_worker.ipynb #6813e926
 from .console import print_json, say
-from .options import Block, Dataset, Device, Json, Method, Model, Protocol, TierName, Trust, trusted
+from .options import Block, Dataset, Device, FailuresUsed, Json, Method, Model, Protocol, TierName, Trust, trusted
 from ..core.errors import ArchrepairError
 from ..core.names import check_names
 from ..core.settings import Within
@@ -100,8 +100,8 @@ def seeds_of(text: str) -> list[int]:
 
 def cell_command(method: Method = "archrepair", model: Model = "resnet18", dataset: Dataset = "auto", seeds: Packed = "0",
                  tier: TierName = "auto", protocol: Protocol = "clean", block: Block = None, device: Device = "auto",
-                 threads: Threads = None, out: ResultsFolder = None, attempt: Attempt = 1, with_parent: WithParent = False,
-                 trust: Trust = False, as_json: Json = False) -> None:
+                 n_failures: FailuresUsed = None, threads: Threads = None, out: ResultsFolder = None, attempt: Attempt = 1,
+                 with_parent: WithParent = False, trust: Trust = False, as_json: Json = False) -> None:
     """Run one job of a grid: the seeds of a cell that have no record yet.
 
     Ends with 0 when all are recorded, 75 when another try may help (it goes on where this one was), 1 when none will.
@@ -116,7 +116,8 @@ def cell_command(method: Method = "archrepair", model: Model = "resnet18", datas
 
         if threads:
             torch.set_num_threads(threads)
-        cell = method_cell(method, Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol, block))
+        template = Cell("archrepair", trusted(model, trust), dataset, numbers[0], tier, protocol, block, n_failures=n_failures)
+        cell = method_cell(method, template)
         outcomes = work([replace(cell, seed=seed) for seed in numbers], outputs=out, device=device, attempt=attempt, log=say)
     if failures := [f"seed {outcome.cell.seed}: {outcome.line}" for outcome in outcomes if outcome.state == "failed"]:
         error = ArchrepairError(f"{len(failures)} of {len(outcomes)} seeds failed; {'; '.join(failures)}")

@@ -29,7 +29,7 @@ import archrepair
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, write_json, write_text
 from ..core.names import check_dataset, parse_version
 from ..core.paths import Lock, file_name, home
-from ..core.settings import OneOf, Seed, check_settings, checked
+from ..core.settings import Count, OneOf, Seed, check_settings, checked
 from ..core.tiers import Tier, TierName, resolve_tier
 from ..data.datasets import fingerprint, load_dataset
 from ..data.images import ImageSet
@@ -55,7 +55,8 @@ class Cell:
     """One run of the grid: which method repairs which network on which failures.
 
     `dataset` may name a version, e.g. `cifar10:fog:3`. With `block` None the method chooses. `options` are (field, value) pairs for the
-    method (see `METHODS`), e.g. `(("strategy", "darts"),)`.
+    method (see `METHODS`), e.g. `(("strategy", "darts"),)`. `n_failures` (≥ 1): the most failures that a
+    repair is given; None: the tier's.
     """
 
     method: str = "archrepair"
@@ -66,6 +67,7 @@ class Cell:
     protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean"
     block: str | None = None
     options: tuple[tuple[str, object], ...] = ()
+    n_failures: Count | None = None
 
     def resolved(self) -> Cell:
         "The same with every `auto` replaced by what it means on this machine."
@@ -75,12 +77,13 @@ class Cell:
 
     def unrepaired(self) -> Cell:
         "The cell of the network before repair, the same for every method, block and option; `original` names no method that could be run."
-        return replace(self, method="original", block=None, options=())
+        return replace(self, method="original", block=None, options=(), n_failures=None)
 
     def path(self, outputs: Path | None = None) -> Path:
         "The file of its record."
         cell = self.resolved()
-        name = file_name(f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}-s{cell.seed}")
+        limit = f"-n{cell.n_failures}" if cell.n_failures else ""
+        name = file_name(f"{cell.method}-{cell.block or 'localized'}-{cell.protocol}{limit}-s{cell.seed}")
         if cell.options:
             name += "-" + hashlib.sha256(json.dumps(cell.options).encode()).hexdigest()[:8]
         return outputs_of(cell.tier, outputs) / "records" / slug(cell.dataset) / slug(cell.model) / f"{name}.json"
@@ -98,8 +101,9 @@ def scenario_of(cell: Cell, unrepaired: Original | None = None, *, outputs: Path
     test = load_dataset(cell.dataset, "test")
     clean = test if corruption is None else load_dataset(base, "test")
     right = is_correct(predict(unrepaired.network, test, unrepaired.transform), test.labels)
-    scenario = build_scenario(unrepaired.train, test, right, clean=clean, protocol=cell.protocol, n_failures=unrepaired.tier.failures,
-                              n_train=unrepaired.tier.repair_train, transform=unrepaired.transform, seed=cell.seed)
+    scenario = build_scenario(unrepaired.train, test, right, clean=clean, protocol=cell.protocol,
+                              n_failures=cell.n_failures or unrepaired.tier.failures, n_train=unrepaired.tier.repair_train,
+                              transform=unrepaired.transform, seed=cell.seed)
     return unrepaired, scenario
 
 # %% ../../nbs/experiments/03_cells.ipynb #011572ee
@@ -359,7 +363,7 @@ def _digest_of_repair(folder: str | Path | None) -> str | None:
 
 def _same(record: Record, cell: Cell, weights: str | Path | None) -> bool:
     "Does a record belong to this cell, and to these weights (None: the cached ones, if they are still there)?"
-    if record.cell != json.loads(json.dumps(asdict(cell))):
+    if {"n_failures": None} | record.cell != json.loads(json.dumps(asdict(cell))):  # older records do not say
         return False
     content = fingerprint(cell.dataset)
     if content is not None and record.versions.get("data", content[:16]) != content[:16]:

@@ -76,8 +76,8 @@ class MethodTable:
     @property
     def caption(self) -> str:
         "What was compared, in two sentences."
-        n = len(self.seeds)
-        return (f"{self.cell.model} on {self.cell.dataset}, {self.cell.protocol} protocol, tier {self.cell.tier}, per cent, "
+        n, limit = len(self.seeds), f"at most {self.cell.n_failures} failures, " if self.cell.n_failures else ""
+        return (f"{self.cell.model} on {self.cell.dataset}, {limit}{self.cell.protocol} protocol, tier {self.cell.tier}, per cent, "
                 f"{f'mean ± sd of n = {n} seeds' if n > 1 else 'n = 1 seed'}; each method's own network. Budget: {self.budget}")
 
     def frame(self) -> pd.DataFrame:

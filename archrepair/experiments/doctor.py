@@ -70,7 +70,8 @@ class _Examination:
     """What was asked for, what was found so far, and the findings; what one step brings to light is there for the next.
 
     `network` is the network as built, and `judged` the same once it has its weights; `inputs` are a few of its inputs, `rate` the seconds
-    of one forward pass in training, `wrong` the failures among the images looked at, and `n_failures` how many a repair would get.
+    of one forward pass in training, `wrong` the failures among the images looked at, `limit` the most failures that a repair is given,
+    and `n_failures` how many it would get.
     """
 
     model: str = "resnet18"
@@ -96,6 +97,7 @@ class _Examination:
     inputs: Tensor | None = None
     rate: float = 0.0
     wrong: ImageSet | None = None
+    limit: int | None = None
     n_failures: int | None = None
 
     def enter(self, name: str, status: str, text: str) -> None:
@@ -322,7 +324,7 @@ def _answers(patient: _Examination) -> None:
         return
     patient.attempt("answers", lambda: check_answers(logits, images.labels, images.classes, name))
     right = is_correct(logits, images.labels)
-    check, patient.n_failures = check_failures(right, test, patient.protocol, patient.seed, patient.tier.failures)
+    check, patient.n_failures = check_failures(right, test, patient.protocol, patient.seed, patient.limit or patient.tier.failures)
     patient.checks.append(check)
     patient.wrong = images.select((~right).nonzero()[:, 0])
 
@@ -362,7 +364,7 @@ def _forecast(patient: _Examination, folder: Path) -> None:
     used = round(0.9 * len(train))  # the rest is for validation
     used = min(used, tier.repair_train or used)
     seen = len(test) // 2 if patient.protocol == "clean" else len(test)
-    failures = min(tier.failures, seen) if patient.n_failures is None else patient.n_failures
+    failures = min(patient.limit or tier.failures, seen) if patient.n_failures is None else patient.n_failures
     seconds = patient.rate * image_passes(patient.method.partition(":")[0], tier, used, failures)
     patient.enter("time", "ok", f"about {spoken(seconds)} for {used:,} training images, {failures:,} failures and "
                                 f"{tier.search_epochs + tier.finetune_epochs} epochs at the {tier.name} tier")
@@ -394,6 +396,7 @@ def doctor(
     method: str = "archrepair",  # as for `method_cell`
     block: str | None = None,  # the block to repair; default: the method chooses
     options: Mapping[str, object] | None = None,  # further settings of the method, by name
+    n_failures: int | None = None,  # most failures that the repair is given; default: the tier's
     repaired: str | Path | None = None,  # folder of an earlier repair, to be repaired once more
     out: str | Path | None = None,  # folder for the results
     outputs: Path | None = None,  # folder of records and weights; default: the tier's
@@ -412,7 +415,7 @@ def doctor(
     except ArchrepairError as error:
         source, checks = Source(model.partition(":")[0]), [Check("network", "problem", str(error))]
     patient = _Examination(source.name, dataset, seed, protocol, method, block, dict(options or {}), str(weights or source.weights),
-                           normalize or source.normalize, trust or source.trust, device, outputs, checks)
+                           normalize or source.normalize, trust or source.trust, device, outputs, checks, limit=n_failures)
     note_once.cache_clear()  # what was noted earlier in this process belongs to the findings as well
     _machine(patient, folder)
     _settings(patient, tier)

@@ -36,7 +36,7 @@ def image_passes(method: str, tier: Tier, n_train: int, n_failures: int | None =
 
     `n_train` is the number of training images, of which the tier may use fewer, and `n_failures` that of failures (None: the tier's).
     """
-    failures = tier.failures if n_failures is None else min(n_failures, tier.failures)
+    failures = tier.failures if n_failures is None else n_failures
     views = min(n_train, tier.repair_train or n_train) * tier.views + failures * tier.failure_views
     return PASSES.get(method, 4.0) * views * (tier.search_epochs + tier.finetune_epochs)
 

@@ -115,12 +115,18 @@ class Row:
     record: str
 
 
+def _options_of(cell: dict) -> str:
+    "The options of a cell, and its limit on the failures, as text: `strategy=darts;n_failures=30`."
+    limit = [("n_failures", cell["n_failures"])] if cell.get("n_failures") else []
+    return ";".join(f"{name}={value}" for name, value in [*cell["options"], *limit])
+
+
 def rows_of(record: Record, root: Path | None = None) -> Iterator[Row]:
     "The numbers of a record, whose path is given from `root`. Raises `ArchrepairError` where it lacks what every record has."
     try:
         cell, metrics, repair = record.cell, record.metrics, record.repair
         dataset, version, severity = (str(cell["dataset"]).split(":") + ["", ""])[:3]
-        what = (cell["method"], ";".join(f"{name}={value}" for name, value in cell["options"]), cell["model"], dataset, version or "clean",
+        what = (cell["method"], _options_of(cell), cell["model"], dataset, version or "clean",
                 int(severity or 0), cell["protocol"], int(cell["seed"]), repair["block"] or "", repair["chosen"])
         path = os.path.relpath(record.path, root) if root else record.path
         where = (cell["tier"], record.versions.get("commit", ""), path)

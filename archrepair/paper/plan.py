@@ -170,7 +170,7 @@ def estimate(cell: Cell, versions: int, rate: float, *, repaired: bool = False) 
     evaluation = versions * size.test
     if repaired:
         return rate * evaluation
-    return rate * (evaluation + image_passes(cell.method, tier, size.train))
+    return rate * (evaluation + image_passes(cell.method, tier, size.train, cell.n_failures))
 
 # %% ../../nbs/paper/06_plan.ipynb #099e4c77
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ def test_a_second_call_shows_the_first_result(done, idle, capsys):
 
 
 OTHER = [("--seed", 1), ("--block", "layer1"), ("--strategy", "darts"), ("--max-touched", 0.1), ("--preset", "paper"),
-         ("--protocol", "paper"), ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other")]
+         ("--protocol", "paper"), ("--finetune-epochs", 2), ("--dataset", "digits"), ("--weights", "other"),
+         ("--n-failures", 30)]
 
 
 @pytest.mark.parametrize("change", OTHER, ids=lambda change: change[0])
@@ -225,6 +226,16 @@ def test_other_settings_do_not_pass_for_the_same(done, idle, capsys, tmp_path, c
         change = ("--weights", tmp_path / "other.safetensors")
         save_weights(create_model("resnet18", 10, width=0.125, stem_stride=2), str(change[1]))
     assert "holds another repair" in fails(capsys, *REPAIR, *change)
+
+
+def test_a_record_older_than_the_limit_on_failures_is_the_same(done, idle, capsys):
+    path = done / "outputs" / "repair" / "record.json"
+    whole = path.read_text(encoding="utf-8")
+    content = json.loads(whole)
+    assert content["cell"].pop("n_failures") is None
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert "is complete already" in said(capsys, *REPAIR)[1]
+    path.write_text(whole, encoding="utf-8")
 
 
 def test_force_replaces_a_repair(home, capsys):

@@ -58,7 +58,8 @@ def test_paths_are_stable():
 def test_whatever_defines_a_run_is_in_its_path(home, monkeypatch):
     changes = [{"method": "apricot"}, {"model": "vgg16"}, {"dataset": "digits"}, {"seed": 1}, {"tier": "lite"}, {"protocol": "paper"},
                {"block": None}, {"block": "layer3"}, {"options": ()}, {"options": SHORT[:1]},
-               {"options": (("finetune_epochs", 2), SHORT[1])}, {"options": (*SHORT, ("strategy", "darts"))}]
+               {"options": (("finetune_epochs", 2), SHORT[1])}, {"options": (*SHORT, ("strategy", "darts"))},
+               {"n_failures": 30}, {"n_failures": 31}]
     paths = {dataclasses.replace(CELL, **change).path() for change in [{}, *changes]}
     assert len(paths) == len(changes) + 1
     assert set(Cell.__dataclass_fields__) == {key for change in changes for key in change}  # nothing that defines a run is forgotten
@@ -125,7 +126,7 @@ def test_the_schema_of_a_record(record):
     assert record.keys() == {"cell", "metrics", "repair", "versions"}
     options = [["finetune_epochs", 1], ["search_epochs", 2]]
     assert record["cell"] == {"method": "archrepair", "model": "resnet18", "dataset": DATASET, "seed": 0, "tier": "smoke",
-                              "protocol": "clean", "block": None, "options": options}
+                              "protocol": "clean", "block": None, "options": options, "n_failures": None}
     sets, metrics = {"full", "held_out", "clean_full", "clean_held_out"}, record["metrics"]
     assert metrics.keys() - {"fires", "ungated"} == {"before", "after", "change", "candidates", "images"}
     assert set(metrics["candidates"]) == {"repaired", "control"} and ("fires" in metrics) == (record["repair"]["chosen"] == "repaired")
@@ -173,6 +174,12 @@ def test_the_accuracies_are_true(record):
     assert metrics["change"]["unseen"]["repair_rate"] == pytest.approx(100 * float(after[unseen].float().mean()), abs=3)
     assert metrics["change"]["seen"]["repair_rate"] == pytest.approx(100 * float(after[failures].float().mean()), abs=3)
     assert metrics["images"]["failure_rate"] == pytest.approx(float(failures.sum() / pool.sum()), abs=0.01)
+
+
+def test_a_repair_is_given_no_more_failures_than_asked_for(unrepaired):
+    many, few = (scenario_of(dataclasses.replace(CELL, n_failures=n), unrepaired)[1] for n in (None, 20))
+    assert len(few.used) == 20 < len(many.used) and len(few.data.failures) + len(few.data.val_failures) == 20
+    assert few.held_out.equal(many.held_out)  # judged on the same images
 
 
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
