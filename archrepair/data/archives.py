@@ -135,7 +135,7 @@ def archive_folder(dataset: str, root: str | os.PathLike = "data") -> Path | Non
     folders = [Path(root) / ARCHIVES[dataset].folder, Path(root) / dataset / ARCHIVES[dataset].folder]
     return next((f for f in folders if f.is_dir()), None)
 
-
+# %% ../../nbs/data/06_archives.ipynb #dd099970
 def _rows_of(file: Path, severity: int) -> np.ndarray:
     "Rows of one severity of a published array or of its labels, which repeat."
     try:
@@ -163,7 +163,7 @@ def _read_array(file: Path, severity: int, clean: Any) -> PublishedVersion:
         images, labels = images[order], labels[order]
     return PublishedVersion(images, labels, None, file, aligned)
 
-
+# %% ../../nbs/data/06_archives.ipynb #ce99a2ad
 def _read_tree(folder: Path, clean: Any) -> PublishedVersion:
     "A version of a Tiny-ImageNet or ImageNet archive; class numbers follow the clean set's classes, or else the sorted folders."
     folders = sorted(p for p in folder.iterdir() if p.is_dir())

@@ -59,7 +59,7 @@ def _class_of(text: str, classes: tuple[str, ...], where: str) -> int:
         return int(number[1])
     raise ArchrepairError(f"{where}: {unknown('class', text, classes)}")
 
-
+# %% ../../nbs/data/08_failures.ipynb #407b2a2f
 def _listed(table: Path, like: ImageSet) -> dict[Path, int]:
     "Path and class of every row that is a failure."
     rows: dict[Path, tuple[int, int]] = {}  # path -> its class and the line that gave it

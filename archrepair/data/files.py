@@ -88,7 +88,7 @@ def read_files(files: Sequence[Path], labels: Sequence[int], classes: Sequence[s
     images = on_demand[torch.arange(len(files))] if eager else on_demand
     return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64), tuple(classes), name)
 
-
+# %% ../../nbs/data/04_files.ipynb #66461419
 @dataclass
 class Tree:
     "The image files below `folder`/<class>/, class by class in sorted order; `left_out` counts the other files by kind."
@@ -127,7 +127,7 @@ def _counted(left_out: Counter[str]) -> str:
     "Numbers and kinds of files that are not images of the dataset."
     return ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()) if n)
 
-
+# %% ../../nbs/data/04_files.ipynb #ef8b04e4
 def read_folder(folder: Path, name: str, image_size: int | None = None, classes: Sequence[str] | None = None) -> ImageSet:
     """The images `folder`/<class>/<image> as a set called `name`, with `classes`, or those of its folders in sorted order.
 
@@ -177,7 +177,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         raise ArchrepairError(f"cannot read {path}: {first_line(error)}; expected an npz file with arrays images "
                               "(uint8 N×H×W×3) and labels (integers)") from None
 
-
+# %% ../../nbs/data/04_files.ipynb #fd239129
 def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if name not in arrays:
         raise ValueError(f"it has no array {name} but {', '.join(arrays.files[:8]) or 'none at all'}")
@@ -239,7 +239,7 @@ def _trees(folder: Path, split: str) -> dict[str, Tree]:
                               "classes alone")
     return {name: Tree.of(part) for name, part in options.items() if part is not None}
 
-
+# %% ../../nbs/data/04_files.ipynb #0adf06cc
 def load_folder(folder: Path, split: str, name: str, image_size: int | None = None, lazy: bool = False) -> ImageSet:
     """The `split` of a folder of images: `folder`/train/<class>/* and `folder`/test/<class>/* (or val), or `folder`/<class>/*.
 
@@ -281,7 +281,7 @@ def _remarks(trees: dict[str, Tree], classes: tuple[str, ...], headers: Survey, 
         remarks.append(f"files left out: {_counted(left_out)}")
     return remarks
 
-
+# %% ../../nbs/data/04_files.ipynb #845086e1
 def load_arrays(path: Path, split: str, name: str) -> ImageSet:
     """The `split` of an npz file, which is divided 80/20 as folders are, or of a folder that holds train.npz and test.npz.
 
@@ -326,7 +326,7 @@ def _outline(path: Path, sides: tuple[int, int]) -> ImageSet:
         raise ArchrepairError(f"{path}: labels have shape {labels.shape} for {shape[0]} images; expected one per image")
     return ImageSet(np.zeros((len(labels), 1, 1, 3), np.uint8), _numbers(labels, classes, path), classes, str(path))
 
-
+# %% ../../nbs/data/04_files.ipynb #419b32e9
 def _absent(path: Path) -> ArchrepairError:
     return ArchrepairError(f"{path} does not exist; give the path of a folder of images or an npz file")
 
