@@ -67,7 +67,8 @@ SYMBOLS = {"repaired": ("✓ ", "good"), "control": ("✕ ", "even"), "original"
 def verdict_banner(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
     "The verdict as a headline; below it what became of the held-out images, with a warning where validation and they disagree."
     sign, tone = SYMBOLS.get(repair["chosen"], SYMBOLS["original"])
-    lines = [tag("p", tag("span", sign, aria_hidden="true"), _headline(str(repair["verdict"])), class_="verdict")]
+    headline, rest = _headline(str(repair["verdict"]))
+    lines = [tag("p", tag("span", sign, aria_hidden="true"), headline, class_="verdict")]
     change = metrics.get("change", {}).get("held_out")
     if change and repair["chosen"] != "original":
         n = metrics["before"]["held_out"]["n"]
@@ -79,15 +80,18 @@ def verdict_banner(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Htm
             tone, chance = "even", "" if change["p"] < 0.05 else "; the difference may be chance"
             lines.append(tag("p", tag("strong", "Warning: "),
                              f"validation preferred this network, yet it gets fewer held-out images right{chance}."))
-    return tag("div", *lines, class_=f"banner {tone}")
+    return tag("div", *lines, tag("p", rest) if rest else None, class_=f"banner {tone}")
 
 
-def _headline(verdict: str) -> str:
-    "A verdict without its losses, as a sentence."
-    sentence = verdict.partition(" (loss:")[0]
-    if sentence.startswith("not accepted: "):  # as the first records have it
-        sentence = sentence.replace("not accepted", "rejected", 1)
-    return f"{sentence[:1].upper()}{sentence[1:]}."
+def _headline(verdict: str) -> tuple[str, str]:
+    "What a verdict says first, and the rest without its losses, each as a sentence."
+    text = verdict.partition(" (loss:")[0]
+    if text.startswith("not accepted: "):  # as the first records have it
+        text = text.replace("not accepted", "rejected", 1)
+    first, _, rest = text.partition("; ")
+    if first.count("(") != first.count(")"):  # the semicolon is one in parentheses
+        first, rest = text, ""
+    return f"{first[:1].upper()}{first[1:]}.", f"{rest[:1].upper()}{rest[1:]}." if rest else ""
 
 # %% ../../nbs/deploy/05_outcome.ipynb #905ea3c3
 def accuracy_section(metrics: Mapping[str, Any]) -> Html:

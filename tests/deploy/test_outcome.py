@@ -26,6 +26,8 @@ def test_the_verdict_leads(parts, undrawn):
     ("rejected: plain fine-tuning has the lower loss (loss: repaired 0.2, control 0.1)", "Rejected: plain fine-tuning has the lower loss."),
     ("not accepted: plain fine-tuning validates better, and is returned", "Rejected: plain fine-tuning validates better, and is returned."),
     ("accepted, architecture unchanged: lower loss", "Accepted, architecture unchanged: lower loss."),
+    ("accepted: by a gate; at most 1 % can change (0 of 9; few)", "Accepted: by a gate. At most 1 % can change (0 of 9; few)."),
+    ("rejected: no pattern (AUROC 0.6; 0.9 is needed)", "Rejected: no pattern (AUROC 0.6; 0.9 is needed)."),
 ])
 def test_verdicts_of_every_version_make_a_headline(verdict, headline):
     assert Checked(verdict_banner({"chosen": "original", "verdict": verdict}, {})).words.endswith(headline)
