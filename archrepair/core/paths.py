@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 # %% auto #0
-__all__ = ['BEAT', 'SILENCE', 'find_root', 'home', 'user_path', 'file_name', 'Holder', 'Held', 'Lock']
+__all__ = ['BEAT', 'SILENCE', 'find_root', 'home', 'user_path', 'file_name', 'sha256_of', 'Holder', 'Held', 'Lock']
 
 # %% ../../nbs/core/04_paths.ipynb #1a84c6ad
 from .errors import ArchrepairError, first_line
@@ -58,6 +59,11 @@ def user_path(text: str | os.PathLike) -> Path:
 def file_name(text: str) -> str:
     "The same text with `~` in place of whatever some file system forbids in a name."
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "~", text)
+
+# %% ../../nbs/core/04_paths.ipynb #5f633273
+def sha256_of(path: Path) -> str:
+    "The SHA-256 of a file's content, in hexadecimal, as `sha256sum` prints it."
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 # %% ../../nbs/core/04_paths.ipynb #ca994ba9
 @cache

@@ -5,7 +5,6 @@
 # %% ../../nbs/deploy/10_release.ipynb #0b435852
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,26 +13,22 @@ from typing import Any
 from torch import nn
 
 # %% auto #0
-__all__ = ['SUMS', 'sha256', 'write_release_file', 'read_release_card', 'is_released', 'write_sums']
+__all__ = ['SUMS', 'write_release_file', 'read_release_card', 'is_released', 'write_sums']
 
 # %% ../../nbs/deploy/10_release.ipynb #c464036e
 from ..core.errors import ArchrepairError, first_line, write_json, write_text
+from ..core.paths import sha256_of
 from ..networks.weights import save_weights
 
 # %% ../../nbs/deploy/10_release.ipynb #3c7b1968
 SUMS = "SHA256SUMS"
 
 
-def sha256(path: Path) -> str:
-    "The digest of a file, in hexadecimal."
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def write_release_file(folder: Path, name: str, network: nn.Module, card: Mapping[str, Any]) -> Path:
     "Write `NAME.safetensors` and its card, with the digest and the number of parameters, into `folder`; returns the weights' path."
     path = folder / f"{name}.safetensors"
     save_weights(network, str(path))
-    write_json(path.with_suffix(".json"), {**card, "file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size,
+    write_json(path.with_suffix(".json"), {**card, "file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size,
                                            "parameters": sum(parameter.numel() for parameter in network.parameters())})
     return path
 
@@ -54,10 +49,10 @@ def is_released(path: Path, source: str) -> bool:
     if not path.exists() or not path.with_suffix(".json").exists():
         return False
     card = read_release_card(path)
-    return card.get("source") == source and card["sha256"] == sha256(path)
+    return card.get("source") == source and card["sha256"] == sha256_of(path)
 
 
 def write_sums(folder: Path) -> Path:
     "Write the list of digests of all weights and cards in `folder`."
     paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    return write_text(folder / SUMS, "".join(f"{sha256(path)}  {path.name}\n" for path in paths))
+    return write_text(folder / SUMS, "".join(f"{sha256_of(path)}  {path.name}\n" for path in paths))

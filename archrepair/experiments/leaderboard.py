@@ -30,7 +30,7 @@ __all__ = ['original_of', 'place_of_entry', 'enter', 'read_entry', 'Rescored', '
 # %% ../../nbs/experiments/12_leaderboard.ipynb #a935aae7
 from ..core.errors import ArchrepairError, Notice, first_line, note, unknown, write_atomic, write_json, write_text
 from ..core.names import split_method
-from ..core.paths import file_name, home
+from ..core.paths import file_name, home, sha256_of
 from ..core.progress import track as progress
 from ..core.tiers import resolve_tier
 from ..data.images import ImageSet
@@ -52,7 +52,7 @@ def original_of(track: Track, device: str | torch.device = "auto") -> Original:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # how these weights are read is known: they are frozen
         unrepaired = original(track.network, track.dataset, tier, weights=place, normalize=track.normalize, device=device)
-    track.check("weights", hashlib.sha256(unrepaired.path.read_bytes()).hexdigest())
+    track.check("weights", sha256_of(unrepaired.path))
     return replace(unrepaired, train=track.images("train"))
 
 
@@ -141,7 +141,7 @@ def enter(
                 answers, said = _run_once(repairer, track, version, seed, unrepaired, test, folder / f"{stem}.checkpoints")
                 path = write_atomic(folder / f"{stem}.npz", partial(_save, answers=answers))
                 entry["runs"].append({"version": version, "seed": seed, "predictions": path.name,
-                                      "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **said,
+                                      "sha256": sha256_of(path), **said,
                                       "scores": score(track, version, seed, answers)})
                 _write_entry(folder, entry, track)
                 shutil.rmtree(folder / f"{stem}.checkpoints", ignore_errors=True)

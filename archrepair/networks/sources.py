@@ -21,7 +21,7 @@ __all__ = ['PUBLISHED', 'REPOSITORY', 'CHECKPOINTS', 'published_place', 'publish
 
 # %% ../../nbs/networks/10_sources.ipynb #07faee80
 from ..core.errors import ArchrepairError, first_line, first_sentence, unknown, write_atomic
-from ..core.paths import home
+from ..core.paths import home, sha256_of
 from ..data.images import STATISTICS, Normalize
 from .weights import split_entry
 
@@ -143,7 +143,7 @@ def own_normalization(model: nn.Module, name: str = "", weights: str | Path | No
     `weights` is the file that was loaded: the published files expect ImageNet's normalization. None where nothing is known.
     """
     file = split_entry(weights)[0] if weights is not None else None
-    if file and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() in (known for _, known in CHECKPOINTS.values()):
+    if file and file.is_file() and sha256_of(file) in (known for _, known in CHECKPOINTS.values()):
         return Normalize(*STATISTICS["imagenet"])
     configuration = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     library, _, rest = name.partition(":")
