@@ -29,7 +29,7 @@ from ..nas.reading import CannotRelax
 from ..nas.strategies import STRATEGIES, strategy_class
 from ..networks.admission import device_of
 from ..networks.blocks import get_block
-from ..networks.conditional import FORMS
+from ..networks.conditional import FORMS, REST
 from ..networks.weights import tensors_of
 from .blockdata import BlockData, enter, example_of, layer_names, prepare, prepare_layer
 from .conditional import ConditionalRepair
@@ -74,7 +74,7 @@ class ArchRepair:
     """Block-level architecture-oriented repair (§3): by default an expert behind a gate, with `preset="paper"` the paper's own form."""
 
     strategy: Annotated[str, OneOf(("auto", MEASURED, *STRATEGIES), "strategy")] = "auto"  # see `choose_strategy`
-    block: str | None = None  # None: find one
+    block: str | None = None  # or several, as FIRST..LAST or FIRST..; None: find one
     blocks: Sequence[str] | None = None  # the candidates; None: all
     level: Annotated[str, OneOf(REPAIRABLE)] = "block"  # or `layer`: one convolution, the most suspicious inside `block` or all blocks
     preset: Preset = "default"  # of fine-tuning: see `finetuning.PRESETS`
@@ -85,7 +85,7 @@ class ArchRepair:
     views: Count = 1  # augmented views of each training image
     failure_views: Count = 8  # augmented views of each failure
     control: bool = True  # compare with plain fine-tuning of the same block
-    form: Annotated[str, OneOf(("auto", *FORMS))] = "copy"  # measured: of the expert, see `ConditionalRepair`
+    form: Annotated[str, OneOf(("auto", *FORMS, REST))] = "copy"  # measured: of the expert, see `ConditionalRepair`
     emulator: Annotated[str, OneOf(("auto", *EMULATORS))] = "auto"  # measured: see `data.pattern.Pattern.of`
     max_touched: Annotated[float, Within(0, 1, above=True)] = 0.01  # measured: share of answers on ordinary images that may change at most
     label: str = ""  # measured: the repair's name in the network; default: pattern1, pattern2, …

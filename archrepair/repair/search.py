@@ -27,10 +27,12 @@ from ..nas.discretization import Removal, discretize, guard
 from ..nas.genotype import WIDEN, Genotype, RepairedBlock
 from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
+from ..nas.reading import CannotRelax
 from ..nas.strategies import StrategyName, make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
 from ..nas.supernet import SuperNet
 from ..networks.admission import device_of
+from ..networks.blocks import SPAN
 from .blockdata import BlockData, parcel
 from .gatedata import emulated_validation
 from ..training.cost import CostMeter, work
@@ -380,6 +382,8 @@ def search(model: nn.Module | BlockData, block: str | None = None, data: RepairD
     """
     recipe = SearchRecipe.of(recipe, **changes)
     prepared = parcel(model, block, data, prepared, precision=precision, meter=meter)
+    if SPAN in prepared.split.name:
+        raise CannotRelax(f"{prepared.block} is several blocks, and a search changes one; repair their weights, or name one block")
     searcher = _Searcher(prepared, recipe, meter if meter is not None else prepared.meter)
     history = searcher.learn(checkpoint)
     choices, given_back = searcher.decide(checkpoint)

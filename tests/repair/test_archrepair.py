@@ -188,6 +188,12 @@ def test_the_winner_is_the_network_returned(_problem, result, monkeypatch, losse
     assert fresh and all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in fresh)
 
 
+def test_several_blocks_are_not_searched_but_their_weights_are_repaired(_problem):
+    got = ArchRepair(**SETTINGS | {"block": "layer3..layer4"}).repair(_problem.network, _problem.scenario.data)
+    assert got.genotype is None and "layer3..layer4 is several blocks" in got.warnings[0]
+    assert {name.partition(".")[0] for name in got.changed} <= {"layer3", "layer4"}
+
+
 def test_a_block_that_cannot_be_relaxed_is_repaired_by_its_weights(_problem, monkeypatch, tmp_path):
     def cannot(*arguments, **more):
         raise CannotRelax("two layers of the block lead from one feature to another")

@@ -180,10 +180,34 @@ def test_trials_choose_the_form_as_well(problem, flat):
     settings = SETTINGS | {"form": "auto", "search_epochs": 1, "trial_images": 200, "finetune_epochs": 1, "control": False}
     result = ConditionalRepair(**settings).repair(problem.network, flat.data)
     trials = result.conditional["trials"]
-    assert {trial["form"] for trial in trials} == set(FORMS) and {trial["block"] for trial in trials} == {"layer2"}
-    chosen = result.candidates["repaired"].branches["pattern1"].form
-    losses = {trial["form"]: trial["loss"] for trial in trials}
-    assert losses[chosen] <= 1.5 * min(losses.values())
+    losses = {(trial["block"], trial["form"]): trial["loss"] for trial in trials}
+    assert losses.keys() == {*(("layer2", form) for form in FORMS), ("layer2..layer3", "copy"), ("layer2..", "copy")}
+    chosen = result.candidates["repaired"].branches["pattern1"]
+    assert losses[chosen.block, chosen.form] <= 1.5 * min(losses.values())
+
+
+def test_several_blocks_are_repaired_as_one(problem, flat, tmp_path):
+    result = ConditionalRepair(**SETTINGS | {"block": "layer2..layer3", "finetune_epochs": 1}).repair(problem.network, flat.data)
+    parts = lambda names: {name.partition(".")[0] for name in names}
+    control = dict(result.candidates["control"].named_parameters())
+    assert parts(name for name, p in problem.network.named_parameters() if not torch.equal(p, control[name])) == {"layer2", "layer3"}
+    assert accuracies(result.model, flat)["held_out"] > accuracies(problem.network, flat)["held_out"] + 5
+    assert result.block == result.to_dict()["conditional"]["branches"][0]["block"] == "layer2..layer3"
+    x = flat.data.transform(flat.test.batch(torch.arange(8)))
+    result.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path, problem.network)(x), result.model(x))
+    assert "layer2..layer3" in result.report(tmp_path / "report.html").read_text()
+
+
+def test_the_localizer_votes_for_single_blocks_and_the_rest_of_each_is_tried(problem, flat):
+    settings = {"block": None, "blocks": ("layer3", "layer4", "layer3..layer4"), "form": "rest", "search_epochs": 1, "trial_images": 100,
+                "finetune_epochs": 1, "control": False}
+    result = ConditionalRepair(**SETTINGS | settings).repair(problem.network, flat.data)
+    assert {(trial["block"], trial["form"]) for trial in result.conditional["trials"]} == {("layer3..", "copy"), ("layer4..", "copy")}
+    assert set(result.localization.blocks) == {"layer3", "layer4"}
+    branch = result.candidates["repaired"].branches["pattern1"]
+    assert branch.block == result.block and branch.block.endswith("..") and result.config["form"] == "rest"
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +337,9 @@ def test_settings_out_of_range_are_one_line(settings, message):
 
 
 @pytest.mark.parametrize("settings, message", [({"block": "layer9"}, "layer9"), ({"emulator": "spectrl"}, "spectral"),
-                                               ({"block": "layer2", "label": "a.b"}, "cannot be the name")])
+                                               ({"block": "layer2", "label": "a.b"}, "cannot be the name"),
+                                               ({"block": "layer2..layer1"}, "cannot be cut out"),
+                                               ({"block": "layer2..layer3", "form": "affine"}, "expected copy or norm")])
 def test_what_does_not_fit_the_network_is_one_line(problem, flat, settings, message):
     with pytest.raises(ArchrepairError, match=message):
         ConditionalRepair(**{"finetune_epochs": 1, "control": False} | settings).repair(problem.network, flat.data)
