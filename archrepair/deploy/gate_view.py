@@ -15,6 +15,7 @@ __all__ = ['TRIALS_SIZE', 'closing_lines', 'place_of', 'draw_branches', 'drawing
 # %% ../../nbs/deploy/09_gate_view.ipynb #a706a7f4
 from ..core.html import Html, figure, join, named, note, section, table, tag
 from ..core.labels import TEST_SETS, number
+from ..core.registry import EMULATORS
 from .footprint import firing_lines
 from ..nas.gate import Touch
 from ..networks.blocks import SPAN
@@ -114,10 +115,9 @@ def _around(branch: Mapping[str, Any]) -> tuple[str, str]:
 # %% ../../nbs/deploy/09_gate_view.ipynb #92c4d19e
 def _draw_row(ax: Axes, branch: Mapping[str, Any], top: float) -> None:
     "One branch: the path of every image at height `top`, and below it that of the images on which its gate fires."
-    low, (before, after) = top - 1.4, _around(branch)
+    low, block, (before, after) = top - 1.4, _short(branch["block"].removesuffix(SPAN)), _around(branch)
     to_the_end = branch["block"].endswith(SPAN) or branch["form"] == REST  # older records say so by the form
-    for x, width, text in ((0.6, 1.2, "input"), (2.8, 2.2, before), (8.2, 3.3, _short(branch["block"].removesuffix(SPAN))), (11.6, 2.2, after),
-                           (13.8, 1.2, "logits")):
+    for x, width, text in ((0.6, 1.2, "input"), (2.8, 2.2, before), (8.2, 3.3, block), (11.6, 2.2, after), (13.8, 1.2, "logits")):
         _box(ax, x, top, width, text)
     for start, end in ((1.2, 1.7), (3.9, 6.55), (9.85, 10.5), (12.7, 13.2)):
         _path(ax, [(start, top), (end, top)])
@@ -232,7 +232,8 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
 
 def _what_they_share(case: Mapping[str, Any], several: bool) -> Html:
     "A paragraph about one pattern."
-    source = "emulated images" if case["emulator"] != "none" else "the failures themselves"
+    by = "" if case["emulator"] in EMULATORS else f" ({case['emulator']})"
+    source = f"emulated images{by}" if case["emulator"] != "none" else "the failures themselves"
     which = f"the {case['failures']:,} failures of {case['label']}" if several else "the failures"
     shared = tag("p", f"What {which} have in common: {case['pattern']}. The expert learned from {source}. The gate tells failures from "
                       f"other images with an AUROC of {number(case['auroc'], '.3f')} (0.5: not at all, 1: always).")

@@ -114,7 +114,7 @@ def _classifies(part: nn.Module, last: nn.Module | None, siblings: list[nn.Modul
 
 # %% ../../nbs/networks/03_blocks.ipynb #a1296372
 def get_block(model: nn.Module, name: str, whole: bool = False) -> nn.Module:
-    """The submodule or span called `name`; with `whole` it must be one that runs as a whole, as a block to be repaired must: a list does not.
+    """The submodule or span called `name`; with `whole` it must run as a whole, as a block to be repaired must: a list does not.
 
     Raises `ArchrepairError` with the names there are, and for a span that cannot be cut out.
     """
@@ -274,8 +274,8 @@ def _span(model: nn.Module, name: str) -> nn.Module:
 
 
 def _indivisible(name: str) -> ArchrepairError:
-    return ArchrepairError(f"{name} cannot be cut out of the network as one part; expected FIRST{SPAN}LAST, two blocks in the order in which "
-                           f"they run, or FIRST{SPAN}, up to the logits, with nothing that passes them by: name one block")
+    return ArchrepairError(f"{name} cannot be cut out of the network as one part; expected FIRST{SPAN}LAST, two blocks in the order in "
+                           f"which they run, or FIRST{SPAN}, up to the logits, with nothing that passes them by: name one block")
 
 # %% ../../nbs/networks/03_blocks.ipynb #9784b3a1
 @dataclass
@@ -338,7 +338,7 @@ def replace_block(model: nn.Module, name: str, block: nn.Module) -> nn.Module:
 
 
 def substitutes(model: nn.Module, name: str, block: nn.Module) -> dict[int, object]:
-    "For `core.copies.duplicate`: what a copy of `model` takes for its own modules and parameters, by id, to have `block` in the place of `name`."
+    "What a copy of `model` (`core.copies.duplicate`) takes for its own modules and parameters, by id, to have `block` in place of `name`."
     old, new = get_block(model, name), dict(block.named_parameters())
     tied: dict[int, object] = {id(parameter): new[key] for key, parameter in old.named_parameters()
                                if key in new and new[key].shape == parameter.shape}
@@ -385,8 +385,8 @@ def _try(cut: Split, example: Tensor) -> None:
     answer = cut.model(example)
     hook.remove()
     if not called:
-        raise ArchrepairError(f"block {first_of(cut.name)} ({type(first).__name__}) is never called: it does not run in eval mode, or the module "
-                              "around it uses its weights alone; name another block, or the module around it")
+        raise ArchrepairError(f"block {first_of(cut.name)} ({type(first).__name__}) is never called: it does not run in eval mode, or the "
+                              "module around it uses its weights alone; name another block, or the module around it")
     if cut.prefix is not None:
         expected, features = logits_of(answer), cut.features(example)
         rows = isinstance(features, Tensor) and len(features) == len(example)

@@ -23,6 +23,7 @@ from ..core.errors import ArchrepairError
 from ..core.registry import EMULATORS
 from ..core.modes import settled
 from ..core.settings import Count, OneOf, Seed, Setting, WholeNumber, Within, checked, settings_of, unknown_setting
+from ..data.emulators import Draw
 from ..data.scenario import RepairData
 from ..nas.genotype import Genotype
 from ..nas.reading import CannotRelax
@@ -86,7 +87,7 @@ class ArchRepair:
     failure_views: Count = 8  # augmented views of each failure
     control: bool = True  # compare with plain fine-tuning of the same block
     form: Annotated[str, OneOf(("auto", *FORMS, REST))] = "copy"  # measured: of the expert, see `ConditionalRepair`
-    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] = "auto"  # measured: see `data.pattern.Pattern.of`
+    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] | Draw = "auto"  # measured: see `data.pattern.Pattern.of`
     max_touched: Annotated[float, Within(0, 1, above=True)] = 0.01  # measured: share of answers on ordinary images that may change at most
     label: str = ""  # measured: the repair's name in the network; default: pattern1, pattern2, …
     precision: PrecisionName | torch.dtype = "auto"  # or `fp32`, `bf16`, a torch dtype

@@ -23,6 +23,7 @@ from ..core.errors import ArchrepairError, write_json
 from ..core.modes import settled
 from ..core.registry import EMULATORS
 from ..core.settings import Count, OneOf, Seed, WholeNumber, Within, checked
+from ..data.emulators import Custom, Draw
 from ..data.mixture import LEAST, divide
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
@@ -64,7 +65,7 @@ class ConditionalRepair:
     blocks: Sequence[str] | None = None  # the candidates; None: all
     form: Annotated[str, OneOf(("auto", *FORMS, REST))] = "copy"  # of the expert: see `networks.conditional`; auto: trials choose
     mixed: bool = True  # may the failures hold several patterns? Each gets a gate and an expert of its own: see `data.mixture.divide`
-    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] = "auto"  # see `data.pattern.Pattern.of`; `none` trains on real failures alone
+    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] | Draw = "auto"  # see `Pattern.of`; `none` trains on real failures alone
     max_touched: Annotated[float, Within(0, 1, above=True)] = 0.01
     preset: Preset = "default"  # of the expert's training, in which it imitates nobody: see `finetuning.PRESETS`
     finetune_epochs: Count = 6
@@ -321,8 +322,9 @@ class _Run:
         if verdict.chosen == "control":
             changed = changes(tensors_of(self.base), tensors_of(winner))
         localization = self.cases[0].localization if self.cases else None
+        emulator = getattr(self.method.emulator, "name", Custom.name) if callable(self.method.emulator) else self.method.emulator
         config = {**asdict(self.method), "block": self.block, "localized": localization is not None,
-                  "precision": self.training.precision}
+                  "precision": self.training.precision, "emulator": emulator}
         return RepairResult(winner.eval(), self.method.name, self.block, None, verdict, changed, self.history, self.meter,
                             self.control_meter, config, localization, self.networks, warnings=self.notes, conditional=self._findings())
 

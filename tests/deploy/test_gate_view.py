@@ -75,7 +75,8 @@ def drawn(branches, fires=None):
 
 
 @pytest.mark.parametrize("block, before, after", [
-    ("layer1", "stem", "layer2 …\nhead"), ("layer2", "stem\n… layer1", "head"), ("layer1..layer2", "stem", "head"), ("layer1.0.conv1", "what comes\nbefore", "what follows")])
+    ("layer1", "stem", "layer2 …\nhead"), ("layer2", "stem\n… layer1", "head"), ("layer1..layer2", "stem", "head"),
+    ("layer1.0.conv1", "what comes\nbefore", "what follows")])
 def test_a_drawing_shows_what_is_around_the_block(block, before, after):
     texts = drawn([BRANCH | {"block": block}])
     assert {"input", before, block, after, "logits", "shared"} <= set(texts)

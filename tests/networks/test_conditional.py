@@ -157,7 +157,8 @@ def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, 
 
 
 @pytest.mark.parametrize("form", ["copy", "norm"])
-@pytest.mark.parametrize("block, inside", [("layer1..layer3", ("layer1.", "layer2.", "layer3.")), ("layer3..", ("layer3.", "layer4.", "fc."))])
+@pytest.mark.parametrize("block, inside", [
+    ("layer1..layer3", ("layer1.", "layer2.", "layer3.")), ("layer3..", ("layer3.", "layer4.", "fc."))])
 @torch.no_grad()
 def test_an_expert_for_several_blocks_has_parts_for_each(resnet, block, inside, form):
     result = conditional(resnet, block, form=form)

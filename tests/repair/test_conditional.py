@@ -13,7 +13,8 @@ from archrepair.data.datasets import load_dataset
 from archrepair.data.images import concatenate
 from archrepair.data.pattern import Pattern
 from archrepair.data.scenario import RepairData, build_scenario
-from archrepair.deploy.gate_view import closing_lines
+from archrepair.deploy.gate_view import closing_lines, gate_section
+from archrepair.experiments.methods import TrueCorruption
 from archrepair.nas.gate import touch_limit
 from archrepair.networks.conditional import FORMS
 from archrepair.networks.models import create_model
@@ -304,6 +305,15 @@ def test_small_experts_are_trained_and_nothing_else(problem, flat, form):
     x = flat.data.transform(flat.test.batch(torch.arange(50)))
     with torch.no_grad():
         assert (repaired(x) != problem.network(x)).any()
+
+
+def test_an_emulator_of_ones_own_is_used_and_named(problem, flat):
+    settings = SETTINGS | {"finetune_epochs": 1, "control": False}
+    for emulator, name in ((lambda images, generator: images / 2, "custom"), (TrueCorruption("contrast", 3), TrueCorruption.name)):
+        result = ConditionalRepair(**settings, emulator=emulator).repair(problem.network, flat.data)
+        record = json.loads(json.dumps(result.to_dict()))
+        assert record["conditional"]["emulator"] == record["config"]["emulator"] == name
+        assert f"learned from emulated images ({name})" in str(gate_section(record, {}))
 
 
 def test_emulated_images_are_new_each_time_they_are_read(flat):

@@ -95,7 +95,8 @@ def test_losses_are_those_of_the_network_with_the_expert_in_it(problem):
     data = Material(problem.scenario.data, Ordinary.of(problem.scenario.data), pattern_of_none(problem)).trial(100)
     training = training_of(problem)
     original = dict(problem.network.named_parameters())
-    for block, parts in {"layer3": {"layer3"}, "layer1..layer3": {"layer1", "layer2", "layer3"}, "layer3..": {"layer3", "layer4", "fc"}}.items():
+    places = {"layer3": {"layer3"}, "layer1..layer3": {"layer1", "layer2", "layer3"}, "layer3..": {"layer3", "layer4", "fc"}}
+    for block, parts in places.items():
         trained = training.run((block, "copy"), data, epochs=1)
         logits = predict(trained.tuned.model, data.val, data.transform)
         assert torch.allclose(trained.losses(), cross_entropy(logits, data.val.labels, reduction="none"), atol=1e-4)
@@ -113,7 +114,8 @@ def test_forms_that_do_not_suit_a_block_are_left_out(problem, monkeypatch):
     spans = [("layer2..layer3", "copy"), ("layer2..", "copy")]
     assert suitable_places(problem.network, "layer2", x) == [("layer2", form) for form in FORMS] + spans
     assert suitable_places(problem.network, "layer4", x)[-1] == ("layer4..", "copy")
-    assert suitable_places(problem.network, "layer2..layer3", x) == [("layer2..layer3", "copy"), ("layer2..layer3", "norm"), ("layer2..", "copy")]
+    expected = [("layer2..layer3", "copy"), ("layer2..layer3", "norm"), ("layer2..", "copy")]
+    assert suitable_places(problem.network, "layer2..layer3", x) == expected
 
     def picky(form, *args, **more):
         if form == "norm":
