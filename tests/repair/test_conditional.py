@@ -24,6 +24,8 @@ from archrepair.repair.gatedata import Emulated, Ordinary, emulated, firing_rate
 from archrepair.repair.result import load
 from archrepair.repair.verdict import Verdict
 from archrepair.training.evaluation import evaluate, is_correct, predict
+from support.published import published_resnet
+from support.states import assert_same_state, state_of
 
 SETTINGS = dict(block="layer2", finetune_epochs=2, failure_views=4)
 
@@ -157,6 +159,16 @@ def test_failures_without_a_pattern_leave_the_network_alone(problem):
     assert result.chosen == "original" and "no common pattern" in str(result.verdict) and not result.changed
     assert result.conditional["auroc"] < 0.9 and result.conditional["touch"] is None
     assert "no gate tells these failures from other images" in closing_lines(result.to_dict(), {})[2]
+
+
+def test_clean_failures_of_a_public_network_have_no_pattern_and_stay():
+    network, transform, train, test = published_resnet(3000)
+    correct = is_correct(predict(network, test, transform), test.labels)
+    scenario = build_scenario(train.select(torch.arange(1500)), test, correct, transform=transform)
+    result = ConditionalRepair(blocks=("layer1", "layer3")).repair(network, scenario.data)
+    assert result.chosen == "original" and "no common pattern that a gate could see" in str(result.verdict)
+    assert len(scenario.data.val_failures) >= 10 and result.conditional["auroc"] < 0.85
+    assert_same_state(state_of(network), result.model)
 
 
 def test_trials_choose_the_place(problem, flat):
