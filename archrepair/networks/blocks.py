@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['SPAN', 'block_names', 'get_block', 'block_holding', 'first_of', 'Tail', 'Split', 'Whole', 'freeze', 'thaw',
+__all__ = ['SPAN', 'block_names', 'first_of', 'get_block', 'block_holding', 'Tail', 'Split', 'Whole', 'freeze', 'thaw',
            'replace_block', 'substitutes', 'split', 'suffix_of']
 
 # %% ../../nbs/networks/03_blocks.ipynb #2f8e7238
@@ -113,6 +113,14 @@ def _classifies(part: nn.Module, last: nn.Module | None, siblings: list[nn.Modul
     return part is last or isinstance(part, nn.Sequential) or is_one_of_a_kind
 
 # %% ../../nbs/networks/03_blocks.ipynb #a1296372
+SPAN = ".."  # between the names of the first and the last block of several; without a last one, all that follows the first is part of it
+
+
+def first_of(block: str) -> str:
+    "The block that a span begins with; any other block itself."
+    return block.partition(SPAN)[0]
+
+
 def get_block(model: nn.Module, name: str, whole: bool = False) -> nn.Module:
     """The submodule or span called `name`; with `whole` it must run as a whole, as a block to be repaired must: a list does not.
 
@@ -231,14 +239,6 @@ def _forget_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 # %% ../../nbs/networks/03_blocks.ipynb #d2db1751
-SPAN = ".."  # between the names of the first and the last block of several; without a last one, all that follows the first is part of it
-
-
-def first_of(block: str) -> str:
-    "The block that a span begins with; any other block itself."
-    return block.partition(SPAN)[0]
-
-
 class Tail(nn.Module):
     "A block and what follows it; `block` is the part that may be trained."
 
