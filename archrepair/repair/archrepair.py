@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,8 @@ from ..core.modes import settled
 from ..core.settings import Count, OneOf, Seed, Setting, WholeNumber, Within, checked, settings_of, unknown_setting
 from ..data.emulators import Draw
 from ..data.scenario import RepairData
-from ..nas.genotype import Genotype
+from ..nas.gate import Touch
+from ..nas.genotype import Genotype, RepairedBlock
 from ..nas.reading import CannotRelax
 from ..nas.strategies import STRATEGIES, strategy_class
 from ..networks.admission import device_of
@@ -41,7 +42,7 @@ from .search import SearchRecipe, search
 from .verdict import judge
 from .votes import Localization
 from ..training.cost import CostMeter
-from ..training.fit import PrecisionName, Recipe, precision_of
+from ..training.fit import PrecisionName, Recipe, decay_groups, precision_of
 from ..training.inputs import fit_inputs
 
 # %% ../../nbs/repair/09_archrepair.ipynb #bae303f0
@@ -169,6 +170,7 @@ class _Run:
         self.genotype: Genotype | None = None
         self.start: nn.Module | None = None  # the searched block, and the same with the original's function
         self.origin: nn.Module | None = None
+        self.touch: Touch | None = None  # what conditional operations can touch at most
         self.history: dict[str, list[dict]] = {}
         self.networks: dict[str, nn.Module] = {"original": model}
         self.losses: dict[str, float] = {}
@@ -210,6 +212,9 @@ class _Run:
             return
         self.genotype, self.start = result.genotype, result.block
         self.origin = result.genotype.build(duplicate(get_block(self.model, str(self.block))), neutral=True)
+        if self.origin.gate is not None and result.block.gate is not None:
+            self.origin.gate.load_state_dict(result.block.gate.state_dict())
+        self.touch = result.touch
         self.history["search"] = result.history
         self.notes += result.warnings
 
@@ -217,10 +222,19 @@ class _Run:
         "Fine-tune the block from `start` (None: as it is), and enter the outcome under `name`."
         checkpoint = self._checkpoint("finetune" if name == "repaired" else name)
         tuned = finetune(self.prepared, preset=self.method.preset, start=start, origin=origin, checkpoint=checkpoint, epochs=epochs,
-                         seed=self.method.seed)
+                         seed=self.method.seed, groups=self._groups if isinstance(start, RepairedBlock) else None)
         self.history["finetune" if name == "repaired" else name] = tuned.history.epochs
         self.networks[name], self.losses[name], self.points[name] = tuned.model, tuned.val, tuned.point
         self.losses.setdefault("original", tuned.val_before)
+
+    def _groups(self, tail: nn.Module) -> list[dict]:
+        "What the optimizer may change of a searched block: see `RepairedBlock.learns`."
+        block, recipe = tail.get_submodule("block"), self._tuning
+        return decay_groups([block.learns if isinstance(block, RepairedBlock) else block], recipe.lr, recipe.weight_decay)
+
+    @property
+    def _tuning(self) -> Recipe:
+        return self.method.preset if isinstance(self.method.preset, Recipe) else PRESETS[self.method.preset]
 
     def tune(self) -> None:
         "Fine-tune what the search has left, or the block as it was."
@@ -242,8 +256,7 @@ class _Run:
 
     def _passes_per_epoch(self) -> float:
         "Image passes, forward and backward, of one epoch of plain fine-tuning with its validation."
-        recipe = self.method.preset if isinstance(self.method.preset, Recipe) else PRESETS[self.method.preset]
-        order = self.prepared.rows().order(1, recipe.batch_size, recipe.failure_ratio, self.method.seed)
+        order = self.prepared.rows().order(1, self._tuning.batch_size, self._tuning.failure_ratio, self.method.seed)
         validation = len(self.prepared.parts["val"]) + len(self.prepared.parts["val_failures"])
         return self.prepared.share * (2 * sum(map(len, order)) + validation)
 
@@ -253,6 +266,7 @@ class _Run:
             self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         verdict = judge({name: self.losses[name] for name in ("original", "repaired", "control") if name in self.losses},
                         unchanged=self.genotype is not None and self.genotype.is_original)
+        verdict = replace(verdict, touch=self.touch)
         winner = duplicate(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
         config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision,
                   "control_epochs": self.control_epochs, "points": self.points}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['ENOUGH', 'TELLS', 'ConditionalRepair']
+__all__ = ['ConditionalRepair']
 
 # %% ../../nbs/repair/08_conditional.ipynb #f61df9b5
 from ..core.copies import duplicate
@@ -27,7 +27,7 @@ from ..data.emulators import Custom, Draw
 from ..data.mixture import LEAST, divide
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
+from ..nas.gate import ENOUGH, TELLS, Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
 from ..networks.admission import device_of
 from ..networks.blocks import SPAN, block_names, get_block
 from ..networks.conditional import FORMS, REST, Conditional, expert_place, original_of
@@ -48,10 +48,6 @@ from .gatedata import Ordinary, new_gate, read_all
 from .trials import Material, Place, Training, Trials, suitable_places
 
 # %% ../../nbs/repair/08_conditional.ipynb #9f08c838
-ENOUGH = 10  # failures; of fewer nobody can say what they have in common
-TELLS = 0.9  # AUROC on failures it was not fitted to, below which a gate is not used
-
-
 @checked
 @dataclass
 class ConditionalRepair:
