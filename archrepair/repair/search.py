@@ -128,7 +128,6 @@ class SearchRecipe:
     inherited_lr: NotNegative = 0.01  # learning rate of the layers that the block came with
     added_lr: NotNegative = 0.05  # learning rate of the added operations
     weight_decay: NotNegative = 5e-4  # spares BatchNorm and biases
-    candidates: Annotated[str, OneOf(("table3", "conditional"))] = "table3"  # conditional: each for the images on which a gate fires
     arch_data: Annotated[str, OneOf(("half", "emulated"))] = "half"  # what the architecture learns from; see `emulated_validation`
     failure_ratio: Share | None = 0.25  # share of failures in a batch; None: as they come
     imitation: NotNegative = 1.0  # weight of the divergence from the original's answers (`training.fit.Recipe`)
