@@ -139,6 +139,7 @@ class SearchRecipe:
     max_skip: WholeNumber | None = None  # edges that may become skips; None: any number
     widen: Annotated[str, OneOf(WIDEN)] = "keep"  # what the channels outside a slice do: see `nas.genotype.Genotype`
     seed: Seed = 0
+    candidates: Annotated[str, OneOf(("table3", "conditional"))] = "table3"  # conditional: each for the images on which a gate fires
 
     def __post_init__(self):
         strategy = self.make_strategy()  # better to know what is wrong now

@@ -174,7 +174,7 @@ def test_the_winner_is_the_network_returned(_problem, result, monkeypatch, losse
         return SimpleNamespace(model=others[name], val_before=losses[0], val=losses[1 if name == "repaired" else 2], point=1.0,
                                history=SimpleNamespace(epochs=[]))
 
-    found = SimpleNamespace(genotype=result.genotype, block=torch.nn.Identity(), warnings=["a note"], history=[])
+    found = SimpleNamespace(genotype=result.genotype, block=torch.nn.Identity(), warnings=["a note"], history=[], touch=None)
     monkeypatch.setattr(module, "finetune", tune)
     monkeypatch.setattr(module, "search", lambda *arguments, **more: found)
     got = ArchRepair(**SETTINGS).repair(_problem.network, _problem.scenario.data)
