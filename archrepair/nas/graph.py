@@ -271,8 +271,9 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
 
     def arrow(x0: float, x1: float, height: float, color: str, width: float, style: str = "-") -> None:
         curve = Path([(x0, height * 0.25), ((x0 + x1) / 2, height * 1.75), (x1, height * 0.25)], [Path.MOVETO, Path.CURVE3, Path.CURVE3])
-        look = {"linewidth": width, "color": color, "linestyle": style}
-        ax.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=11, zorder=1, **look))
+        patch = FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=11, linewidth=width, color=color, zorder=1)
+        patch.set_linestyle(style)
+        ax.add_patch(patch)
 
     top = bottom = 0.3
     for edge in graph.edges:
