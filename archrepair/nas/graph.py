@@ -269,10 +269,10 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
     if ax is None:
         _, ax = plt.subplots(figsize=(max(4.0, 1.5 * depth + 1.0), 1.6 + 0.3 * min(depth, 6)))
 
-    def arrow(x0: float, x1: float, height: float, color: str, width: float, style: str = "-") -> None:
+    def arrow(x0: float, x1: float, height: float, color: str, width: float, dashed: bool = False) -> None:
         curve = Path([(x0, height * 0.25), ((x0 + x1) / 2, height * 1.75), (x1, height * 0.25)], [Path.MOVETO, Path.CURVE3, Path.CURVE3])
         patch = FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=11, linewidth=width, color=color, zorder=1)
-        patch.set_linestyle(style)
+        patch.set_linestyle("--" if dashed else "-")
         ax.add_patch(patch)
 
     top = bottom = 0.3
@@ -288,7 +288,7 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
         if chosen == "none":
             continue
         height += 0.22 if edge.key in partly else 0.0
-        arrow(x0, x1, height, color, 1.8 if is_original or chosen else 1.0, "--" if gated and not is_original else "-")
+        arrow(x0, x1, height, color, 1.8 if is_original or chosen else 1.0, gated and not is_original)
         top, bottom = max(top, height + 0.3), max(bottom, 0.3 - height)
         if chosen:
             label = "identity" if is_original and not edge.inherited else chosen.replace("_", " ")
