@@ -15,8 +15,11 @@ __all__ = ['TRIALS_SIZE', 'closing_lines', 'place_of', 'draw_branches', 'drawing
 # %% ../../nbs/deploy/09_gate_view.ipynb #a706a7f4
 from ..core.html import Html, figure, join, named, note, section, table, tag
 from ..core.labels import TEST_SETS, number
+from ..core.registry import EMULATORS
 from .footprint import firing_lines
 from ..nas.gate import Touch
+from ..networks.blocks import SPAN
+from ..networks.conditional import REST
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #42342afa
 if TYPE_CHECKING:
@@ -103,18 +106,18 @@ def _short(name: str, most: int = 17) -> str:
 def _around(branch: Mapping[str, Any]) -> tuple[str, str]:
     "What comes before the block of a branch, and what follows it, in a few words."
     stages = [stage for stage in branch["stages"] if not stage.endswith(":input")]
-    if branch["block"] not in stages:
+    first, _, last = branch["block"].partition(SPAN)
+    if first not in stages or last and last not in stages:
         return "what comes\nbefore", "what follows"
-    at = stages.index(branch["block"])
-    before, after = stages[:at][-1:], stages[at + 1:][:1]
+    before, after = stages[:stages.index(first)][-1:], stages[stages.index(last or first) + 1:][:1]
     return "\n".join(["stem", *(f"… {_short(name)}" for name in before)]), "\n".join([*(f"{_short(name)} …" for name in after), "head"])
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #92c4d19e
 def _draw_row(ax: Axes, branch: Mapping[str, Any], top: float) -> None:
     "One branch: the path of every image at height `top`, and below it that of the images on which its gate fires."
-    low, (before, after) = top - 1.4, _around(branch)
-    for x, width, text in ((0.6, 1.2, "input"), (2.8, 2.2, before), (8.2, 3.3, _short(branch["block"])), (11.6, 2.2, after),
-                           (13.8, 1.2, "logits")):
+    low, block, (before, after) = top - 1.4, _short(branch["block"].removesuffix(SPAN)), _around(branch)
+    to_the_end = branch["block"].endswith(SPAN) or branch["form"] == REST  # older records say so by the form
+    for x, width, text in ((0.6, 1.2, "input"), (2.8, 2.2, before), (8.2, 3.3, block), (11.6, 2.2, after), (13.8, 1.2, "logits")):
         _box(ax, x, top, width, text)
     for start, end in ((1.2, 1.7), (3.9, 6.55), (9.85, 10.5), (12.7, 13.2)):
         _path(ax, [(start, top), (end, top)])
@@ -123,11 +126,11 @@ def _draw_row(ax: Axes, branch: Mapping[str, Any], top: float) -> None:
     _box(ax, 8.2, low, 3.3, f"expert: {branch['form'].replace('_', ' ')}\n+{branch['parameters']:,} numbers", _BLUE)
     _path(ax, [(4.3, top), (4.3, low + 0.42)], _ORANGE)
     _path(ax, [(6.2, low), (6.55, low)], _BLUE)
-    joins = 13.8 if branch["form"] == "rest" else 11.6  # the logits, or what follows the block
+    joins = 13.8 if to_the_end else 11.6  # the logits, or what follows the block
     _path(ax, [(9.85, low), (joins, low), (joins, top - 0.42)], _BLUE)
     ax.text(0.0, low, branch["name"], fontsize=9, weight="bold", color=_BLUE, va="center")
     ax.text(9.95, low - 0.1, "where it fires", fontsize=7, color=_BLUE, va="top")
-    if branch["form"] != "rest":
+    if not to_the_end:
         ax.text(11.75, top - 0.55, "shared", fontsize=7, color=_DARK, va="top")
 
 
@@ -229,7 +232,8 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
 
 def _what_they_share(case: Mapping[str, Any], several: bool) -> Html:
     "A paragraph about one pattern."
-    source = "emulated images" if case["emulator"] != "none" else "the failures themselves"
+    by = "" if case["emulator"] in EMULATORS else f" ({case['emulator']})"
+    source = f"emulated images{by}" if case["emulator"] != "none" else "the failures themselves"
     which = f"the {case['failures']:,} failures of {case['label']}" if several else "the failures"
     shared = tag("p", f"What {which} have in common: {case['pattern']}. The expert learned from {source}. The gate tells failures from "
                       f"other images with an AUROC of {number(case['auroc'], '.3f')} (0.5: not at all, 1: always).")

@@ -35,7 +35,7 @@ from ..data.datasets import fingerprint, load_dataset
 from ..data.images import ImageSet
 from ..data.scenario import PROTOCOLS, RepairData, Scenario, build_scenario
 from ..deploy.footprint import footprints, hold_gates
-from .methods import method_class
+from .methods import CEILING, TrueCorruption, method_class
 from .originals import OWN, Original, original, outputs_of, remove_damaged, slug, weights_path
 from ..networks.blocks import get_block
 from ..networks.conditional import Conditional, original_of
@@ -120,6 +120,8 @@ def method_of(cell: Cell, tier: Tier, kind: Any = None) -> Repairer:
                 "epochs": tier.search_epochs + tier.finetune_epochs, "views": tier.views, "failure_views": tier.failure_views,
                 "seed": cell.seed, "block": cell.block}
     settings: dict[str, Any] = {name: value for name, value in defaults.items() if name in fields} | dict(cell.options)
+    if settings.get("emulator") == CEILING:
+        settings["emulator"] = TrueCorruption.of(cell.dataset)
     return kind(**check_settings(kind, settings))
 
 # %% ../../nbs/experiments/03_cells.ipynb #f98a2308

@@ -49,7 +49,7 @@ from archrepair.experiments.checks import (
 from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_training
 from .originals import build_network, normalization, pick_device, weights_of
 from .runs import method_cell
-from ..networks.blocks import block_names
+from ..networks.blocks import SPAN, block_names
 from ..networks.admission import admit_to_repair
 from ..networks.channels import fit_channels
 from ..networks.external import brings_weights
@@ -338,14 +338,15 @@ def _blocks(patient: _Examination) -> None:
     if names is None or patient.attempt("blocks", lambda: check_blocks(network, inputs, names)) is None:
         return
     wrong, train, transform = patient.wrong, patient.train, patient.transform
-    localizes = patient.method.startswith("archrepair") and not patient.block
+    single = [name for name in names if SPAN not in name]
+    localizes = patient.method.startswith("archrepair") and bool(single)
     if not localizes or patient.judged is None or not wrong or train is None or transform is None:
         return
     failures, ordinary = _spread(wrong, 8), _spread(train, 32)
 
     def locate() -> Check:
         data = RepairData(failures, ordinary, ordinary, transform, failures)
-        localize(network, data, names, k=10)
+        localize(network, data, single, k=10)
         return Check("localization", "ok", f"works, as tried on {len(failures)} failures and {len(ordinary)} training images")
 
     patient.attempt("localization", locate)

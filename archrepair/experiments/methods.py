@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import is_dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 # %% auto #0
-__all__ = ['method_class', 'METHODS']
+__all__ = ['CEILING', 'method_class', 'TrueCorruption', 'METHODS']
 
 # %% ../../nbs/experiments/02_methods.ipynb #37b8ecbe
 from ..core.errors import ArchrepairError, first_line, unknown
-from ..core.names import split_method
+from ..core.names import parse_version, split_method
 from ..core.registry import METHODS
+
+# %% ../../nbs/experiments/02_methods.ipynb #94f339c9
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 # %% ../../nbs/experiments/02_methods.ipynb #2514a8a9
 _all_ = ["METHODS"]
@@ -47,3 +51,44 @@ def _own_class(name: str) -> Any:
         raise ArchrepairError(f"{name} is not a method; expected a dataclass with repair(model, data, *, checkpoints=None): derive it from "
                               "archrepair.baselines.parts.common.Baseline")
     return kind
+
+# %% ../../nbs/experiments/02_methods.ipynb #fd212624
+CEILING = "ceiling"  # the emulator that only experiments know: see `TrueCorruption`
+
+
+@dataclass(frozen=True)
+class TrueCorruption:
+    "What an expert learns from that shall show how far one could get: training images under the corruption of the failures themselves."
+
+    corruption: str
+    severity: int
+
+    name: ClassVar[str] = "true corruption, a ceiling"
+
+    @classmethod
+    def of(cls, dataset: str) -> TrueCorruption:
+        "That of a version of a dataset. Raises `ArchrepairError` for a clean one."
+        base, corruption, severity = parse_version(dataset)
+        if corruption is None:
+            raise ArchrepairError(f"emulator={CEILING} is for failures under a known corruption, which {dataset} has not; expected a "
+                                  f"version such as {base}:fog:3")
+        return cls(corruption, severity)
+
+    def fit(self, failures: Tensor, train: Tensor, generator: Generator, features: Any = None) -> TrueCorruption:
+        "Nothing to fit."
+        return self
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        "Corrupted copies of float N×C×H×W images in [0, 1], with new random numbers."
+        import torch
+
+        from archrepair.corruptions.catalogue import corrupt
+
+        draws = torch.randint(2**31, (len(x),), generator=generator, device=generator.device)
+        levels = (255 * x).round().byte().permute(0, 2, 3, 1)
+        damaged = corrupt(levels, self.corruption, self.severity, dataset=CEILING, indices=draws)
+        return damaged.permute(0, 3, 1, 2).to(x.dtype) / 255
+
+    def to_dict(self) -> dict[str, Any]:
+        "The corruption and its severity."
+        return {"corruption": self.corruption, "severity": self.severity}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['BOUND', 'FAR', 'REACH', 'RATES', 'pool', 'Gate', 'fit_gate', 'set_reach', 'auroc', 'touch_limit', 'Touch',
-           'choose_thresholds']
+__all__ = ['ENOUGH', 'TELLS', 'BOUND', 'FAR', 'REACH', 'RATES', 'pool', 'Gate', 'EntryGate', 'fit_gate', 'set_reach', 'auroc',
+           'touch_limit', 'Touch', 'choose_thresholds']
 
 # %% ../../nbs/nas/12_gate.ipynb #e7620bc9
 from ..core.errors import ArchrepairError
@@ -37,6 +37,8 @@ def pool(stage: Tensor) -> Tensor:
     return torch.cat([mean, (rows - mean[:, :, None]).square().mean(2).sqrt()], 1)
 
 # %% ../../nbs/nas/12_gate.ipynb #6b475a86
+ENOUGH = 10  # failures; of fewer nobody can say what they have in common
+TELLS = 0.9  # AUROC on failures it was not fitted to, below which a gate is not used
 BOUND = 10.0  # standard deviations: how much a single feature counts at most
 FAR = 1e4  # what an image out of reach loses of its score
 REACH = 1.5  # the distance at which an image is out of reach, over that of the farthest failure
@@ -103,6 +105,20 @@ class Gate(nn.Module):
     def trust(self, features: Tensor) -> Tensor:
         "How much the repaired answer counts where it is asked for, 0 to 1 (N): the chance of a failure, where failures are half of all."
         return torch.sigmoid(self.odds(features))
+
+# %% ../../nbs/nas/12_gate.ipynb #dec1b628
+class EntryGate(Gate):
+    "A gate that reads the features which enter a block, B×C×H×W; called on them, it says where it fires: bool B×1×1×1."
+
+    def __init__(self, channels: int):
+        super().__init__(["input"], 2 * channels)
+
+    def read(self, x: Tensor) -> Tensor:
+        "What it reads of features that enter: float32 B×2C."
+        return self.features(x, {"input": x})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fires(self.read(x))[:, None, None, None]
 
 # %% ../../nbs/nas/12_gate.ipynb #9d5d0808
 def fit_gate(gate: Gate, failures: Tensor, train: Tensor, *, l2: float = 3.0) -> Gate:

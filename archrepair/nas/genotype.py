@@ -24,6 +24,7 @@ __all__ = ['WIDEN', 'Slice', 'Genotype', 'Scale', 'holds_weights', 'fold', 'Repa
 from ..core.errors import ArchrepairError
 from ..core.html import Html
 from ..core.layout import layout_of
+from .gate import EntryGate
 from .graph import BlockGraph, Edge, build_chain, draw_graph, graph_figure
 from .operations import make_operation
 
@@ -64,7 +65,8 @@ class Genotype:
     `choices`, `coefficients` and `channel_parts` hold one entry for each edge of `graph`: the chosen candidate, its factor, and the
     number of equal parts into which the channels are divided (1: not divided). `widen` says what the channels outside a slice do: on
     inherited edges they keep the original layer (`keep`, `slice`) or lose it to the chosen operation (`full`); operations on extra edges
-    grow to all channels (`keep`, `full`) or stay in their slice (`slice`). `strategy` names the strategy that chose.
+    grow to all channels (`keep`, `full`) or stay in their slice (`slice`). `strategy` names the strategy that chose. A `gated`
+    one is for the images on which the block's gate fires; for any other the block is the original.
 
     Raises `ArchrepairError` for entries that do not match the graph, and for a choice that an edge does not offer.
     """
@@ -75,6 +77,7 @@ class Genotype:
     channel_parts: tuple[int, ...]
     widen: str = "keep"
     strategy: str = ""
+    gated: bool = False
 
     def __post_init__(self):
         _check_choices(self)
@@ -100,7 +103,7 @@ class Genotype:
     def to_json(self) -> str:
         "JSON text, from which `from_json` makes an equal genotype; `channel_parts` are stored as `ks`."
         content = {"graph": self.graph.as_dict(), "choices": self.choices, "coefficients": self.coefficients, "ks": self.channel_parts,
-                   "widen": self.widen, "strategy": self.strategy}
+                   "widen": self.widen, "strategy": self.strategy, **({"gated": True} if self.gated else {})}
         return json.dumps(content, indent=1)
 
     @classmethod
@@ -117,9 +120,9 @@ class Genotype:
             raise ArchrepairError(f"not a genotype: {reason}; expected the JSON of Genotype.to_json") from None
 
     def carries_original(self, index: int) -> bool:
-        "Does the inherited layer of edge number `index` remain, in all channels or in those outside the slice?"
+        "Does the inherited layer of edge number `index` remain, in all channels, in those outside the slice, or for some images?"
         return self.graph.edges[index].inherited is not None and (
-            self.choices[index] == "original" or (self.channel_parts[index] > 1 and self.widen != "full"))
+            self.gated or self.choices[index] == "original" or (self.channel_parts[index] > 1 and self.widen != "full"))
 
     def live(self) -> list[int]:
         "The edges, by index, that lie on a path from the input to the output; the others are left out when the block is built."
@@ -144,7 +147,7 @@ class Genotype:
 
     def draw(self, ax: Axes | None = None, title: str = "") -> Axes:
         "Draw it with matplotlib on `ax` (default: a new figure); returns the axes."
-        return draw_graph(self.graph, self.edges, ax, title, self.partly)
+        return draw_graph(self.graph, self.edges, ax, title, self.partly, self.gated)
 
     @property
     def partly(self) -> list[str]:
@@ -153,7 +156,7 @@ class Genotype:
 
     def figure(self, name: str = "graph", caption: str = "") -> Html:
         "The drawing as an element of a page, with `caption` below it."
-        return graph_figure(self.graph, self.edges, self.partly, name=name, caption=caption)
+        return graph_figure(self.graph, self.edges, self.partly, self.gated, name=name, caption=caption)
 
     def _repr_html_(self) -> str:
         return self.figure(caption=_caption(self))._repr_html_()
@@ -162,7 +165,7 @@ class Genotype:
 def _check_choices(genotype: Genotype) -> None:
     "Raise `ArchrepairError` for entries that do not match the graph, and for a choice that an edge does not offer."
     lengths = {len(entries) for entries in (genotype.choices, genotype.coefficients, genotype.channel_parts, genotype.graph.edges)}
-    if len(lengths) > 1 or genotype.widen not in WIDEN:
+    if len(lengths) > 1 or genotype.widen not in WIDEN or not isinstance(genotype.gated, bool):
         raise ArchrepairError(f"a genotype needs one choice for each of its {len(genotype.graph.edges)} edges and widen in {WIDEN}; it has "
                               f"{len(genotype.choices)} and {genotype.widen!r}")
     if wrong := [n for n in genotype.channel_parts if type(n) is not int or not 1 <= n < 2**16]:
@@ -178,6 +181,7 @@ def _caption(genotype: Genotype) -> str:
     "Whose architecture it is, in a sentence."
     added = sum(choice not in ("none", "original") for choice in genotype.choices)
     caption = "The original architecture of the block" if genotype.is_original else f"A searched architecture with {added} new operations"
+    caption += " for the images on which its gate fires" if genotype.gated else ""
     return f"{caption}{f', found by {genotype.strategy}' if genotype.strategy else ''}."
 
 # %% ../../nbs/nas/04_genotype.ipynb #b5415b02
@@ -226,18 +230,21 @@ class RepairedBlock(nn.Module):
         super().__init__()
         graph = genotype.graph
         self.tail = graph.tail
-        self.inherited, self.added = nn.ModuleDict(), nn.ModuleDict()
+        self.inherited, self.added, self.scales = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.plan: list[list[tuple[int, str, tuple[int, int, int, int] | None]]] = []
         live = genotype.live()
         if not live:
             raise ArchrepairError("the genotype leads nowhere: no edges that are not None connect the input with the output; give it some")
         first, layout = next((p for p in block.parameters()), torch.zeros(1)), layout_of(block)
+        self.gate = EntryGate(graph.nodes[0].shape[0]).to(first) if genotype.gated else None
         for j in range(1, len(graph.nodes)):
             steps: list[tuple[int, str, tuple[int, int, int, int] | None]] = []
             for index, edge in [pair for pair in graph.incoming(j) if pair[0] in live]:
                 if edge.inherited is not None and genotype.carries_original(index):
-                    factors = original_factors(genotype, index).to(first)
-                    self.inherited[edge.key] = fold(build_chain(block, edge.inherited), factors, neutral)
+                    factors, layers = original_factors(genotype, index).to(first), build_chain(block, edge.inherited)
+                    if genotype.gated:
+                        self.scales[edge.key] = Scale(torch.ones_like(factors) if neutral else factors)
+                    self.inherited[edge.key] = layers if genotype.gated else fold(layers, factors, neutral)
                     steps.append((edge.source, f"inherited {edge.key}", None))
                 if genotype.choices[index] not in ("none", "original"):
                     self.added[edge.key], place = _make_added(genotype, index, edge, generator)
@@ -248,8 +255,20 @@ class RepairedBlock(nn.Module):
         self.last = build_chain(block, [graph.tail]) if graph.tail not in (None, "concat") else nn.Identity()
         self.train(block.training)
 
+    @property
+    def learns(self) -> nn.Module:
+        "The part that training may change: all of it, or of a gated block what was added."
+        return self if self.gate is None else self.added
+
+    def train(self, mode: bool = True) -> RepairedBlock:
+        super().train(mode)
+        for part in (self.inherited, self.posts, self.last) if self.gate is not None else ():
+            part.eval()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         features: list[Any] = [x]  # None where no step leads to a node
+        fires = self.gate(x) if self.gate is not None else None
         for steps, activation in zip(self.plan, self.posts):
             total = None
             for source, name, place in steps:
@@ -260,6 +279,8 @@ class RepairedBlock(nn.Module):
                 else:  # an operation on a slice of the channels
                     start, length, before, after = place
                     y = nn.functional.pad(self.added[key](y.narrow(1, start, length)), (0, 0, 0, 0, before, after))
+                if fires is not None:
+                    y = torch.where(fires, *((self.scales[key](y), y) if kind == "inherited" else (y, torch.zeros_like(y))))
                 total = y if total is None else total + y
             features.append(None if total is None else activation(total))
         y = self.last(features[-1])

@@ -254,12 +254,12 @@ COLORS: dict[str, str] = {"none": "#cccccc", "skip": "#0173b2", "avg_pool": "#56
 
 
 def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axes | None = None, title: str = "",
-               partly: Collection[str] = ()) -> Axes:
+               partly: Collection[str] = (), gated: bool = False) -> Axes:
     """Draw `graph` on `ax` (default: a new figure) and return the axes.
 
     `choices`: the operation on each edge by its key; edges with `none` are left out. Without it all edges are drawn, the inherited ones
     dark, the others gray. `partly`: keys of edges where the original layer remains in some of the channels; they get a thin dark arrow as
-    well.
+    well. `gated`: operations run only for images on which a gate fires; their arrows are dashed.
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch
@@ -269,9 +269,11 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
     if ax is None:
         _, ax = plt.subplots(figsize=(max(4.0, 1.5 * depth + 1.0), 1.6 + 0.3 * min(depth, 6)))
 
-    def arrow(x0: float, x1: float, height: float, color: str, width: float) -> None:
+    def arrow(x0: float, x1: float, height: float, color: str, width: float, dashed: bool = False) -> None:
         curve = Path([(x0, height * 0.25), ((x0 + x1) / 2, height * 1.75), (x1, height * 0.25)], [Path.MOVETO, Path.CURVE3, Path.CURVE3])
-        ax.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=11, linewidth=width, color=color, zorder=1))
+        patch = FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=11, linewidth=width, color=color, zorder=1)
+        patch.set_linestyle("--" if dashed else "-")
+        ax.add_patch(patch)
 
     top = bottom = 0.3
     for edge in graph.edges:
@@ -286,7 +288,7 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
         if chosen == "none":
             continue
         height += 0.22 if edge.key in partly else 0.0
-        arrow(x0, x1, height, color, 1.8 if is_original or chosen else 1.0)
+        arrow(x0, x1, height, color, 1.8 if is_original or chosen else 1.0, gated and not is_original)
         top, bottom = max(top, height + 0.3), max(bottom, 0.3 - height)
         if chosen:
             label = "identity" if is_original and not edge.inherited else chosen.replace("_", " ")
@@ -302,18 +304,19 @@ def draw_graph(graph: BlockGraph, choices: dict[str, str] | None = None, ax: Axe
     return ax
 
 # %% ../../nbs/nas/03_graph.ipynb #dd81e334
-def describe(graph: BlockGraph, choices: dict[str, str] | None = None) -> str:
-    "The edges of a drawing in words, for those who cannot see it; `choices` as in `draw_graph`."
+def describe(graph: BlockGraph, choices: dict[str, str] | None = None, gated: bool = False) -> str:
+    "The edges of a drawing in words, for those who cannot see it; `choices` and `gated` as in `draw_graph`."
     phrases = []
     for edge in graph.edges:
         chosen = choices.get(edge.key, "none") if choices is not None else "original" if edge.inherited is not None else "free"
         if chosen != "none":
-            phrases.append(f"{edge.source} to {edge.target} {chosen.replace('_', ' ')}")
+            condition = " where the gate fires" if gated and chosen != "original" else ""
+            phrases.append(f"{edge.source} to {edge.target} {chosen.replace('_', ' ')}{condition}")
     return f"A graph of {len(graph.nodes)} nodes with the edges {', '.join(phrases) or 'none'}"
 
 
-def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partly: Collection[str] = (), *, name: str = "graph",
-                 caption: str = "") -> Html:
+def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partly: Collection[str] = (), gated: bool = False, *,
+                 name: str = "graph", caption: str = "") -> Html:
     """The drawing of `draw_graph` as an element of a page or a notebook, with `caption` below it.
 
     It is as high as its content, legible on a dark background, and carries its edges in words as a description; `name` identifies the
@@ -322,7 +325,7 @@ def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partl
     from matplotlib.transforms import Bbox
 
     def draw(ax: Axes) -> None:
-        draw_graph(graph, choices, ax, "", partly).set_aspect("equal")
+        draw_graph(graph, choices, ax, "", partly, gated).set_aspect("equal")
         for label in (text for text in ax.texts if text.get_bbox_patch() is None):
             label.set_bbox({"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5})
         if (canvas := ax.get_figure(root=True)) is not None:
@@ -331,4 +334,4 @@ def graph_figure(graph: BlockGraph, choices: dict[str, str] | None = None, partl
         extents = [artist.get_window_extent() for artist in (*ax.patches, *ax.texts, *circles)]
         ax.set_ylim(Bbox.union(extents).transformed(ax.transData.inverted()).intervaly)
 
-    return figure(name, draw, (max(4.0, 1.9 * len(graph.nodes) - 0.4), 6), caption, describe(graph, choices))
+    return figure(name, draw, (max(4.0, 1.9 * len(graph.nodes) - 0.4), 6), caption, describe(graph, choices, gated))

@@ -20,7 +20,7 @@ __all__ = ['Row', 'SliceSums', 'PlainSuperNet', 'scaled_norm', 'depthwise', 'Wid
 
 # %% ../../nbs/nas/05_supernet.ipynb #bc0b8cd1
 from ..core.layout import lay_out, layout_of
-from .genotype import Slice, holds_weights
+from .genotype import RepairedBlock, Slice, holds_weights
 from .graph import BlockGraph, build_chain
 from .operations import CANDIDATES, make_operation
 
@@ -30,8 +30,11 @@ class PlainSuperNet(nn.Module):
 
     `block` is copied. `channel_k`: into how many parts the channels are divided (None: 4, or 2 below 64 channels). `generator`: source of
     the weights of added operations. `inherited` holds the original layers by edge, `added` the operations by edge and name,
-    `node_activations` what follows the sum at each node but the input, and `tail_op` what follows the last node.
+    `node_activations` what follows the sum at each node but the input, and `tail_op` what follows the last node. With `keeps_original` the
+    original layers stay in eval mode.
     """
+
+    keeps_original = False
 
     def __init__(self, block: nn.Module, graph: BlockGraph, *, channel_k: int | None = None, generator: torch.Generator):
         super().__init__()
@@ -53,6 +56,12 @@ class PlainSuperNet(nn.Module):
     def channel_parts(self) -> tuple[int, ...]:
         "For each edge the number of parts into which its channels are divided."
         return tuple(part.parts for part in self.slices)
+
+    def train(self, mode: bool = True) -> PlainSuperNet:
+        super().train(mode)
+        for part in (self.inherited, self.node_activations, self.tail_op) if self.keeps_original else ():
+            part.eval()
+        return self
 
     def forward_reference(self, x: Tensor, coefficients: Tensor) -> Tensor:
         "What `SuperNet.forward` computes, one operation after the other, each output times its coefficient; slow."
@@ -327,9 +336,11 @@ def untracked(module: nn.Module) -> Iterator[None]:
 def recalibrate(block: nn.Module, batches: Iterator[Tensor], run: nn.Module | None = None) -> None:
     """Gather the running statistics of all BatchNorms of `block` anew, in place, as averages over `batches`; ends in eval mode.
 
-    `batches` are inputs (B×C×H×W) of `run`, a network that contains the block (default: the block itself).
+    `batches` are inputs (B×C×H×W) of `run`, a network that contains the block (default: the block itself). Original layers of a gated block
+    keep theirs.
     """
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    part = block.learns if isinstance(block, RepairedBlock) else block
+    norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 # %% auto #0
-__all__ = ['block_names', 'get_block', 'block_holding', 'Split', 'Tail', 'Whole', 'freeze', 'thaw', 'replace_block', 'split',
-           'suffix_of']
+__all__ = ['SPAN', 'block_names', 'first_of', 'get_block', 'block_holding', 'Tail', 'Split', 'Whole', 'freeze', 'thaw',
+           'replace_block', 'substitutes', 'split', 'suffix_of']
 
 # %% ../../nbs/networks/03_blocks.ipynb #2f8e7238
 from ..core.copies import duplicate
@@ -113,11 +113,21 @@ def _classifies(part: nn.Module, last: nn.Module | None, siblings: list[nn.Modul
     return part is last or isinstance(part, nn.Sequential) or is_one_of_a_kind
 
 # %% ../../nbs/networks/03_blocks.ipynb #a1296372
-def get_block(model: nn.Module, name: str, whole: bool = False) -> nn.Module:
-    """The submodule called `name`; with `whole` it must be one that runs as a whole, as a block to be repaired must: a list does not.
+SPAN = ".."  # between the names of the first and the last block of several; without a last one, all that follows the first is part of it
 
-    Raises `ArchrepairError` with the names there are.
+
+def first_of(block: str) -> str:
+    "The block that a span begins with; any other block itself."
+    return block.partition(SPAN)[0]
+
+
+def get_block(model: nn.Module, name: str, whole: bool = False) -> nn.Module:
+    """The submodule or span called `name`; with `whole` it must run as a whole, as a block to be repaired must: a list does not.
+
+    Raises `ArchrepairError` with the names there are, and for a span that cannot be cut out.
     """
+    if SPAN in name:
+        return _span(model, name)
     try:
         if not name:
             raise AttributeError
@@ -228,6 +238,45 @@ def _forget_checks(graph: fx.Graph) -> None:
         if node.target is torch._assert or (not node.users and node.op in ("call_method", "call_function") and node.target in reads):
             graph.erase_node(node)
 
+# %% ../../nbs/networks/03_blocks.ipynb #d2db1751
+class Tail(nn.Module):
+    "A block and what follows it; `block` is the part that may be trained."
+
+    def __init__(self, block: nn.Module, suffix: nn.Module):
+        super().__init__()
+        self.block, self.suffix = block, suffix
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.suffix(self.block(features))
+
+
+def _divide(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module, nn.Module] | None:
+    "Prefix, block or span, and suffix, made of the modules of `model` itself; None where there is no clean cut."
+    first, several, last = name.partition(SPAN)
+    block, outer = model.get_submodule(first), _cut(model, first)
+    if outer is None or not several:
+        return outer and (outer[0], block, outer[1])
+    prefix, rest = outer
+    if not last:
+        return prefix, Tail(block, rest), nn.Identity()
+    inner = _cut(rest, f"model.{last}")
+    return inner and (prefix, nn.Sequential(block, inner[0], model.get_submodule(last)), inner[1])
+
+
+def _span(model: nn.Module, name: str) -> nn.Module:
+    "The blocks of a span as one module."
+    for end in filter(None, name.split(SPAN, 1)):
+        get_block(model, end, whole=True)
+    parts = _divide(model, name) if first_of(name) else None
+    if parts is None:
+        raise _indivisible(name)
+    return parts[1]
+
+
+def _indivisible(name: str) -> ArchrepairError:
+    return ArchrepairError(f"{name} cannot be cut out of the network as one part; expected FIRST{SPAN}LAST, two blocks in the order in "
+                           f"which they run, or FIRST{SPAN}, up to the logits, with nothing that passes them by: name one block")
+
 # %% ../../nbs/networks/03_blocks.ipynb #9784b3a1
 @dataclass
 class Split:
@@ -253,17 +302,6 @@ class Split:
         if self.suffix is not None:
             return Tail(block, self.suffix)
         return Whole(replace_block(self.model, self.name, block), block)
-
-
-class Tail(nn.Module):
-    "A block and what follows it; `block` is the part that may be trained."
-
-    def __init__(self, block: nn.Module, suffix: nn.Module):
-        super().__init__()
-        self.block, self.suffix = block, suffix
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.suffix(self.block(features))
 
 
 class Whole(nn.Module):
@@ -292,54 +330,68 @@ def thaw(module: nn.Module) -> nn.Module:
 
 
 def replace_block(model: nn.Module, name: str, block: nn.Module) -> nn.Module:
-    "A copy of `model` with `block` (not copied) in the place of the submodule `name`; weights tied to those of the block stay tied."
+    """A copy of `model` with `block` (not copied) in the place of the submodule or span `name`; weights tied to those of it stay tied.
+
+    What takes the place of a span must have the same parts.
+    """
+    return duplicate(model, substitutes(model, name, block))
+
+
+def substitutes(model: nn.Module, name: str, block: nn.Module) -> dict[int, object]:
+    "What a copy of `model` (`core.copies.duplicate`) takes for its own modules and parameters, by id, to have `block` in place of `name`."
     old, new = get_block(model, name), dict(block.named_parameters())
-    memo: dict[int, object] = {id(parameter): new[key] for key, parameter in old.named_parameters()
+    tied: dict[int, object] = {id(parameter): new[key] for key, parameter in old.named_parameters()
                                if key in new and new[key].shape == parameter.shape}
-    return duplicate(model, {**memo, id(old): block})  # the copy takes the new block for the old one
+    if SPAN not in name:
+        return {**tied, id(old): block}
+    own = {id(module) for module in model.modules()}
+    return {**tied, **{id(part): block.get_submodule(path) for path, part in old.named_modules() if id(part) in own}}
 
 # %% ../../nbs/networks/03_blocks.ipynb #712a97d6
 def split(model: nn.Module, block: str, example: Tensor | None = None) -> Split:
-    """Cut `model` at the submodule named `block`.
+    """Cut `model` at the submodule or span named `block`.
 
     The model is copied and stays as it is. The cut is exact: `tail()(features(x))` equals the logits of `model(x)` bit for bit in eval
     mode. With an `example` (B×3×H×W, B at least 2) this is checked, and so is that one row per image enters the block; otherwise the
-    network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, and (with an
-    example) for one that is never called.
+    network is not cut. Raises `ArchrepairError` for an unknown block, for one that does not run as a whole, for a span that cannot be cut
+    out, and (with an example) for a block that is never called.
     """
     model = unwrap(model)
     get_block(model, block, whole=True)
     frozen = make_safe(freeze(duplicate(model)))
-    parts = _cut(frozen, block)
-    cut = Split(frozen, block, parts[0] if parts else None, frozen.get_submodule(block), parts[1] if parts else None)
+    prefix, part, suffix = _divide(frozen, block) or (None, get_block(frozen, block), None)
+    cut = Split(frozen, block, prefix, part, suffix)
     if example is not None:
         _try(cut, example)
     return cut
 
 
 def suffix_of(model: nn.Module, block: str) -> nn.Module | None:
-    """What follows the submodule `block` in `model`, features to logits, made of the modules of `model` itself; None without a clean cut.
+    """What follows the submodule or span `block` in `model`, features to logits, made of its own modules; None without a clean cut.
 
     Whether it gives the same logits is for the caller to try.
     """
     get_block(model, block, whole=True)
-    parts = _cut(model, block)
-    return parts[1] if parts else None
+    parts = _divide(model, block)
+    return parts[2] if parts else None
 
 
 @torch.no_grad()
 def _try(cut: Split, example: Tensor) -> None:
     "Give up the cut where it does not do what the network does to `example`. Raises `ArchrepairError` for a block that is never called."
     called: list[nn.Module] = []
-    hook = cut.block.register_forward_pre_hook(lambda module, args: called.append(module))
+    first = get_block(cut.model, first_of(cut.name))
+    hook = first.register_forward_pre_hook(lambda module, args: called.append(module))
     answer = cut.model(example)
     hook.remove()
     if not called:
-        raise ArchrepairError(f"block {cut.name} ({type(cut.block).__name__}) is never called: it does not run in eval mode, or the module "
-                              "around it uses its weights alone; name another block, or the module around it")
+        raise ArchrepairError(f"block {first_of(cut.name)} ({type(first).__name__}) is never called: it does not run in eval mode, or the "
+                              "module around it uses its weights alone; name another block, or the module around it")
     if cut.prefix is not None:
         expected, features = logits_of(answer), cut.features(example)
         rows = isinstance(features, Tensor) and len(features) == len(example)
         cut.features(example.flip(0))  # whatever modules remember now comes from another batch, as it will when features come from a cache
         if not rows or not torch.allclose(cut.tail()(features), expected, rtol=1e-3, atol=1e-4):
+            if SPAN in cut.name:
+                raise _indivisible(cut.name)
             cut.prefix = cut.suffix = None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['REST', 'FORMS', 'STAGES', 'Beside', 'Filtered', 'own_parameters', 'begins_at_nothing', 'make_expert', 'Branch',
-           'read_stages', 'Conditional', 'original_of']
+__all__ = ['FORMS', 'SPANNING', 'REST', 'STAGES', 'Beside', 'Filtered', 'own_parameters', 'begins_at_nothing', 'expert_place',
+           'make_expert', 'Branch', 'read_stages', 'Conditional', 'original_of']
 
 # %% ../../nbs/networks/11_conditional.ipynb #50a165c6
 from ..core.copies import duplicate
@@ -22,7 +22,7 @@ from ..core.errors import ArchrepairError, unknown
 from ..nas.gate import Gate
 from ..nas.operations import FILTERS, OPERATIONS, make_filter, make_operation, stride_between
 from .admission import device_of
-from .blocks import Tail, block_names, get_block, suffix_of
+from .blocks import SPAN, block_names, first_of, get_block, substitutes, suffix_of
 from .outputs import logits_of
 
 # %% ../../nbs/networks/11_conditional.ipynb #9104ea23
@@ -120,7 +120,7 @@ def own_parameters(expert: nn.Module, form: str) -> list[nn.Parameter]:
 
 def begins_at_nothing(expert: nn.Module, form: str) -> list[nn.Parameter]:
     "Those of its own parameters that do not come from the block with good values: none of a copy, the filter's of a filtered copy."
-    if form in ("copy", REST):
+    if form == "copy":
         return []
     return list(expert.filter.parameters()) if isinstance(expert, Filtered) else own_parameters(expert, form)
 
@@ -175,32 +175,33 @@ _MAKERS: dict[str, Callable[[nn.Module, Tensor, torch.Generator], nn.Module]] = 
     **{name: _operation(name) for name, operation in OPERATIONS.items() if operation.make is not None},
     **{name: _filtered(name) for name in FILTERS},
 }
-REST = "rest"  # the form that needs what follows the block, too
-FORMS = (*_MAKERS, REST)
+FORMS = tuple(_MAKERS)
+SPANNING = ("copy", "norm")  # the forms of an expert for several blocks
+REST = "rest"  # another name for a copy of a block and of all that follows
 
 
-def make_expert(
-    form: str,  # one of `FORMS`
-    block: nn.Module,  # the block that the expert stands beside
-    example: Tensor,  # a batch of the block's inputs
-    seed: int = 0,  # of weights that are drawn
-    rest: nn.Module | None = None,  # what follows the block, where it can be cut off; only the form `rest` needs it
-) -> nn.Module:
-    """An expert for `block`, in eval mode, that computes what the block does.
+def expert_place(block: str, form: str) -> tuple[str, str]:
+    """Block and form of an expert, where `rest` is spelled out as a copy of a span.
+
+    Raises `ArchrepairError` for a form that an expert for several blocks cannot have.
+    """
+    if form == REST:
+        return first_of(block) + SPAN, "copy"
+    if SPAN in block and form not in SPANNING:
+        raise ArchrepairError(f"an expert for {block} cannot have the form {form}; expected {' or '.join(SPANNING)} for several blocks")
+    return block, form
+
+
+def make_expert(form: str, block: nn.Module, example: Tensor, seed: int = 0) -> nn.Module:
+    """An expert for `block` (or a span), in eval mode, that computes what the block does.
 
     `copy` is a copy, `norm` has other normalization layers, `affine` a factor and an offset per output channel, `low_rank` a correction of
-    low rank; an operation of Table 3 stands beside the block, and one of `nas.operations.FILTERS` in front of a copy. `rest` is a copy of
-    the block and of all that follows, and gives logits. Raises `ArchrepairError` for another form, and for a block that this form does not
-    suit.
-
-    Example: `make_expert("norm", network.layer2, entering)`
+    low rank; an operation of Table 3 stands beside the block, and one of `nas.operations.FILTERS` in front of a copy. `example` is a batch
+    of the block's inputs, `seed` that of weights that are drawn. Raises `ArchrepairError` for another form, and for a block that this form
+    does not suit.
     """
     if form not in FORMS:
         raise unknown("form of expert", form, FORMS)
-    if form == REST:
-        if rest is None:
-            raise ArchrepairError("what follows this block cannot be cut off; try the form copy")
-        return Tail(duplicate(block), duplicate(rest)).train(block.training)
     return _MAKERS[form](block, example, torch.Generator().manual_seed(seed)).train(block.training)
 
 # %% ../../nbs/networks/11_conditional.ipynb #ce8050e4
@@ -208,12 +209,17 @@ STAGES = 8  # a gate reads at most so many, evenly spread
 
 
 class Branch(nn.Module):
-    "What one repair adds to a network: the `expert` for `block`, of a certain `form`, and the `gate` that calls for it."
+    "What one repair adds to a network: the `expert` for `block` (or a span), of a certain `form`, and the `gate` that calls for it."
 
     def __init__(self, block: str, expert: nn.Module, gate: Gate, form: str = "copy"):
         super().__init__()
         self.block, self.form = block, form
         self.expert, self.gate = expert, gate
+
+    @property
+    def entrance(self) -> str:
+        "The name under which what enters the expert is read."
+        return f"{first_of(self.block)}:input"
 
 
 def read_stages(model: nn.Module) -> list[str]:
@@ -240,7 +246,7 @@ class _Detour:
 def _with_expert(original: nn.Module, branch: Branch) -> nn.Module:
     "A network with the expert of `branch` in the place of its block, which shares every tensor with `original`."
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
-    return duplicate(original, {**shared, id(get_block(original, branch.block)): branch.expert})
+    return duplicate(original, {**shared, **substitutes(original, branch.block, branch.expert)})
 
 
 def _repair(logits: Tensor, detour: _Detour, fires: Tensor, trust: Tensor, x: Tensor, entering: Tensor) -> Tensor:
@@ -324,7 +330,7 @@ class Conditional(nn.Module):
             expert.bind(original)
         elif form == "norm":
             _tie(expert, original)
-        self.tap([block, *gate.stages])
+        self.tap([first_of(block), *gate.stages])
         self._detours = {}
         self.branches[name] = Branch(block, expert, gate, form).train(self.training)
 
@@ -362,8 +368,6 @@ class Conditional(nn.Module):
         From the expert on, where the block can be cut out: what follows it must give the same logits. Else, and in training, once more from
         the start.
         """
-        if branch.form == REST:
-            return _Detour(nn.Identity(), branch)
         suffix = None if self.training or torch.compiler.is_exporting() else suffix_of(self.original, branch.block)
         if suffix is not None:
             with torch.no_grad():
@@ -377,7 +381,7 @@ class Conditional(nn.Module):
         if not self.branches:
             return logits
         which, trust = (decision.detach() for decision in self.decide(x, readings))
-        entering = [readings[f"{branch.block}:input"] for branch in self.repairs()]
+        entering = [readings[branch.entrance] for branch in self.repairs()]
         detours = [self._detours.get(name) or self._find_detour(branch, features, logits)
                    for name, branch, features in zip(self.branches, self.repairs(), entering)]
         if not torch.compiler.is_exporting():
@@ -408,14 +412,13 @@ class Conditional(nn.Module):
         try:
             for entry in branches:
                 example = torch.zeros(2, *entry["input"], device=device)
-                block, stages = str(entry["block"]), list(map(str, entry["stages"]))
-                network.tap([block, *stages])
+                (block, form), stages = expert_place(str(entry["block"]), entry["form"]), list(map(str, entry["stages"]))
+                network.tap([first_of(block), *stages])
                 with torch.no_grad():
                     readings = network.read(example)[1]
-                expert = make_expert(entry["form"], get_block(network.original, block), readings[f"{block}:input"],
-                                     rest=suffix_of(model, block))
+                expert = make_expert(form, get_block(network.original, block), readings[f"{first_of(block)}:input"])
                 gate = Gate.for_example(example, {stage: readings[stage] for stage in stages})
-                network.add(entry["name"], block, expert, gate, entry["form"])
+                network.add(entry["name"], block, expert, gate, form)
         except (KeyError, TypeError) as error:
             raise ArchrepairError(f"not a conditional repair ({type(error).__name__}: {error}); expected what Conditional.describe "
                                   "gives") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +23,15 @@ from ..core.errors import ArchrepairError
 from ..core.registry import EMULATORS
 from ..core.modes import settled
 from ..core.settings import Count, OneOf, Seed, Setting, WholeNumber, Within, checked, settings_of, unknown_setting
+from ..data.emulators import Draw
 from ..data.scenario import RepairData
-from ..nas.genotype import Genotype
+from ..nas.gate import Touch
+from ..nas.genotype import Genotype, RepairedBlock
 from ..nas.reading import CannotRelax
 from ..nas.strategies import STRATEGIES, strategy_class
 from ..networks.admission import device_of
 from ..networks.blocks import get_block
-from ..networks.conditional import FORMS
+from ..networks.conditional import FORMS, REST
 from ..networks.weights import tensors_of
 from .blockdata import BlockData, enter, example_of, layer_names, prepare, prepare_layer
 from .conditional import ConditionalRepair
@@ -40,7 +42,7 @@ from .search import SearchRecipe, search
 from .verdict import judge
 from .votes import Localization
 from ..training.cost import CostMeter
-from ..training.fit import PrecisionName, Recipe, precision_of
+from ..training.fit import PrecisionName, Recipe, decay_groups, precision_of
 from ..training.inputs import fit_inputs
 
 # %% ../../nbs/repair/09_archrepair.ipynb #bae303f0
@@ -74,7 +76,7 @@ class ArchRepair:
     """Block-level architecture-oriented repair (§3): by default an expert behind a gate, with `preset="paper"` the paper's own form."""
 
     strategy: Annotated[str, OneOf(("auto", MEASURED, *STRATEGIES), "strategy")] = "auto"  # see `choose_strategy`
-    block: str | None = None  # None: find one
+    block: str | None = None  # or several, as FIRST..LAST or FIRST..; None: find one
     blocks: Sequence[str] | None = None  # the candidates; None: all
     level: Annotated[str, OneOf(REPAIRABLE)] = "block"  # or `layer`: one convolution, the most suspicious inside `block` or all blocks
     preset: Preset = "default"  # of fine-tuning: see `finetuning.PRESETS`
@@ -85,8 +87,8 @@ class ArchRepair:
     views: Count = 1  # augmented views of each training image
     failure_views: Count = 8  # augmented views of each failure
     control: bool = True  # compare with plain fine-tuning of the same block
-    form: Annotated[str, OneOf(("auto", *FORMS))] = "copy"  # measured: of the expert, see `ConditionalRepair`
-    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] = "auto"  # measured: see `data.pattern.Pattern.of`
+    form: Annotated[str, OneOf(("auto", *FORMS, REST))] = "copy"  # measured: of the expert, see `ConditionalRepair`
+    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] | Draw = "auto"  # measured: see `data.pattern.Pattern.of`
     max_touched: Annotated[float, Within(0, 1, above=True)] = 0.01  # measured: share of answers on ordinary images that may change at most
     label: str = ""  # measured: the repair's name in the network; default: pattern1, pattern2, …
     precision: PrecisionName | torch.dtype = "auto"  # or `fp32`, `bf16`, a torch dtype
@@ -168,6 +170,7 @@ class _Run:
         self.genotype: Genotype | None = None
         self.start: nn.Module | None = None  # the searched block, and the same with the original's function
         self.origin: nn.Module | None = None
+        self.touch: Touch | None = None  # what conditional operations can touch at most
         self.history: dict[str, list[dict]] = {}
         self.networks: dict[str, nn.Module] = {"original": model}
         self.losses: dict[str, float] = {}
@@ -209,6 +212,9 @@ class _Run:
             return
         self.genotype, self.start = result.genotype, result.block
         self.origin = result.genotype.build(duplicate(get_block(self.model, str(self.block))), neutral=True)
+        if self.origin.gate is not None and result.block.gate is not None:
+            self.origin.gate.load_state_dict(result.block.gate.state_dict())
+        self.touch = result.touch
         self.history["search"] = result.history
         self.notes += result.warnings
 
@@ -216,10 +222,19 @@ class _Run:
         "Fine-tune the block from `start` (None: as it is), and enter the outcome under `name`."
         checkpoint = self._checkpoint("finetune" if name == "repaired" else name)
         tuned = finetune(self.prepared, preset=self.method.preset, start=start, origin=origin, checkpoint=checkpoint, epochs=epochs,
-                         seed=self.method.seed)
+                         seed=self.method.seed, groups=self._groups if isinstance(start, RepairedBlock) else None)
         self.history["finetune" if name == "repaired" else name] = tuned.history.epochs
         self.networks[name], self.losses[name], self.points[name] = tuned.model, tuned.val, tuned.point
         self.losses.setdefault("original", tuned.val_before)
+
+    def _groups(self, tail: nn.Module) -> list[dict]:
+        "What the optimizer may change of a searched block: see `RepairedBlock.learns`."
+        block, recipe = tail.get_submodule("block"), self._tuning
+        return decay_groups([block.learns if isinstance(block, RepairedBlock) else block], recipe.lr, recipe.weight_decay)
+
+    @property
+    def _tuning(self) -> Recipe:
+        return self.method.preset if isinstance(self.method.preset, Recipe) else PRESETS[self.method.preset]
 
     def tune(self) -> None:
         "Fine-tune what the search has left, or the block as it was."
@@ -241,8 +256,7 @@ class _Run:
 
     def _passes_per_epoch(self) -> float:
         "Image passes, forward and backward, of one epoch of plain fine-tuning with its validation."
-        recipe = self.method.preset if isinstance(self.method.preset, Recipe) else PRESETS[self.method.preset]
-        order = self.prepared.rows().order(1, recipe.batch_size, recipe.failure_ratio, self.method.seed)
+        order = self.prepared.rows().order(1, self._tuning.batch_size, self._tuning.failure_ratio, self.method.seed)
         validation = len(self.prepared.parts["val"]) + len(self.prepared.parts["val_failures"])
         return self.prepared.share * (2 * sum(map(len, order)) + validation)
 
@@ -252,6 +266,7 @@ class _Run:
             self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         verdict = judge({name: self.losses[name] for name in ("original", "repaired", "control") if name in self.losses},
                         unchanged=self.genotype is not None and self.genotype.is_original)
+        verdict = replace(verdict, touch=self.touch)
         winner = duplicate(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
         config = {**asdict(self.method), "block": self.block, "localized": self.localization is not None, "precision": self.precision,
                   "control_epochs": self.control_epochs, "points": self.points}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['ENOUGH', 'TELLS', 'ConditionalRepair']
+__all__ = ['ConditionalRepair']
 
 # %% ../../nbs/repair/08_conditional.ipynb #f61df9b5
 from ..core.copies import duplicate
@@ -23,13 +23,14 @@ from ..core.errors import ArchrepairError, write_json
 from ..core.modes import settled
 from ..core.registry import EMULATORS
 from ..core.settings import Count, OneOf, Seed, WholeNumber, Within, checked
+from ..data.emulators import Custom, Draw
 from ..data.mixture import LEAST, divide
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
+from ..nas.gate import ENOUGH, TELLS, Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
 from ..networks.admission import device_of
-from ..networks.blocks import block_names, get_block
-from ..networks.conditional import FORMS, Conditional, original_of
+from ..networks.blocks import SPAN, block_names, get_block
+from ..networks.conditional import FORMS, REST, Conditional, expert_place, original_of
 from ..networks.weights import tensors_of
 from .blockdata import enter, example_of, prepare
 from .finetuning import PRESETS, Preset, finetune
@@ -44,13 +45,9 @@ from ..training.fit import PrecisionName, Recipe, precision_of
 from ..training.inputs import fit_inputs
 from ..training.rows import image_features
 from .gatedata import Ordinary, new_gate, read_all
-from .trials import Material, Place, Training, Trials, suitable_forms
+from .trials import Material, Place, Training, Trials, suitable_places
 
 # %% ../../nbs/repair/08_conditional.ipynb #9f08c838
-ENOUGH = 10  # failures; of fewer nobody can say what they have in common
-TELLS = 0.9  # AUROC on failures it was not fitted to, below which a gate is not used
-
-
 @checked
 @dataclass
 class ConditionalRepair:
@@ -60,11 +57,11 @@ class ConditionalRepair:
     does; all repairs of a network share it. Raises `ArchrepairError` for settings out of range.
     """
 
-    block: str | None = None  # None: the one whose expert learns best in short trials
+    block: str | None = None  # or several, as a span FIRST..LAST or FIRST..; None: the one whose expert learns best in short trials
     blocks: Sequence[str] | None = None  # the candidates; None: all
-    form: Annotated[str, OneOf(("auto", *FORMS))] = "copy"  # of the expert: see `networks.conditional.FORMS`; auto: trials choose
+    form: Annotated[str, OneOf(("auto", *FORMS, REST))] = "copy"  # of the expert: see `networks.conditional`; auto: trials choose
     mixed: bool = True  # may the failures hold several patterns? Each gets a gate and an expert of its own: see `data.mixture.divide`
-    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] = "auto"  # see `data.pattern.Pattern.of`; `none` trains on real failures alone
+    emulator: Annotated[str, OneOf(("auto", *EMULATORS))] | Draw = "auto"  # see `Pattern.of`; `none` trains on real failures alone
     max_touched: Annotated[float, Within(0, 1, above=True)] = 0.01
     preset: Preset = "default"  # of the expert's training, in which it imitates nobody: see `finetuning.PRESETS`
     finetune_epochs: Count = 6
@@ -224,22 +221,22 @@ class _Run:
     def place(self, case: _Case) -> None:
         "In which block, and in which form, does an expert learn best? The localizer's answer, and that of short trials."
         method = self.method
-        first = "copy" if method.form == "auto" else method.form
-        case.place = (self.candidates[0], first)
-        if len(self.candidates) > 1:
-            case.place = (self._blame(case), first)
-        if method.search_epochs and (len(self.candidates) > 1 or method.form == "auto"):
-            self._remembered_trials(case, [(block, first) for block in self.candidates])
+        form = "copy" if method.form == "auto" else method.form
+        places = list(dict.fromkeys(expert_place(block, form) for block in self.candidates))
+        single = [block for block in self.candidates if SPAN not in block]
+        case.place = expert_place(self._blame(case, single), form) if len(single) > 1 else places[0]
+        if method.search_epochs and (len(places) > 1 or method.form == "auto"):
+            self._remembered_trials(case, places)
 
-    def _blame(self, case: _Case) -> str:
+    def _blame(self, case: _Case, blocks: list[str]) -> str:
         "The block to blame by the measure that was asked for; the spectrum and, where failures can be emulated, the drift are both kept."
         method, material = self.method, case.material
         measure = "tarantula" if method.measure == "drift" else method.measure
         with self.meter.running():
-            case.localization = localize(self.base, material.data, self.candidates, measure=measure, k=method.k, grad=method.grad,
+            case.localization = localize(self.base, material.data, blocks, measure=measure, k=method.k, grad=method.grad,
                                          precision=self.training.precision, meter=self.meter)
             try:
-                case.drift = drift(self.base, material.data, self.candidates, pattern=material.pattern, seed=method.seed, meter=self.meter)
+                case.drift = drift(self.base, material.data, blocks, pattern=material.pattern, seed=method.seed, meter=self.meter)
             except ArchrepairError as error:  # no twins, or a block that gives no tensor: the spectrum remains
                 if method.measure == "drift":
                     self.notes.append(f"{case.label}: blocks are ranked by {measure}, since {str(error).partition('; ')[0]}")
@@ -257,8 +254,7 @@ class _Run:
         trials = Trials(self.training, case.material.trial(self.method.trial_images), self.method.search_epochs)
         case.place = trials.choose(places) if len(places) > 1 else places[0]
         if self.method.form == "auto":
-            forms = suitable_forms(self.base, case.place[0], example_of(self.data, device_of(self.base)))
-            case.place = trials.choose([(case.place[0], form) for form in forms])
+            case.place = trials.choose(suitable_places(self.base, case.place[0], example_of(self.data, device_of(self.base))))
         case.trials = trials.rows
         if file:
             write_json(file, {"block": case.place[0], "form": case.place[1], "trials": case.trials,
@@ -322,8 +318,9 @@ class _Run:
         if verdict.chosen == "control":
             changed = changes(tensors_of(self.base), tensors_of(winner))
         localization = self.cases[0].localization if self.cases else None
+        emulator = getattr(self.method.emulator, "name", Custom.name) if callable(self.method.emulator) else self.method.emulator
         config = {**asdict(self.method), "block": self.block, "localized": localization is not None,
-                  "precision": self.training.precision}
+                  "precision": self.training.precision, "emulator": emulator}
         return RepairResult(winner.eval(), self.method.name, self.block, None, verdict, changed, self.history, self.meter,
                             self.control_meter, config, localization, self.networks, warnings=self.notes, conditional=self._findings())
 

@@ -30,7 +30,7 @@ from ..core.progress import track
 from ..core.settings import Count, NotNegative, checked
 from ..data.scenario import RepairData
 from ..networks.admission import device_of
-from ..networks.blocks import block_holding, block_names, freeze, get_block
+from ..networks.blocks import SPAN, block_holding, block_names, freeze, get_block
 from ..networks.neurons import Wiring, watch, wire
 from ..networks.outputs import logits_of
 from .blockdata import enter
@@ -247,6 +247,8 @@ def _candidates(model: nn.Module, blocks: list[str] | None) -> list[str]:
     if not names:
         raise ArchrepairError("no blocks to choose from; give at least one name, or None for all")
     for name in names:
+        if SPAN in name:
+            raise ArchrepairError(f"{name} is several blocks; neurons vote for single ones: name one block each")
         get_block(model, name)
     if inner := [(a, b) for a in names for b in names if b.startswith(f"{a}.")]:
         raise ArchrepairError(f"block {inner[0][1]} is a part of block {inner[0][0]}; give blocks that do not overlap")

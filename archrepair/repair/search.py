@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Batch', 'Selection', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'search']
+__all__ = ['Batch', 'Selection', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'entry_gate', 'search']
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
 from ..core.errors import ArchrepairError
@@ -24,13 +24,16 @@ from ..core.settings import Count, NotNegative, OneOf, Seed, Share, WholeNumber,
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
 from ..nas.discretization import Removal, discretize, guard
+from ..nas.gate import ENOUGH, TELLS, EntryGate, Touch, auroc, choose_thresholds, fit_gate, set_reach
 from ..nas.genotype import WIDEN, Genotype, RepairedBlock
 from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
+from ..nas.reading import CannotRelax
 from ..nas.strategies import StrategyName, make_strategy
 from ..nas.strategy import SELECTIONS, ArchContext, SearchStrategy
 from ..nas.supernet import SuperNet
 from ..networks.admission import device_of
+from ..networks.blocks import SPAN
 from .blockdata import BlockData, parcel
 from .gatedata import emulated_validation
 from ..training.cost import CostMeter, work
@@ -41,18 +44,26 @@ from ..training.rows import PlacedBatch, Rows
 class Relaxed(nn.Module):
     """A supernet that asks a strategy for its coefficients: a block like any other to the network around it.
 
-    `allowed` (edges, candidates) may take candidates out of the mixture.
+    `allowed` (edges, candidates) may take candidates out of the mixture. With a `gate` the mixture is for the images on which it fires, and
+    any other gets the original, whose layers stay as they are.
     """
 
-    def __init__(self, supernet: SuperNet, strategy: SearchStrategy):
+    original: Tensor
+
+    def __init__(self, supernet: SuperNet, strategy: SearchStrategy, gate: EntryGate | None = None):
         super().__init__()
-        self.supernet, self.strategy = supernet, strategy
+        self.supernet, self.strategy, self.gate = supernet, strategy, gate
         self.allowed: Tensor | None = None
+        supernet.keeps_original = gate is not None
+        kept = [[float(c == "original" and edge.inherited is not None) for c in CANDIDATES] for edge in supernet.graph.edges]
+        self.register_buffer("original", torch.tensor(kept)[:, :, None, None, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         c = self.strategy.coefficients(len(x), self.supernet.training)
         if self.allowed is not None:
             c = c * self.allowed.view(*self.allowed.shape, *[1] * (c.ndim - 2))
+        if self.gate is not None:
+            c = torch.where(self.gate(x), c.view(*c.shape[:2], -1, 1, 1, 1), self.original)
         return self.supernet(x, c)
 
 # %% ../../nbs/01_search.ipynb #7196b063
@@ -89,7 +100,7 @@ def weight_groups(supernet: SuperNet, recipe: SearchRecipe) -> list[dict]:
     added = {id(p) for p in supernet.added.parameters()}
     groups = []
     for is_added, lr in ((False, recipe.inherited_lr), (True, recipe.added_lr)):
-        parameters = [p for p in supernet.parameters() if (id(p) in added) == is_added]
+        parameters = [p for p in supernet.parameters() if (id(p) in added) == is_added and p.requires_grad]
         for decays in (True, False):
             members = [p for p in parameters if (p.ndim > 1) == decays]
             if members:
@@ -128,6 +139,7 @@ class SearchRecipe:
     max_skip: WholeNumber | None = None  # edges that may become skips; None: any number
     widen: Annotated[str, OneOf(WIDEN)] = "keep"  # what the channels outside a slice do: see `nas.genotype.Genotype`
     seed: Seed = 0
+    candidates: Annotated[str, OneOf(("table3", "conditional"))] = "table3"  # conditional: each for the images on which a gate fires
 
     def __post_init__(self):
         strategy = self.make_strategy()  # better to know what is wrong now
@@ -163,6 +175,7 @@ class SearchResult:
     `block` has the architecture `genotype` with the weights of the search, in eval mode and ready to be fine-tuned. `arch` gives the
     final scores of the candidates on each edge, `steps` and `path` (steps, edges, candidates) how they came about. `history` has one entry
     an epoch. `warnings` say what a user should know. `supernet`, `strategy` and `coefficients` are the relaxed block as the search left it.
+    `touch` is what conditional candidates can touch at most.
     """
 
     genotype: Genotype
@@ -175,6 +188,7 @@ class SearchResult:
     supernet: SuperNet | None = field(default=None, repr=False)
     strategy: SearchStrategy | None = field(default=None, repr=False)
     coefficients: Tensor | None = field(default=None, repr=False)
+    touch: Touch | None = None
 
 # %% ../../nbs/01_search.ipynb #91e3a633
 class _Recorder:
@@ -202,11 +216,12 @@ class _Recorder:
         self.steps, self.path, self.warnings = state["steps"], state["path"], state["warnings"]
 
 # %% ../../nbs/01_search.ipynb #72262cc9
-def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[str], widen: str = "keep") -> Genotype:
+def _genotype(supernet: SuperNet, strategy: SearchStrategy, choices: Sequence[str], widen: str = "keep",
+              gated: bool = False) -> Genotype:
     "The genotype of these choices, each with the coefficient that the strategy gives it."
     c = strategy.coefficients(1, False).detach()
     coefficients = tuple(float(c[i, CANDIDATES.index(choice)]) if choice != "none" else 1.0 for i, choice in enumerate(choices))
-    return Genotype(supernet.graph, tuple(choices), coefficients, supernet.channel_parts, widen, strategy.name)
+    return Genotype(supernet.graph, tuple(choices), coefficients, supernet.channel_parts, widen, strategy.name, gated)
 
 
 def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, share: float, batches: int = 8) -> Callable[[], float]:
@@ -227,6 +242,31 @@ def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, s
 
     return loss
 
+# %% ../../nbs/01_search.ipynb #c97631b7
+@torch.no_grad()
+def entry_gate(prepared: BlockData, seed: int = 0) -> tuple[EntryGate, Touch]:
+    """A gate that tells failures from other images by what enters the block, and what it can touch at most.
+
+    It is fitted to one half of the training images; the other half and the validation images fix its threshold. Raises `CannotRelax` where
+    the block cannot be cut out, and where the gate cannot tell.
+    """
+    if prepared.split.prefix is None:
+        raise CannotRelax(f"what enters {prepared.block} cannot be read without the rest of the network, so no gate can stand there")
+    gate = EntryGate(prepared.entering(1).shape[1]).to(prepared.device)
+    read = {name: torch.cat([gate.read(part.batch(rows)) for rows in torch.arange(len(part)).split(256)])
+            for name, part in prepared.parts.items() if len(part)}
+    order = torch.randperm(len(read["train"]), generator=torch.Generator().manual_seed(seed)).to(prepared.device)
+    fit, held = read["train"][order].chunk(2)
+    unseen = read["val_failures"] if len(prepared.parts["val_failures"]) >= ENOUGH else read["failures"]
+    fit_gate(gate, read["failures"], fit)
+    set_reach(gate, unseen)
+    area = auroc(gate.odds(unseen), gate.odds(held))
+    if area < TELLS:
+        raise CannotRelax(f"no gate on what enters {prepared.block} tells failures from other images (AUROC {area:.2f}, {TELLS} is needed)")
+    touch = choose_thresholds(gate.odds(held)[:, None], gate.score(read["val"])[:, None])
+    gate.threshold.fill_(touch.thresholds[0])
+    return gate, touch
+
 # %% ../../nbs/01_search.ipynb #e842f5fd
 class _Setup:
     "What a search of one block works with, before its first step."
@@ -244,8 +284,15 @@ class _Setup:
         self.total = self.training.epochs * self.steps
         self.warm = min(max(1, round(recipe.warmup * self.total)), self.total) if recipe.warmup else 0
         self.strategy.start(self.graph, self.total - self.warm, device=prepared.device, generator=generator)
-        self.relaxed = Relaxed(self.supernet, self.strategy)
+        self.gate: EntryGate | None = None
+        self.touch: Touch | None = None
+        if recipe.candidates == "conditional":
+            self.gate, self.touch = entry_gate(prepared, recipe.seed)
+        self.relaxed = Relaxed(self.supernet, self.strategy, self.gate)
         self.network = prepared.tail(self.relaxed)
+        if self.gate is not None:
+            self.supernet.requires_grad_(False)
+            self.supernet.added.requires_grad_(True)
         self.share = prepared.share * self._work_ratio()
         self.optimizer = sgd(weight_groups(self.supernet, self.recipe), self.training)
         self.epoch = self.position = 0
@@ -255,7 +302,7 @@ class _Setup:
         self.recorder = _Recorder({
             "block": prepared.block, "strategy": self.strategy.name, "strategy_options": str(sorted(recipe.strategy_options.items())),
             "warmup": recipe.warmup, "added_lr": recipe.added_lr, "weight_decay": recipe.weight_decay, "channel_k": self.strategy.channel_k,
-            "edges": len(self.graph.edges)})
+            "edges": len(self.graph.edges), **({"candidates": recipe.candidates} if self.gate is not None else {})})
 
     def _arch_rows(self) -> Rows:
         "What the architecture learns from."
@@ -318,8 +365,9 @@ class _Searcher(_Setup):
             choices = _decide_by_removal(self, Path(checkpoint).with_suffix(".perturb.pt") if checkpoint else None)
         else:
             choices = self.strategy.decide(self.recipe.select, self.recipe.max_skip)
-        carried = [] if self.recipe.widen == "full" else [  # inherited layers that live on outside their slice
-            i for i, edge in enumerate(self.graph.edges) if edge.inherited is not None and self.supernet.slices[i].parts > 1]
+        outside = self.recipe.widen != "full"  # do inherited layers live on outside their slice?
+        carried = [i for i, edge in enumerate(self.graph.edges)
+                   if edge.inherited is not None and (self.gate is not None or outside and self.supernet.slices[i].parts > 1)]
         return guard(self.graph, choices, self.strategy.scores(), carried)
 
 # %% ../../nbs/01_search.ipynb #24f50cf2
@@ -344,13 +392,17 @@ def _decide_by_removal(searcher: _Searcher, checkpoint: Path | None) -> tuple[st
 def _conclude(searcher: _Searcher, history: list[dict], choices: Sequence[str], given_back: list[str]) -> SearchResult:
     "The network of these choices, and how they came about."
     prepared, recipe, supernet, strategy = searcher.prepared, searcher.recipe, searcher.supernet, searcher.strategy
-    genotype = _genotype(supernet, strategy, choices, recipe.widen)
-    block = prepared.recalibrate(discretize(supernet.eval(), genotype, prepared.split.block), recipe.batch_size, recipe.seed)
+    genotype = _genotype(supernet, strategy, choices, recipe.widen, searcher.gate is not None)
+    block = discretize(supernet.eval(), genotype, prepared.split.block)
+    if block.gate is not None and searcher.gate is not None:
+        block.gate.load_state_dict(searcher.gate.state_dict())
+    block = prepared.recalibrate(block, recipe.batch_size, recipe.seed)
     steps, scores = [*searcher.recorder.steps, searcher.total], strategy.scores()
     arch = {edge.key: {c: round(float(row[CANDIDATES.index(c)]), 4) for c in edge.candidates}
             for row, edge in zip(scores, searcher.graph.edges)}
     path, coefficients = torch.stack([*searcher.recorder.path, scores]), strategy.coefficients(1, False).detach().cpu()
-    return SearchResult(genotype, block, arch, history, steps, path, _remarks(searcher, given_back), supernet, strategy, coefficients)
+    return SearchResult(genotype, block, arch, history, steps, path, _remarks(searcher, given_back), supernet, strategy, coefficients,
+                        searcher.touch)
 
 
 def _remarks(searcher: _Searcher, given_back: list[str]) -> list[str]:
@@ -380,6 +432,8 @@ def search(model: nn.Module | BlockData, block: str | None = None, data: RepairD
     """
     recipe = SearchRecipe.of(recipe, **changes)
     prepared = parcel(model, block, data, prepared, precision=precision, meter=meter)
+    if SPAN in prepared.split.name:
+        raise CannotRelax(f"{prepared.block} is several blocks, and a search changes one; repair their weights, or name one block")
     searcher = _Searcher(prepared, recipe, meter if meter is not None else prepared.meter)
     history = searcher.learn(checkpoint)
     choices, given_back = searcher.decide(checkpoint)

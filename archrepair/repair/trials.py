@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['SMALL', 'LEAD', 'Place', 'Material', 'Trained', 'Training', 'Trials', 'suitable_forms']
+__all__ = ['SMALL', 'LEAD', 'Place', 'Material', 'Trained', 'Training', 'Trials', 'suitable_places']
 
 # %% ../../nbs/repair/07_trials.ipynb #50109190
 from ..core.errors import ArchrepairError
@@ -23,8 +23,8 @@ from ..core.progress import track
 from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..networks.blocks import get_block, split
-from ..networks.conditional import FORMS, REST, Conditional, begins_at_nothing, make_expert, own_parameters
+from ..networks.blocks import SPAN, block_names, first_of, get_block
+from ..networks.conditional import FORMS, Conditional, begins_at_nothing, expert_place, make_expert, own_parameters
 from .blockdata import BlockData, prepare
 from .finetuning import Finetuned, finetune
 from .gatedata import Ordinary, emulated
@@ -35,7 +35,7 @@ from ..training.fit import Recipe
 # %% ../../nbs/repair/07_trials.ipynb #ec195a03
 SMALL = 10.0  # how much faster than a copy of the block, which starts from good weights, a small expert learns
 LEAD = 0.1  # by how much of its loss a later place must be ahead in a trial: early ones learn for longer, and damage to an image is early
-Place = tuple[str, str]  # a block, and the form of the expert beside it
+Place = tuple[str, str]  # a block or a span, and the form of the expert beside it
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,7 @@ class Training:
         with self.meter.running():
             prepared = prepare(self.network, block, data, precision=self.precision, meter=self.meter, views=views,
                                failure_views=failure_views)
-            cut = prepared.split
-            start = make_expert(form, cut.block, prepared.entering(2), self.recipe.seed, cut.suffix)
-        if form == REST:  # what follows belongs to the expert, and nothing follows that
-            prepared = replace(prepared, cut=replace(cut, block=cut.tail(), suffix=nn.Identity()))
+            start = make_expert(form, prepared.split.block, prepared.entering(2), self.recipe.seed)
         tuned = finetune(prepared, preset=self.recipe, start=start, line=(1.0,), checkpoint=checkpoint, **changes,
                          groups=lambda tail: self._groups(tail.get_submodule("block"), form))
         return Trained(get_block(tuned.model, block).requires_grad_(True), tuned, prepared)
@@ -177,16 +174,21 @@ def _standard_error(values: Tensor) -> float:
     return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def suitable_forms(network: nn.Module, block: str, example: Tensor) -> list[str]:
-    "The forms of expert (`networks.conditional.FORMS`) that suit a block of `network`; `example` is a batch of the network's inputs."
-    entering, rest, forms = _entering(network, block, example), split(network, block, example).suffix, []
-    for form in FORMS:
+def suitable_places(network: nn.Module, block: str, example: Tensor) -> list[Place]:
+    """What an expert that begins where `block` does can be: of each form that suits the block, or a copy of more blocks.
+
+    These are the spans to the next of the network's blocks, and to its end. `example` is a batch of the network's inputs.
+    """
+    first, names = first_of(block), block_names(network)
+    next_one = names[names.index(first) + 1:][:1] if first in names else []
+    entering, places = _entering(network, first, example), []
+    for place in [(block, form) for form in FORMS] + [(first + SPAN + last, "copy") for last in (*next_one, "")]:
         try:
-            make_expert(form, get_block(network, block), entering, rest=rest)
+            make_expert(place[1], get_block(network, expert_place(*place)[0]), entering)
         except ArchrepairError:
             continue
-        forms.append(form)
-    return forms
+        places.append(place)
+    return list(dict.fromkeys(places))
 
 
 def _entering(network: nn.Module, block: str, example: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd', 'fit',
-           'train_original']
+__all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd',
+           'decay_groups', 'fit', 'train_original']
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
@@ -158,7 +158,7 @@ class _Run:
         self.model, self.rows, self.recipe, self.trainable, self.ranks = model, rows, recipe, trainable, ranks
         self.device = device_of(model)
         self.careful = layout_of(make_safe(model)) == torch.contiguous_format  # rows come in a layout that suits any other network
-        groups = groups or _decay_groups(trainable, recipe.lr, recipe.weight_decay)
+        groups = groups or decay_groups(trainable, recipe.lr, recipe.weight_decay)
         self.optimizer = groups if isinstance(groups, torch.optim.Optimizer) else sgd(groups, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -262,7 +262,7 @@ def sgd(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=0.0, nesterov=recipe.momentum > 0)
 
 
-def _decay_groups(modules: Sequence[nn.Module], lr: float, weight_decay: float) -> list[dict]:
+def decay_groups(modules: Sequence[nn.Module], lr: float, weight_decay: float) -> list[dict]:
     "Two parameter groups: matrices and kernels decay, BatchNorm and biases do not."
     parameters = list(dict.fromkeys(p for m in modules for p in m.parameters() if p.requires_grad))
     if not parameters:

@@ -75,10 +75,17 @@ def drawn(branches, fires=None):
 
 
 @pytest.mark.parametrize("block, before, after", [
-    ("layer1", "stem", "layer2 …\nhead"), ("layer2", "stem\n… layer1", "head"), ("layer1.0.conv1", "what comes\nbefore", "what follows")])
+    ("layer1", "stem", "layer2 …\nhead"), ("layer2", "stem\n… layer1", "head"), ("layer1..layer2", "stem", "head"),
+    ("layer1.0.conv1", "what comes\nbefore", "what follows")])
 def test_a_drawing_shows_what_is_around_the_block(block, before, after):
     texts = drawn([BRANCH | {"block": block}])
     assert {"input", before, block, after, "logits", "shared"} <= set(texts)
+
+
+@pytest.mark.parametrize("branch", [{"block": "layer2.."}, {"block": "layer2", "form": "rest"}])
+def test_an_expert_up_to_the_logits_shares_nothing_that_follows(branch):
+    texts = drawn([BRANCH | branch | {"stages": ["layer1", "layer2", "layer3"]}])
+    assert {"stem\n… layer1", "layer2", "layer3 …\nhead", "logits"} <= set(texts) and "shared" not in texts
 
 
 def test_a_drawing_has_a_row_per_repair_with_gate_expert_and_size():

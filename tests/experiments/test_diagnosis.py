@@ -10,15 +10,14 @@ from PIL import Image
 from archrepair.core.errors import ArchrepairError
 from archrepair.corruptions.catalogue import corrupt
 from archrepair.data.datasets import load_dataset
-from archrepair.data.images import Normalize, concatenate
+from archrepair.data.images import concatenate
 from archrepair.data.scenario import build_scenario
 from archrepair.experiments.diagnosis import Reader, Subject, diagnose, looks_like
-from archrepair.networks.models import create_model
-from archrepair.networks.weights import load_weights, tensors_of
+from archrepair.networks.weights import tensors_of
 from archrepair.training.evaluation import is_correct, predict
 from support import ROOT
+from support.published import published_resnet
 
-PUBLISHED = ROOT / "data" / "weights" / "resnet20-12fca82f.th"
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +127,7 @@ def test_no_repair_looks_at_the_catalogue(package):
 @pytest.fixture(scope="module")
 def public():
     "The published ResNet-20, CIFAR-10's training images and 2,000 of its test images."
-    if not PUBLISHED.exists():
-        pytest.skip(f"needs the published weights, {PUBLISHED.relative_to(ROOT)}")
-    try:
-        train, test = (load_dataset("cifar10", split, root=ROOT / "data", download=False) for split in ("train", "test"))
-    except ArchrepairError:
-        pytest.skip("needs data/cifar10")
-    network = create_model("cifar-resnet20", 10, image_size=32).eval()
-    load_weights(network, str(PUBLISHED))
-    return network, Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), train, test.select(torch.arange(2000))
+    return published_resnet(2000)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("gaussian_noise", "noise, standard deviation 0.0"), ("contrast", "contrast 4"),

@@ -5,13 +5,18 @@ from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 
 import pytest
+import torch
 
 from archrepair import ArchRepair, RepairData
 from archrepair.core.errors import ArchrepairError
 from archrepair.core.registry import METHODS
 from archrepair.core.settings import Setting, settings_of
-from archrepair.experiments.cells import Cell
-from archrepair.experiments.methods import method_class
+from archrepair.core.tiers import resolve_tier
+from archrepair.corruptions.catalogue import corrupt
+from archrepair.data.datasets import load_dataset
+from archrepair.data.emulators import emulate
+from archrepair.experiments.cells import Cell, method_of
+from archrepair.experiments.methods import TrueCorruption, method_class
 from archrepair.experiments.runs import method_cell
 from archrepair.nas.strategies import STRATEGIES
 from archrepair.repair.search import SearchRecipe
@@ -101,3 +106,19 @@ def test_wrong_words_of_a_method_are_one_line(text, message):
 def test_settings_of_repair_data_come_before_the_data(settings, message):
     with pytest.raises(ArchrepairError, match=message):
         RepairData.of(None, None, **settings)
+
+
+def test_a_ceiling_learns_from_the_corruption_of_the_failures():
+    cell = method_cell("archrepair:emulator=ceiling;block=layer1", Cell(dataset="digits:defocus_blur:3", tier="smoke"))
+    emulator = method_of(cell, resolve_tier("smoke")).emulator
+    images = load_dataset("digits", "test").batch(torch.arange(4))
+    assert torch.equal(emulate(emulator, images, torch.Generator()), corrupt(images, "defocus_blur", 3))
+    noise, draws = TrueCorruption("gaussian_noise", 3), [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    one, again, other = (emulate(noise, images, draw) for draw in draws)
+    assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one, emulate(noise, images, draws[0]))
+    assert dict(cell.options)["emulator"] == "ceiling"
+
+
+def test_a_ceiling_needs_a_known_corruption():
+    with pytest.raises(ArchrepairError, match="emulator=ceiling is for failures under a known corruption"):
+        method_cell("archrepair:emulator=ceiling", Cell(dataset="digits", tier="smoke"))

@@ -173,3 +173,66 @@ def test_export_and_trace(name):
     assert torch.allclose(torch.export.export(network, (x,)).module()(x), expected, atol=1e-6)
     dynamic = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     assert torch.allclose(dynamic(x[:3]), expected[:3], atol=1e-5)
+
+
+@torch.no_grad()
+def fired_on_half(gate, x):
+    "Let `gate` fire on half of the rows of `x`; returns which."
+    gate.mean.copy_(gate.read(x).mean(0))
+    gate.weight.normal_(generator=torch.Generator().manual_seed(0))
+    scores = gate.score(gate.read(x))
+    gate.threshold.copy_(scores.median() + 1e-4)
+    return scores > gate.threshold
+
+
+@torch.no_grad()
+def test_a_gated_block_is_the_original_for_images_on_which_its_gate_does_not_fire():
+    cut, x, genotype, plain = searched(coefficient=0.6)
+    genotype = replace(genotype, gated=True)
+    block, expected = genotype.build(cut.block).eval(), cut.block(x)
+    for number, parameter in enumerate(block.added.parameters()):
+        parameter.normal_(generator=torch.Generator().manual_seed(number))
+    assert torch.equal(block(x), expected)  # a fresh gate never fires
+    fires = fired_on_half(block.gate, x)
+    y = block(x)
+    assert fires.tolist().count(True) == 3 and torch.equal(y[~fires], expected[~fires])
+    assert (y[fires] != expected[fires]).flatten(1).any(1).all()
+    again = Genotype.from_json(genotype.to_json()).build(cut.block).eval()
+    again.load_state_dict(block.state_dict())
+    assert again.gate is not None and torch.equal(again(x), y)
+    whole = genotype.build(cut.block, neutral=True).eval()
+    whole.gate.load_state_dict(block.gate.state_dict())
+    assert torch.equal(whole(x), expected)
+
+
+@torch.no_grad()
+def test_training_a_gated_block_leaves_its_original_layers_alone():
+    cut, x, genotype, _ = searched()
+    block = replace(genotype, gated=True).build(cut.block)
+    before = copy.deepcopy(block.inherited.state_dict())
+    block.train()
+    block(x)
+    assert all(torch.equal(value, before[name]) for name, value in block.inherited.state_dict().items())
+    assert block.learns is block.added and block.added.training and genotype.build(cut.block).learns is not block.added
+
+
+def test_a_gated_genotype_says_so_in_its_file_and_its_drawing():
+    *_, genotype, _ = searched()
+    assert "gated" not in json.loads(genotype.to_json())
+    gated = replace(genotype, gated=True)
+    assert json.loads(gated.to_json())["gated"] is True and Genotype.from_json(gated.to_json()) == gated
+    page = gated._repr_html_()
+    assert "3 new operations for the images on which its gate fires" in page and "dil conv where the gate fires" in page
+    assert set(gated.partly) == {edge.key for edge, choice in zip(gated.graph.edges, gated.choices)
+                                 if edge.inherited is not None and choice != "original"}
+    with pytest.raises(ArchrepairError):
+        Genotype.from_json(gated.to_json().replace("true", "3"))
+
+
+def test_a_gated_block_can_be_exported():
+    cut, x, genotype, _ = searched()
+    block = replace(genotype, gated=True).build(cut.block)
+    fires = fired_on_half(block.gate, x)
+    network = cut.tail(block).eval().requires_grad_(False)
+    dynamic = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    assert fires.any() and torch.allclose(dynamic(x[:5]), network(x[:5]), atol=1e-5)

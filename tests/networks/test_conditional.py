@@ -13,8 +13,8 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.deploy.export import export_network
 from archrepair.nas.gate import Gate
 from archrepair.nas.operations import FILTERS
-from archrepair.networks.blocks import suffix_of
-from archrepair.networks.conditional import FORMS, REST, Beside, Conditional, make_expert, original_of, read_stages
+from archrepair.networks.blocks import first_of, get_block, replace_block
+from archrepair.networks.conditional import FORMS, REST, Beside, Conditional, expert_place, make_expert, original_of, read_stages
 from archrepair.networks.models import create_model
 from support.states import assert_same_state, state_of
 
@@ -76,9 +76,8 @@ def conditional(network: nn.Module, *blocks: str | None, form: str | list[str] =
         scores = gate.score(features).sort().values
         widest = int((scores[8:25] - scores[7:24]).argmax()) + 7
         gate.threshold.copy_((scores[widest] + scores[widest + 1]) / 2)
-        result.tap([block])
-        entering, rest = result.read(x)[1][f"{block}:input"], suffix_of(network, block)
-        expert = make_expert(form, result.original.get_submodule(block), entering, rest=rest)
+        result.tap([first_of(block)])
+        expert = make_expert(form, get_block(result.original, block), result.read(x)[1][f"{first_of(block)}:input"])
         own = {id(p) for p in result.original.parameters()}
         for parameter in expert.parameters():
             if id(parameter) not in own:
@@ -116,10 +115,7 @@ def test_images_that_fire_get_the_answer_of_the_network_with_the_expert_in_the_b
     result = conditional(network, block)
     answers, fired = result(IMAGES), result.fired >= 0
     branch = result.branches["repair0"]
-    static = copy.deepcopy(network)
-    parent, _, child = branch.block.rpartition(".")
-    setattr(static.get_submodule(parent), child, branch.expert)
-    assert torch.allclose(answers[fired], static(IMAGES)[fired], atol=1e-4)
+    assert torch.allclose(answers[fired], replace_block(network, branch.block, branch.expert)(IMAGES)[fired], atol=1e-4)
     assert (result._detours["repair0"].branch is None) == (name == "no clean cut")
 
 
@@ -148,9 +144,7 @@ def test_a_gate_that_is_not_sure_moves_the_logits_by_its_trust_and_spares_what_d
 @torch.no_grad()
 def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, form):
     x = torch.rand(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    rest = suffix_of(resnet, "layer2")
-    expert = make_expert(form, resnet.layer2, x, rest=rest)
-    assert torch.allclose(expert(x), rest(resnet.layer2(x)) if form == REST else resnet.layer2(x), atol=1e-6)
+    assert torch.allclose(make_expert(form, resnet.layer2, x)(x), resnet.layer2(x), atol=1e-6)
     result = conditional(resnet, "layer2", form=form)
     answers, fired = result(IMAGES), result.fired >= 0
     assert torch.equal(answers[~fired], resnet(IMAGES)[~fired]) and (answers[fired] != resnet(IMAGES)[fired]).any()
@@ -158,23 +152,43 @@ def test_every_form_of_expert_begins_as_the_block_and_adds_what_it_says(resnet, 
     assert result.describe()[0]["parameters"] == added + len(result.branches["repair0"].gate.weight) + 1
     whole = sum(p.numel() for p in resnet.layer2.parameters())
     filters = sum(p.numel() for name, p in result.named_parameters() if ".filter." in name)
-    if form == REST:
-        whole += sum(p.numel() for p in rest.parameters())
-    assert added == whole + filters if form in ("copy", REST, *FILTERS) else 0 < added < whole
+    assert added == whole + filters if form in ("copy", *FILTERS) else 0 < added < whole
     assert (filters > 0) == (form in FILTERS)
 
 
+@pytest.mark.parametrize("form", ["copy", "norm"])
+@pytest.mark.parametrize("block, inside", [
+    ("layer1..layer3", ("layer1.", "layer2.", "layer3.")), ("layer3..", ("layer3.", "layer4.", "fc."))])
 @torch.no_grad()
-def test_an_expert_from_a_block_to_the_end_gives_the_logits(resnet):
-    result = conditional(resnet, "layer3", form=REST)
-    answers, fired = result(IMAGES), result.fired >= 0
-    expected = result.branches["repair0"].expert(result.read(IMAGES)[1]["layer3:input"])
-    assert torch.allclose(answers[fired], expected[fired], atol=1e-4)
+def test_an_expert_for_several_blocks_has_parts_for_each(resnet, block, inside, form):
+    result = conditional(resnet, block, form=form)
+    answers, expected, fired = result(IMAGES), resnet(IMAGES), result.fired >= 0
+    assert torch.equal(answers[~fired], expected[~fired]) and (answers[fired] != expected[fired]).any(1).all()
+    static = replace_block(resnet, block, result.repairs()[0].expert)
+    assert torch.allclose(answers[fired], static(IMAGES)[fired], atol=1e-4)
+    own = {id(p) for p in resnet.parameters()} | {id(p) for p in result.original.parameters()}
+    changed = {name for name, p in static.named_parameters() if id(p) not in own and not torch.equal(p, resnet.get_parameter(name))}
+    norms = {name for name in changed if "bn" in name or "downsample.1" in name}
+    assert all(any(name.startswith(part) for name in changed) for part in inside if form == "copy" or part != "fc.")
+    assert all(name.startswith(inside) for name in changed) and (form == "copy" or changed == norms)
     again = Conditional.build(resnet, result.describe()).eval()
     again.load_state_dict(result.state_dict())
     assert torch.equal(again(IMAGES), answers)
-    with pytest.raises(ArchrepairError, match="what follows this block cannot be cut off"):
-        make_expert(REST, resnet.layer3, result.read(IMAGES)[1]["layer3:input"])
+    assert result.train()(IMAGES).shape == answers.shape
+
+
+def test_what_older_files_call_the_rest_is_a_span(resnet):
+    entry = conditional(resnet, "layer3..").describe()[0]
+    old = Conditional.build(resnet, [entry | {"block": "layer3", "form": REST}])
+    assert old.describe() == [entry | {"threshold": 0.0}]
+    assert {name.split(".")[0] for name, _ in old.branches["repair0"].expert.named_parameters()} == {"block", "suffix"}
+
+
+@pytest.mark.parametrize("block, form, message", [
+    ("layer1..layer2", "affine", "copy or norm"), ("layer3..layer1", "copy", "cannot be cut out"), ("layer1..layer9", "copy", "'layer9'")])
+def test_spans_that_cannot_be_are_one_line(resnet, block, form, message):
+    with pytest.raises(ArchrepairError, match=message):
+        get_block(resnet, expert_place(block, form)[0])
 
 
 def test_an_expert_of_normalization_layers_shares_the_rest_also_after_it_was_copied(resnet):
@@ -282,7 +296,7 @@ def test_threads_do_not_disturb_each_other(resnet):
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize("name, blocks, forms", [
-    ("resnet18", ["layer1", "layer3"], ["shrink", REST]), ("no clean cut", ["block1"], ["instance"])])
+    ("resnet18", ["layer1", "layer2..layer3"], ["shrink", "norm"]), ("no clean cut", ["block1"], ["instance"])])
 @torch.no_grad()
 def test_files_give_the_same_answers_for_256_images(name, blocks, forms, suffix, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -308,11 +322,10 @@ def test_files_give_the_same_answers_for_256_images(name, blocks, forms, suffix,
     assert torch.allclose(answers[clear], expected[clear], atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "no clean cut"])
+@pytest.mark.parametrize("name, block", [("resnet18", "layer2"), ("resnet18", "layer3.."), ("no clean cut", "block1")])
 @torch.no_grad()
-def test_a_file_holds_a_choice_whether_or_not_the_network_has_run_before(name):
-    network, block = NETWORKS[name][0](), NETWORKS[name][1]
-    result = conditional(network, block)
+def test_a_file_holds_a_choice_whether_or_not_the_network_has_run_before(name, block):
+    result = conditional(NETWORKS[name][0](), block)
     batch = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(result, (IMAGES[:4],), dynamic_shapes=batch)
     assert [node.target for node in program.graph.nodes].count(torch.ops.higher_order.cond) == 1

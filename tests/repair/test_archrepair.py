@@ -174,7 +174,7 @@ def test_the_winner_is_the_network_returned(_problem, result, monkeypatch, losse
         return SimpleNamespace(model=others[name], val_before=losses[0], val=losses[1 if name == "repaired" else 2], point=1.0,
                                history=SimpleNamespace(epochs=[]))
 
-    found = SimpleNamespace(genotype=result.genotype, block=torch.nn.Identity(), warnings=["a note"], history=[])
+    found = SimpleNamespace(genotype=result.genotype, block=torch.nn.Identity(), warnings=["a note"], history=[], touch=None)
     monkeypatch.setattr(module, "finetune", tune)
     monkeypatch.setattr(module, "search", lambda *arguments, **more: found)
     got = ArchRepair(**SETTINGS).repair(_problem.network, _problem.scenario.data)
@@ -186,6 +186,35 @@ def test_the_winner_is_the_network_returned(_problem, result, monkeypatch, losse
     assert got.validation == dict(zip(("original", "repaired", "control"), losses))
     fresh = changes(_problem.network.layer3.state_dict(), starts["control"].state_dict())  # as fresh as the searched block's
     assert fresh and all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in fresh)
+
+
+def test_a_search_of_conditional_candidates_touches_nothing_on_which_the_gate_does_not_fire(_problem, tmp_path):
+    data = _problem.scenario.data
+    negative = lambda images: dataclasses.replace(images, images=255 - images.batch(torch.arange(len(images))))
+    data = dataclasses.replace(data, failures=negative(data.failures), val_failures=negative(data.val_failures))
+    got = ArchRepair(**SETTINGS | {"search_options": {"candidates": "conditional"}}).repair(_problem.network, data)
+    network = got.candidates["repaired"]
+    x, fires = torch.cat([data.transform(part.batch(torch.arange(24))) for part in (data.train, data.failures)]), []
+    handle = network.layer3.register_forward_pre_hook(lambda block, arguments: fires.append(block.gate(arguments[0])[:, 0, 0, 0]))
+    with torch.no_grad():
+        answers, expected = network(x), _problem.network(x)
+    handle.remove()
+    assert 0 < int(fires[0].sum()) < 48 and torch.equal(answers[~fires[0]], expected[~fires[0]])
+    assert got.verdict.touch.n == len(data.val) and json.loads(got.genotype.to_json())["gated"] is True
+    returning(got, "repaired", model=network).save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path, _problem.network)(x), answers)
+
+
+def test_where_no_gate_can_tell_weights_are_repaired(_problem):
+    got = ArchRepair(**SETTINGS | {"search_options": {"candidates": "conditional"}}).repair(_problem.network, _problem.scenario.data)
+    assert got.genotype is None and got.warnings[0].startswith("weights only: no gate on what enters layer3 tells failures")
+
+
+def test_several_blocks_are_not_searched_but_their_weights_are_repaired(_problem):
+    got = ArchRepair(**SETTINGS | {"block": "layer3..layer4"}).repair(_problem.network, _problem.scenario.data)
+    assert got.genotype is None and "layer3..layer4 is several blocks" in got.warnings[0]
+    assert {name.partition(".")[0] for name in got.changed} <= {"layer3", "layer4"}
 
 
 def test_a_block_that_cannot_be_relaxed_is_repaired_by_its_weights(_problem, monkeypatch, tmp_path):

@@ -13,7 +13,8 @@ from archrepair.data.datasets import load_dataset
 from archrepair.data.images import concatenate
 from archrepair.data.pattern import Pattern
 from archrepair.data.scenario import RepairData, build_scenario
-from archrepair.deploy.gate_view import closing_lines
+from archrepair.deploy.gate_view import closing_lines, gate_section
+from archrepair.experiments.methods import TrueCorruption
 from archrepair.nas.gate import touch_limit
 from archrepair.networks.conditional import FORMS
 from archrepair.networks.models import create_model
@@ -23,6 +24,8 @@ from archrepair.repair.gatedata import Emulated, Ordinary, emulated, firing_rate
 from archrepair.repair.result import load
 from archrepair.repair.verdict import Verdict
 from archrepair.training.evaluation import evaluate, is_correct, predict
+from support.published import published_resnet
+from support.states import assert_same_state, state_of
 
 SETTINGS = dict(block="layer2", finetune_epochs=2, failure_views=4)
 
@@ -158,6 +161,16 @@ def test_failures_without_a_pattern_leave_the_network_alone(problem):
     assert "no gate tells these failures from other images" in closing_lines(result.to_dict(), {})[2]
 
 
+def test_clean_failures_of_a_public_network_have_no_pattern_and_stay():
+    network, transform, train, test = published_resnet(3000)
+    correct = is_correct(predict(network, test, transform), test.labels)
+    scenario = build_scenario(train.select(torch.arange(1500)), test, correct, transform=transform)
+    result = ConditionalRepair(blocks=("layer1", "layer3")).repair(network, scenario.data)
+    assert result.chosen == "original" and "no common pattern that a gate could see" in str(result.verdict)
+    assert len(scenario.data.val_failures) >= 10 and result.conditional["auroc"] < 0.85
+    assert_same_state(state_of(network), result.model)
+
+
 def test_trials_choose_the_place(problem, flat):
     "All blocks are tried for an epoch, the better ones for longer; the earliest is taken of those that come within reach of the best."
     settings = SETTINGS | {"block": None, "search_epochs": 3, "trial_images": 200, "finetune_epochs": 1, "control": False}
@@ -180,10 +193,34 @@ def test_trials_choose_the_form_as_well(problem, flat):
     settings = SETTINGS | {"form": "auto", "search_epochs": 1, "trial_images": 200, "finetune_epochs": 1, "control": False}
     result = ConditionalRepair(**settings).repair(problem.network, flat.data)
     trials = result.conditional["trials"]
-    assert {trial["form"] for trial in trials} == set(FORMS) and {trial["block"] for trial in trials} == {"layer2"}
-    chosen = result.candidates["repaired"].branches["pattern1"].form
-    losses = {trial["form"]: trial["loss"] for trial in trials}
-    assert losses[chosen] <= 1.5 * min(losses.values())
+    losses = {(trial["block"], trial["form"]): trial["loss"] for trial in trials}
+    assert losses.keys() == {*(("layer2", form) for form in FORMS), ("layer2..layer3", "copy"), ("layer2..", "copy")}
+    chosen = result.candidates["repaired"].branches["pattern1"]
+    assert losses[chosen.block, chosen.form] <= 1.5 * min(losses.values())
+
+
+def test_several_blocks_are_repaired_as_one(problem, flat, tmp_path):
+    result = ConditionalRepair(**SETTINGS | {"block": "layer2..layer3", "finetune_epochs": 1}).repair(problem.network, flat.data)
+    parts = lambda names: {name.partition(".")[0] for name in names}
+    control = dict(result.candidates["control"].named_parameters())
+    assert parts(name for name, p in problem.network.named_parameters() if not torch.equal(p, control[name])) == {"layer2", "layer3"}
+    assert accuracies(result.model, flat)["held_out"] > accuracies(problem.network, flat)["held_out"] + 5
+    assert result.block == result.to_dict()["conditional"]["branches"][0]["block"] == "layer2..layer3"
+    x = flat.data.transform(flat.test.batch(torch.arange(8)))
+    result.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path, problem.network)(x), result.model(x))
+    assert "layer2..layer3" in result.report(tmp_path / "report.html").read_text()
+
+
+def test_the_localizer_votes_for_single_blocks_and_the_rest_of_each_is_tried(problem, flat):
+    settings = {"block": None, "blocks": ("layer3", "layer4", "layer3..layer4"), "form": "rest", "search_epochs": 1, "trial_images": 100,
+                "finetune_epochs": 1, "control": False}
+    result = ConditionalRepair(**SETTINGS | settings).repair(problem.network, flat.data)
+    assert {(trial["block"], trial["form"]) for trial in result.conditional["trials"]} == {("layer3..", "copy"), ("layer4..", "copy")}
+    assert set(result.localization.blocks) == {"layer3", "layer4"}
+    branch = result.candidates["repaired"].branches["pattern1"]
+    assert branch.block == result.block and branch.block.endswith("..") and result.config["form"] == "rest"
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +319,15 @@ def test_small_experts_are_trained_and_nothing_else(problem, flat, form):
         assert (repaired(x) != problem.network(x)).any()
 
 
+def test_an_emulator_of_ones_own_is_used_and_named(problem, flat):
+    settings = SETTINGS | {"finetune_epochs": 1, "control": False}
+    for emulator, name in ((lambda images, generator: images / 2, "custom"), (TrueCorruption("contrast", 3), TrueCorruption.name)):
+        result = ConditionalRepair(**settings, emulator=emulator).repair(problem.network, flat.data)
+        record = json.loads(json.dumps(result.to_dict()))
+        assert record["conditional"]["emulator"] == record["config"]["emulator"] == name
+        assert f"learned from emulated images ({name})" in str(gate_section(record, {}))
+
+
 def test_emulated_images_are_new_each_time_they_are_read(flat):
     data = flat.data
     pattern = Pattern.of(load_dataset("digits:gaussian_noise:3", "test"), data.train, emulator="spectral")
@@ -313,7 +359,9 @@ def test_settings_out_of_range_are_one_line(settings, message):
 
 
 @pytest.mark.parametrize("settings, message", [({"block": "layer9"}, "layer9"), ({"emulator": "spectrl"}, "spectral"),
-                                               ({"block": "layer2", "label": "a.b"}, "cannot be the name")])
+                                               ({"block": "layer2", "label": "a.b"}, "cannot be the name"),
+                                               ({"block": "layer2..layer1"}, "cannot be cut out"),
+                                               ({"block": "layer2..layer3", "form": "affine"}, "expected copy or norm")])
 def test_what_does_not_fit_the_network_is_one_line(problem, flat, settings, message):
     with pytest.raises(ArchrepairError, match=message):
         ConditionalRepair(**{"finetune_epochs": 1, "control": False} | settings).repair(problem.network, flat.data)

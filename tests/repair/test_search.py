@@ -1,5 +1,6 @@
 "Strategies and the search: what moves, what cannot, and that the same seed gives the same block."
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.data.pattern import Pattern
 from archrepair.nas.genotype import Genotype
 from archrepair.nas.operations import CANDIDATES
+from archrepair.nas.reading import CannotRelax
 from archrepair.repair.blockdata import prepare
 from archrepair.repair.gatedata import Ordinary
-from archrepair.repair.search import search
+from archrepair.repair.search import Relaxed, search
 from support.searches import quick, setting, started
 
 SEP, SKIP = CANDIDATES.index("sep_conv"), CANDIDATES.index("skip")
@@ -178,3 +180,32 @@ def test_mistakes_are_one_line():
     for options, message in (({"strategy": "genetic"}, "unknown strategy"), ({"warmup": 1.0}, "warmup"), ({"level": "x"}, "level")):
         with pytest.raises(ArchrepairError, match=message):
             quick(**options)
+
+
+@pytest.fixture(scope="module")
+def negatives():
+    "A network that fails on negatives, which a gate can tell from other images."
+    model, data, _ = setting()
+    negative = lambda images: replace(images, images=255 - images.batch(torch.arange(len(images))))
+    return prepare(model, "layer3", replace(data, failures=negative(data.failures), val_failures=negative(data.val_failures)))
+
+
+@pytest.mark.parametrize("strategy, options", [("pc-darts", {}), ("darts", {"order": 2}), ("darts", {"order": "fd"}), ("snas", {}),
+                                               ("bayesnas", {})])
+@torch.no_grad()
+def test_conditional_candidates_leave_the_block_to_all_images_on_which_the_gate_does_not_fire(negatives, strategy, options):
+    with torch.enable_grad():
+        result = search(negatives, strategy=strategy, strategy_options=options, candidates="conditional", epochs=2, batch_size=32)
+    parts = [negatives.parts[name].batch(torch.arange(24)) for name in ("train", "failures")]
+    x, original = torch.cat(parts), negatives.split.block
+    fires = result.block.gate(x)[:, 0, 0, 0]
+    assert fires[24:].float().mean() > 0.8 and fires[:24].float().mean() < 0.2
+    assert torch.equal(result.block.eval()(x)[~fires], original(x)[~fires]) and result.genotype.gated
+    relaxed = Relaxed(result.supernet, result.strategy, result.block.gate).eval()
+    assert torch.equal(relaxed(x)[~fires], original(x)[~fires])
+    assert (result.path[0] != result.path[-1]).any() and result.touch.n == len(negatives.parts["val"])
+
+
+def test_conditional_candidates_need_a_gate_that_can_tell():
+    with pytest.raises(CannotRelax, match="no gate on what enters layer3 tells failures from other images"):
+        quick(candidates="conditional")

@@ -8,11 +8,10 @@ from torch.nn.functional import cross_entropy
 from archrepair.core.errors import ArchrepairError
 from archrepair.data.pattern import Pattern
 from archrepair.nas.operations import FILTERS
-from archrepair.networks.blocks import Tail, suffix_of
-from archrepair.networks.conditional import FORMS, REST, make_expert, own_parameters
+from archrepair.networks.conditional import FORMS, make_expert, own_parameters
 from archrepair.repair.finetuning import PRESETS
 from archrepair.repair.gatedata import Ordinary
-from archrepair.repair.trials import SMALL, Material, Training, Trials, suitable_forms
+from archrepair.repair.trials import SMALL, Material, Training, Trials, suitable_places
 from archrepair.training.cost import CostMeter
 from archrepair.training.evaluation import predict
 
@@ -82,31 +81,27 @@ def test_what_begins_at_nothing_learns_faster_and_nothing_is_left_out(problem, f
     training = training_of(problem)
     block = problem.network.layer2
     entering = torch.rand(2, block[0].conv1.in_channels, 16, 16)
-    expert = make_expert(form, block, entering, rest=suffix_of(problem.network, "layer2"))
+    expert = make_expert(form, block, entering)
     groups = training._groups(expert, form)
     rates = {id(p): group["lr"] / training.recipe.lr for group in groups for p in group["params"]}
     assert rates.keys() == {id(p) for p in own_parameters(expert, form)} and sum(len(group["params"]) for group in groups) == len(rates)
     if form in FILTERS:
         assert all(rates[id(p)] == (SMALL if name.startswith("filter.") else 1) for name, p in expert.named_parameters())
     else:
-        assert set(rates.values()) == {1 if form in ("copy", REST) else SMALL}
+        assert set(rates.values()) == {1 if form == "copy" else SMALL}
 
 
 def test_losses_are_those_of_the_network_with_the_expert_in_it(problem):
     data = Material(problem.scenario.data, Ordinary.of(problem.scenario.data), pattern_of_none(problem)).trial(100)
     training = training_of(problem)
-    copied = training.run(("layer3", "copy"), data, epochs=1)
-    logits = predict(copied.tuned.model, data.val, data.transform)
-    assert torch.allclose(copied.losses(), cross_entropy(logits, data.val.labels, reduction="none"), atol=1e-4)
-    rest = training.run(("layer3", REST), data, epochs=1)
-    entering = rest.prepared.parts["val"].batch(torch.arange(len(data.val)))
-    with torch.no_grad():
-        logits = rest.expert(entering)
-    assert logits.shape == (len(data.val), len(data.train.classes))
-    assert torch.allclose(rest.losses(), cross_entropy(logits, data.val.labels, reduction="none"), atol=1e-4)
-    changed = {name.partition(".")[0] for name, p in rest.expert.named_parameters()
-               if not torch.equal(p, dict(Tail(problem.network.layer3, suffix_of(problem.network, "layer3")).named_parameters())[name])}
-    assert changed == {"block", "suffix"}
+    original = dict(problem.network.named_parameters())
+    places = {"layer3": {"layer3"}, "layer1..layer3": {"layer1", "layer2", "layer3"}, "layer3..": {"layer3", "layer4", "fc"}}
+    for block, parts in places.items():
+        trained = training.run((block, "copy"), data, epochs=1)
+        logits = predict(trained.tuned.model, data.val, data.transform)
+        assert torch.allclose(trained.losses(), cross_entropy(logits, data.val.labels, reduction="none"), atol=1e-4)
+        changed = {name for name, p in trained.tuned.model.named_parameters() if not torch.equal(p, original[name])}
+        assert {name.partition(".")[0] for name in changed} == parts
 
 
 def pattern_of_none(problem) -> Pattern:
@@ -116,7 +111,11 @@ def pattern_of_none(problem) -> Pattern:
 
 def test_forms_that_do_not_suit_a_block_are_left_out(problem, monkeypatch):
     x = torch.rand(2, 3, 32, 32)
-    assert suitable_forms(problem.network, "layer2", x) == list(FORMS)
+    spans = [("layer2..layer3", "copy"), ("layer2..", "copy")]
+    assert suitable_places(problem.network, "layer2", x) == [("layer2", form) for form in FORMS] + spans
+    assert suitable_places(problem.network, "layer4", x)[-1] == ("layer4..", "copy")
+    expected = [("layer2..layer3", "copy"), ("layer2..layer3", "norm"), ("layer2..", "copy")]
+    assert suitable_places(problem.network, "layer2..layer3", x) == expected
 
     def picky(form, *args, **more):
         if form == "norm":
@@ -124,4 +123,4 @@ def test_forms_that_do_not_suit_a_block_are_left_out(problem, monkeypatch):
         return make_expert(form, *args, **more)
 
     monkeypatch.setattr("archrepair.repair.trials.make_expert", picky)
-    assert suitable_forms(problem.network, "layer2", x) == [form for form in FORMS if form != "norm"]
+    assert suitable_places(problem.network, "layer2", x) == [("layer2", form) for form in FORMS if form != "norm"] + spans
