@@ -246,11 +246,16 @@ class Search:
         self._begin()
 
     def state_dict(self) -> dict:
-        return {"queue": self.queue, "loss": self.loss, "visits": self.visits, "epochs": self.epochs}
+        return {"queue": self.queue, "loss": self.loss, "visits": self.visits, "epochs": self.epochs, "counts": self.counts,
+                "confusions": dict(self.confusions.counts)}
 
     def load_state_dict(self, state: dict) -> None:
         self.queue, self.loss = state["queue"].to(self.device), state["loss"].to(self.device)
         self.visits, self.epochs = state["visits"], state["epochs"]
+        self._begin()
+        if "counts" in state:  # earlier versions wrote checkpoints between two epochs only
+            self.counts = state["counts"].to(self.device)
+            self.confusions.counts.update(state["confusions"])
 
 # %% ../../nbs/baselines/sensei.ipynb #e28ea57d
 def _epoch_entry(epoch: int, counts: Tensor) -> dict:

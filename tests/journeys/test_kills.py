@@ -19,10 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from archrepair.core.paths import Holder, Lock
 from support import ROOT
-from support.faults import PLACES, call, debris, die_at, finish, fork, furnish, records, start
+from support.faults import PLACES, call, debris, die_at, finish, fork, furnish, records, start, stop_in
 
 TIMES = int(os.environ.get("FAULTS", "0"))  # for each place to die; 0: the short form
 SURVIVED: Counter[str] = Counter()
@@ -145,6 +146,16 @@ def test_a_worker_that_is_told_to_stop_does_so_in_five_seconds(place):
     assert finish(worker) == 75 and time.monotonic() - asked < 5
     assert "the same command goes on from there" in place.log.read_text()
     assert not [name for name in debris(place.home) if "others" not in name and not name.endswith(".checkpoints")]
+    place.again()
+
+
+@pytest.mark.parametrize("where", ["search", "fine-tuning"])
+def test_an_epoch_that_takes_too_long_is_saved_as_far_as_it_has_come(place, where):
+    "SIGTERM comes in a step whose successors would take an hour each; what goes on from there ends with the undisturbed record."
+    assert call(place.home, *place.job, prepare=partial(stop_in, where)) == 75
+    assert time.time() - float((place.home / "asked").read_text()) < 5
+    checkpoint = place.record.with_suffix(".checkpoints") / {"search": "search.pt", "fine-tuning": "finetune.pt"}[where]
+    assert torch.load(checkpoint, weights_only=True)["place"]["steps"] == 1
     place.again()
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,21 @@ def _half(number: int, where: str, ending: str) -> None:
 def _in_finetuning(number: int) -> None:
     "Die in a step of fine-tuning, which begins when the search is over."
     _at_call("archrepair.repair.archrepair", "finetune", 1, lambda: _at_call("archrepair.training.fit", "_Run.step", number))
+
+
+def _ask_and_slow_down() -> None:
+    "Get SIGTERM in a step, whose successors would take an hour each."
+    import archrepair.training.fit as fit
+
+    fit._Run.step = lambda *arguments: time.sleep(3600)
+    Path(os.environ["ARCHREPAIR_HOME"], "asked").write_text(str(time.time()))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_in(stage: str) -> None:
+    "Be told to stop in the first step of the search or of fine-tuning."
+    ask = lambda: _at_call("archrepair.training.fit", "_Run.step", 1, _ask_and_slow_down)
+    ask() if stage == "search" else _at_call("archrepair.repair.archrepair", "finetune", 1, ask)
 
 
 PLACES: dict[str, Callable[[int], None]] = {
