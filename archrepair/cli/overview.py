@@ -18,6 +18,7 @@ __all__ = ['Results', 'Watch', 'Every', 'TableFile', 'status_command', 'collect_
 # %% ../../nbs/cli/09_overview.ipynb #b8c7135f
 from .console import print_json, say, show
 from .options import Json
+from ..core.progress import spoken
 from ..core.settings import Within
 
 # %% ../../nbs/cli/09_overview.ipynb #6797f8bf
@@ -27,12 +28,11 @@ Every = Annotated[float, Within(0.2), typer.Option(help="seconds between two loo
 TableFile = Annotated[Path | None, typer.Option("--out", "-o", help="file to write, .csv or .parquet; default: results.csv in the folder")]
 
 
-def _spoken_age(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
 def status_command(outputs: Results = None, watch: Watch = False, every: Every = 5.0, as_json: Json = False) -> None:
-    "What is recorded in a folder of results, and which runs are under way or were stopped; with --watch until you interrupt it."
+    """What is recorded in a folder of results, which runs are under way or were stopped, and how long what is to do will take.
+
+    With --watch until you interrupt it.
+    """
     while True:
         _say_status(outputs, as_json)
         if not watch:
@@ -41,28 +41,41 @@ def status_command(outputs: Results = None, watch: Watch = False, every: Every =
 
 
 def _say_status(outputs: Path | None, as_json: bool) -> None:
-    from archrepair.experiments.overview import failures, look_at, place_of_record
+    from archrepair.experiments.overview import Outlook, failures, look_at, place_of_record, planned
 
     finished, runs = look_at(outputs)
-    failed = failures(outputs)
-    counts = Counter(place_of_record(path) for path in finished)
+    failed, plan = failures(outputs), planned(outputs)
+    outlook, counts = Outlook(finished if runs or plan else ()), Counter(place_of_record(path) for path in finished)
+    left = {run.path: outlook.left(run) for run in runs}
+    waiting = set(plan) - set(finished) - set(left) - set(failed)
+    expected = [*left.values(), *map(outlook.whole, waiting)]
+    total, unknown = sum(seconds for seconds in expected if seconds is not None), expected.count(None)
     if as_json:
         return print_json({"finished": len(finished), "records": [{**dict(zip(("tier", "dataset", "network", "method"), place)), "n": n}
                                                                   for place, n in counts.items()],
                            "runs": [{"record": str(run.path), "stage": run.stage, "age": round(run.age), "stopped": run.stopped,
-                                     "process": str(run.holder or "")} for run in runs],
-                           "failed": [{"record": str(path), "reason": reason} for path, reason in failed.items()]})
+                                     "process": str(run.holder or ""), "left": left[run.path]} for run in runs],
+                           "failed": [{"record": str(path), "reason": reason} for path, reason in failed.items()],
+                           "planned": len(plan), "to_do": len(expected), "seconds": total, "not_estimated": unknown})
     places = sorted({place[:3] for place in counts})
     show(f"{len(finished):,} records", ["results", "records", "methods"],
          [["/".join(place), sum(n for key, n in counts.items() if key[:3] == place), sum(key[:3] == place for key in counts)]
           for place in places])
     if runs:
         show(f"{sum(not run.stopped for run in runs)} under way, {sum(run.stopped for run in runs)} stopped (a second call resumes them)",
-             ["run", "stage", "last heard of", "state"],
-             [["/".join((*place_of_record(run.path)[:3], run.path.stem)), run.stage, _spoken_age(run.age),
+             ["run", "stage", "last heard of", "left", "state"],
+             [["/".join((*place_of_record(run.path)[:3], run.path.stem)), run.stage, spoken(run.age), _spoken_or_unknown(left[run.path]),
                "stopped" if run.stopped else f"runs: {run.holder}" if run.holder else "runs"] for run in runs])
+    if expected:
+        known = f"about {spoken(total)} for one worker" if unknown < len(expected) else "nothing is known yet of how long they take"
+        say(f"to do: {len(expected):,} runs{f' of {len(plan):,} planned' if plan else ''}, {known}"
+            + (f", without {unknown:,} of which nothing is known yet" if 0 < unknown < len(expected) else ""))
     for path, reason in failed.items():
         say(f"failed: {'/'.join((*place_of_record(path)[:3], path.stem))}: {reason}")
+
+
+def _spoken_or_unknown(seconds: float | None) -> str:
+    return "unknown" if seconds is None else spoken(seconds)
 
 
 def collect_command(outputs: Results = None, out: TableFile = None, as_json: Json = False) -> None:

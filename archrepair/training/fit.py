@@ -171,7 +171,6 @@ class _Run:
         self.portions = Portions(_least_rows(trainable), divisible=ranks.alone)
         self.state = {"optimizer": self.optimizer, **extra}
         self.history, self.weights = History(), copy.deepcopy(tensors_of(model))
-        self.may_be_stopped = False
         self.place: dict[str, Any] | None = None  # how far an epoch that was interrupted has come
         self.before_slow_step: dict[str, Any] | None = None  # a checkpoint of that moment
         self.epoch_start: dict[str, Any] | None = None  # where an epoch in bf16 would be repeated from
@@ -249,7 +248,7 @@ class _Run:
                 self.meter.add(size, size, self.share)
                 total += loss * size
                 advance(1, epoch=epoch, loss=loss)
-                slow = self.may_be_stopped and time.perf_counter() - step_started > SLOW
+                slow = STOP.is_answered and time.perf_counter() - step_started > SLOW
                 if STOP.error is not None or slow:
                     self.place = self._place_after(number + 1, total, started)
                 if STOP.error is not None:
@@ -262,10 +261,7 @@ class _Run:
         return {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
 
     def _place_after(self, steps: int, total: Tensor, started: float) -> dict[str, Any] | None:
-        """How far an epoch has come, for a checkpoint in the middle of it: its steps, the sum of their losses, and the random stream.
-
-        None where it has to be begun again: several processes would have to agree on a step, and a repeated epoch starts like the first.
-        """
+        "How far an epoch has come; None where it would be begun again: among processes that stop at different steps, or if it is repeated."
         if not self.ranks.alone or self.precision != self.recipe.precision:
             return None
         streams = [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
@@ -281,8 +277,7 @@ class _Run:
 
     def train_safely(self, epoch: int, *callbacks: Any) -> dict:
         "`train_epoch`, and where bfloat16 had a loss that is not finite, the same epoch once more in float32."
-        snapshot = self.place["start"] if self.place else self.snapshot() if self.precision == "bf16" else None
-        self.epoch_start = snapshot
+        snapshot = self.epoch_start = self.place["start"] if self.place else self.snapshot() if self.precision == "bf16" else None
         entry = self.train_epoch(epoch, *callbacks)
         if snapshot is None or math.isfinite(entry["loss"]):
             return entry
@@ -353,12 +348,8 @@ def _resume(run: _Run, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _saved_if_stopped(run: _Run, path: Path | None) -> Iterator[None]:
+def _saved_if_stopped(run: _Run, path: Path) -> Iterator[None]:
     "Inside, a request to stop is answered between two steps: what the epoch has learned so far is saved first."
-    if path is None:
-        yield
-        return
-    run.may_be_stopped = True
     try:
         with STOP.answered():
             yield
@@ -408,7 +399,8 @@ def fit(
     elif validate:
         run.history.epochs.append({"epoch": 0, "val": ranks.agree(validate())})
     history, first = run.history, run.history.next_epoch
-    with track(what, max(0, recipe.epochs - first + 1) * run.steps) as advance, _saved_if_stopped(run, path):
+    stoppable = _saved_if_stopped(run, path) if path is not None else contextlib.nullcontext()
+    with track(what, max(0, recipe.epochs - first + 1) * run.steps) as advance, stoppable:
         for epoch in range(first, recipe.epochs + 1):
             if history.is_over(recipe.patience):
                 break

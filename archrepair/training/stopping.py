@@ -13,28 +13,31 @@ __all__ = ['STOP', 'StopRequest']
 
 # %% ../../nbs/training/11_stopping.ipynb #5b7e1f04
 class StopRequest:
-    "That this process shall end, for the training under way to answer between two steps."
+    """That this process shall end, for the training under way to answer between two steps.
+
+    `error` is what it is to end with (None: nobody has asked); `is_answered` while a training listens, `is_saving` while it writes a file.
+    """
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
-        self.is_saving = self._is_answered = False
+        self.is_saving = self.is_answered = False
 
     def ask(self, error: BaseException) -> bool:
         "Let the training under way save its state and then raise `error`; False where none would, and `error` is for the caller to raise."
-        if self._is_answered:
+        if self.is_answered:
             self.error = error
-        return self._is_answered
+        return self.is_answered
 
     @contextlib.contextmanager
     def answered(self) -> Iterator[None]:
         "Inside, a training raises `error` where it can be saved; in the end it is raised in any case."
-        self._is_answered = True
+        self.is_answered = True
         try:
             yield
             if self.error is not None:
                 raise self.error
         finally:
-            self._is_answered, self.error = False, None
+            self.is_answered, self.error = False, None
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
