@@ -16,7 +16,8 @@ import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,13 +83,14 @@ def look_at(outputs: Path | None = None) -> tuple[list[Path], list[Run]]:
             path = Path(folder, name).with_suffix(".json")
             runs.append(Run(path, *_checkpoints(Path(folder, name), now), Holder.read(Lock(path).file)))
             subfolders.remove(name)
-    return sorted(finished), sorted(runs, key=lambda run: run.path)
+    return sorted(finished, key=os.fspath), sorted(runs, key=lambda run: run.path)
 
 
 def failures(outputs: Path | None = None) -> dict[Path, str]:
     "Why runs of workers have failed, in one line each, by the paths that their records would have."
     reasons = {}
-    for path in sorted((outputs or home() / "outputs").rglob("*.failed")):
+    paths = [Path(folder, name) for folder, _, files in os.walk(outputs or home() / "outputs") for name in files if name.endswith(".failed")]
+    for path in sorted(paths):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             reasons[path.with_suffix(".json")] = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
     return reasons
@@ -299,8 +301,8 @@ def collect(outputs: Path | None = None) -> list[Row]:
 
 def csv_of(kind: Any, rows: Iterable[Any]) -> str:
     "Dataclasses of one `kind` as CSV, with a line of names first."
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[field.name for field in fields(kind)], *map(astuple, rows)])
+    text, names = io.StringIO(), [field.name for field in fields(kind)]
+    csv.writer(text, lineterminator="\n").writerows([names, *map(attrgetter(*names), rows)])
     return text.getvalue()
 
 
@@ -315,7 +317,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
 
         try:
             buffer = io.BytesIO()
-            pd.DataFrame([astuple(row) for row in rows], columns=names).to_parquet(buffer, index=False)
+            pd.DataFrame(map(attrgetter(*names), rows), columns=names).to_parquet(buffer, index=False)
         except ImportError:
             raise ArchrepairError("Parquet needs pyarrow, which is not installed; write CSV: --out results.csv") from None
         return write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))

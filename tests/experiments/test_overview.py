@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -109,19 +110,37 @@ def test_a_broken_record_is_named_and_the_others_are_collected(outputs):
         list(rows_of(Record({"method": "mode"}, {}, {}, {})))
 
 
-def test_status_opens_no_finished_record_and_needs_no_torch(tmp_path):
-    "Of a sweep of 3,000 runs, in a process of its own; what the files hold does not matter. Another is under way, and 50 are planned."
+LOOK = """
+import json, sys
+seen = {"open": [], "os.scandir": []}
+
+def note(event, arguments):
+    if event in seen and str(arguments[0]).startswith(sys.argv[1]):
+        seen[event].append(str(arguments[0]).removeprefix(sys.argv[1]))
+
+sys.addaudithook(note)
+from archrepair.cli.app import app
+from typer.testing import CliRunner
+print(json.dumps({"shown": CliRunner().invoke(app, ["status", sys.argv[1]]).output, "torch": "torch" in sys.modules, **seen}))
+"""
+
+
+def test_a_look_opens_one_record_of_a_kind_lists_folders_a_few_times_and_needs_no_torch(tmp_path):
+    "Of a sweep of 3,000 runs, in a process of its own. Another is under way, and 61 are planned, of which 10 are recorded."
+    records, name = tmp_path / "lite" / "records" / "cifar10", "mode-localized-clean-s{}.json"
     for network in range(30):
-        folder = tmp_path / "lite" / "records" / "cifar10" / f"net{network}"
-        folder.mkdir(parents=True)
+        (records / f"net{network}").mkdir(parents=True)
         for seed in range(100):
-            (folder / f"mode-localized-clean-s{seed}.json").touch()
-    begin(tmp_path / "lite" / "records" / "cifar10" / "net0" / "mode-localized-clean-s100.json", Work(300.0, 30.0))
-    plan(tmp_path / "lite", [f"cifar10/net0/mode-localized-clean-s{seed}.json" for seed in range(90, 151)])
-    code = ("import sys; from archrepair.cli.app import app; from typer.testing import CliRunner; "
-            "r = CliRunner().invoke(app, ['status', sys.argv[1]]); print(r.output); print('torch' in sys.modules)")
-    shown = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert "3,000 records" in shown and "to do: 51 runs of 61 planned" in shown and shown.strip().endswith("False")
+            (records / f"net{network}" / name.format(seed)).touch()
+    begin(records / "net0" / name.format(100), Work(300.0, 30.0))
+    plan(tmp_path / "lite", [f"cifar10/net0/{name.format(seed)}" for seed in range(90, 151)])
+    done = subprocess.run([sys.executable, "-c", LOOK, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    look = json.loads(done.stdout)
+    assert "3,000 records" in look["shown"] and "to do: 51 runs of 61 planned" in look["shown"] and not look["torch"]
+    opened = [Path(path).name for path in look["open"]]
+    assert sorted(opened) == sorted([f"{name.format(100)}.lock", "run.json", "run.json", "training-0.pt", "grid-0123456789abcdef.json",
+                                     name.format(99)])
+    assert max(Counter(look["os.scandir"]).values()) <= 4
 
 
 # --- time left
