@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--part 0.9] [--keep DIR]
 
 Snakemake plans the grid of workflow/full.yaml in a folder of its own. That `--part` of its records is then written there, each with what a
-stored record of its method holds (of another where none is stored), and a few runs are left as if they were under way. Every command runs in
-a process of its own. `--keep` takes a folder that stays; by default it is a temporary one.
+stored record of its method holds (of another where none is stored), and a few runs are left as if they were under way. Every command runs
+in a process of its own. `--keep` takes a folder that stays; by default it is a temporary one.
 """
 from __future__ import annotations
 

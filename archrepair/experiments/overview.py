@@ -88,9 +88,8 @@ def look_at(outputs: Path | None = None) -> tuple[list[Path], list[Run]]:
 
 def failures(outputs: Path | None = None) -> dict[Path, str]:
     "Why runs of workers have failed, in one line each, by the paths that their records would have."
-    reasons = {}
-    paths = [Path(folder, name) for folder, _, files in os.walk(outputs or home() / "outputs") for name in files if name.endswith(".failed")]
-    for path in sorted(paths):
+    reasons, walk = {}, os.walk(outputs or home() / "outputs")
+    for path in sorted(Path(folder, name) for folder, _, files in walk for name in files if name.endswith(".failed")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             reasons[path.with_suffix(".json")] = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
     return reasons
