@@ -34,11 +34,14 @@ def run(arguments: argparse.Namespace, method: str, threads: int, folder: Path) 
 
 
 def distance(one: Record, other: Record) -> str:
-    "How far two records are apart: the largest difference of an accuracy before and after, in points, and what was decided otherwise."
+    "How far two records are apart: in accuracies before and after (points), in validation losses, and in what was decided."
     largest = lambda when: max(abs(one.accuracy(name, when) - other.accuracy(name, when)) for name in one.metrics[when])
-    decisions = [name for name in ("block", "chosen", "genotype") if one.repair.get(name) != other.repair.get(name)]
+    losses = max(abs(loss - other.repair["validation"][name]) for name, loss in one.repair["validation"].items())
+    choices = lambda record: (record.repair["genotype"] or {}).get("choices")
+    decisions = [name for name in ("block", "chosen") if one.repair[name] != other.repair[name]]
+    decisions += ["genotype"] * (choices(one) != choices(other))
     same = "the same" if one.digest == other.digest else "another"
-    return f"{same} | {largest('before'):.2f} | {largest('after'):.2f} | {', '.join(decisions) or 'none'}"
+    return f"{same} | {largest('before'):.2f} | {largest('after'):.2f} | {losses:.5f} | {', '.join(decisions) or 'none'}"
 
 
 def main() -> None:
@@ -50,7 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 1, 2])
     parser.add_argument("--own-originals", action="store_true")
     arguments = parser.parse_args()
-    print("| method | threads | beside | digest | before, points | after, points | other decisions |\n|---|---|---|---|---|---|---|")
+    print("| method | threads | beside | digest | before, points | after, points | losses | other decisions |\n|---|---|---|---|---|---|---|---|")
     for method in arguments.method or METHODS:
         with tempfile.TemporaryDirectory() as name:
             folders = [Path(name, str(number)) for number in range(len(arguments.threads))]

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from archrepair.core.paths import Holder, Lock
+from archrepair.experiments.cells import Record
 from support import ROOT
 from support.faults import PLACES, call, debris, die_at, finish, fork, furnish, records, start, stop_in
 
@@ -99,12 +100,25 @@ def kill_at(place, where: str, number: int) -> None:
 
 # --- killed
 
-def test_a_worker_that_is_killed_again_and_again(place):
-    "In the search, in a checkpoint, in fine-tuning, in the record: each call goes on where the one before was killed."
-    for where, number in (("search", 2), ("checkpoint", 500), ("fine-tuning", 2), ("record", 500)):
+def test_a_worker_that_is_killed_again_and_again(place, undisturbed):
+    "In training, in the search, in a checkpoint, in fine-tuning, in the record: each call goes on where the one before was killed."
+    original, = place.home.glob("outputs/smoke/originals/*-s0.safetensors")
+    original.unlink()
+    for where, number in (("training", 4), ("search", 2), ("checkpoint", 500), ("fine-tuning", 2), ("record", 500)):
         kill_at(place, where, number)
     assert not place.record.exists()
     place.again()
+    assert Record.read(place.record).digest == Record.read(undisturbed.home / undisturbed.record).digest
+
+
+def test_another_number_of_threads_is_in_the_record_and_changes_little(place, undisturbed):
+    "Sums of another order: no more than two images of a set are answered otherwise. Measured: none (docs/reliability.md)."
+    assert call(place.home, *place.job, "--threads", 2) == 0, place.log.read_text()
+    one, two = Record.read(undisturbed.home / undisturbed.record), Record.read(place.record)
+    assert (one.versions["threads"], two.versions["threads"]) == ("1", "2")
+    for when in ("before", "after"):
+        for name, score in one.metrics[when].items():
+            assert abs(score["accuracy"] - two.accuracy(name, when)) <= 100 * 2.5 / score["n"]
 
 
 @long
@@ -236,7 +250,6 @@ def test_damages(place, name, how):
 def test_a_damaged_original_is_trained_again(tmp_path, how):
     home = tmp_path / "home"
     job = furnish(home)
-    shutil.rmtree(home / "outputs")
     assert call(home, *job) == 0
     expected = records(home)
     original, = home.glob("outputs/smoke/originals/*.safetensors")
