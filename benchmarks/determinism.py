@@ -1,9 +1,10 @@
 """Is a record the same in another process and with another number of threads, and how far apart is it where it is not?
 
-    python benchmarks/determinism.py [--tier smoke] [--model resnet18] [--dataset auto] [--method METHOD ...] [--threads 1 1 2] [--own-originals]
+    python benchmarks/determinism.py [--tier smoke] [--model resnet18] [--dataset auto] [--method METHOD ...]
+                                     [--threads 1 1 2] [--own-originals]
 
-Each cell is run once for each number of threads, in a process and a folder of its own. The first trains the original, which the others take over;
-with --own-originals each of them trains its own.
+Each cell is run once for each number of threads, in a process and a folder of its own. The first trains the original, which the others take
+over; with --own-originals each of them trains its own.
 """
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 1, 2])
     parser.add_argument("--own-originals", action="store_true")
     arguments = parser.parse_args()
-    print("| method | threads | beside | digest | before, points | after, points | losses | other decisions |\n|---|---|---|---|---|---|---|---|")
+    columns = ("method", "threads", "beside", "digest", "before, points", "after, points", "losses", "other decisions")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for method in arguments.method or METHODS:
         with tempfile.TemporaryDirectory() as name:
             folders = [Path(name, str(number)) for number in range(len(arguments.threads))]
@@ -61,7 +63,8 @@ def main() -> None:
             for threads, folder in list(zip(arguments.threads, folders))[1:]:
                 if not arguments.own_originals:
                     shutil.copytree(folders[0], folder, ignore=shutil.ignore_patterns("records"))
-                print(f"| {method} | {threads} | {arguments.threads[0]} | {distance(first, run(arguments, method, threads, folder))} |", flush=True)
+                apart = distance(first, run(arguments, method, threads, folder))
+                print(f"| {method} | {threads} | {arguments.threads[0]} | {apart} |", flush=True)
 
 
 if __name__ == "__main__":
