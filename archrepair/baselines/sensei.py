@@ -164,6 +164,9 @@ class Confusions:
             self.counts[label, answer] += 1
         return labels.new_tensor(ranks)
 
+
+_STATE = ("queue", "loss", "visits", "epochs", "counts")  # of a search; checkpoints of earlier versions lack counts, which an epoch begins
+
 # %% ../../nbs/baselines/sensei.ipynb #09fdb0c7
 class Search:
     """A queue of bad variants of every image, the worst first, and the generations that improve it.
@@ -198,12 +201,11 @@ class Search:
     @torch.no_grad()
     def score(self, images: Tensor, genes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         "Losses and answers, B×V each, of the variants B×V×7 of uint8 images B×H×W×3."
-        b, v = genes.shape[:2]
         with autocast(self.device, self.precision):
             logits = logits_of(self.network(self.transform(variants(images, genes, self.settings.padding).flatten(0, 1))))
         self.meter.add(len(logits))
-        loss = nn.functional.cross_entropy(logits.float(), labels.repeat_interleave(v), reduction="none")
-        return loss.view(b, v), logits.argmax(1).view(b, v)
+        loss = nn.functional.cross_entropy(logits.float(), labels.repeat_interleave(genes.shape[1]), reduction="none")
+        return loss.view(genes.shape[:2]), logits.argmax(1).view(genes.shape[:2])
 
     def choose(self, positions: Tensor, images: Tensor | None = None) -> Tensor:
         """The chromosomes (int8 B×7) to train the images at `positions` with: the worst found, after one more generation where it pays.
@@ -246,11 +248,12 @@ class Search:
         self._begin()
 
     def state_dict(self) -> dict:
-        return {"queue": self.queue, "loss": self.loss, "visits": self.visits, "epochs": self.epochs}
+        return {name: getattr(self, name) for name in _STATE} | {"confusions": dict(self.confusions.counts)}
 
     def load_state_dict(self, state: dict) -> None:
         self.queue, self.loss = state["queue"].to(self.device), state["loss"].to(self.device)
         self.visits, self.epochs = state["visits"], state["epochs"]
+        self.counts.copy_(state.get("counts", self.counts)), self.confusions.counts.update(state.get("confusions", {}))
 
 # %% ../../nbs/baselines/sensei.ipynb #e28ea57d
 def _epoch_entry(epoch: int, counts: Tensor) -> dict:

@@ -364,7 +364,7 @@ def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = 
 
 def _show_plan(pages: list, todo: list, as_json: bool) -> None:
     "What a reproduction would execute and run, and how long it would take."
-    from archrepair.experiments.forecast import spoken
+    from archrepair.core.progress import spoken
 
     if as_json:
         return print_json({

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ __all__ = ['Results', 'Watch', 'Every', 'TableFile', 'status_command', 'collect_
 # %% ../../nbs/cli/09_overview.ipynb #b8c7135f
 from .console import print_json, say, show
 from .options import Json
+from ..core.progress import spoken
 from ..core.settings import Within
 
 # %% ../../nbs/cli/09_overview.ipynb #6797f8bf
@@ -27,44 +28,78 @@ Every = Annotated[float, Within(0.2), typer.Option(help="seconds between two loo
 TableFile = Annotated[Path | None, typer.Option("--out", "-o", help="file to write, .csv or .parquet; default: results.csv in the folder")]
 
 
-def _spoken_age(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
 def status_command(outputs: Results = None, watch: Watch = False, every: Every = 5.0, as_json: Json = False) -> None:
-    "What is recorded in a folder of results, and which runs are under way or were stopped; with --watch until you interrupt it."
+    """What is recorded in a folder of results, which runs are under way or were stopped, and how long what is to do will take.
+
+    With --watch until you interrupt it.
+    """
     while True:
-        _say_status(outputs, as_json)
+        status = _Status(outputs)
+        print_json(status.content()) if as_json else status.show()
         if not watch:
             return
         time.sleep(every)
 
 
-def _say_status(outputs: Path | None, as_json: bool) -> None:
-    from archrepair.experiments.overview import failures, look_at, place_of_record
+class _Status:
+    "What a folder of results holds, and what is to come: `left` has the seconds of each run that is not finished, None where nobody knows."
 
-    finished, runs = look_at(outputs)
-    failed = failures(outputs)
-    counts = Counter(place_of_record(path) for path in finished)
-    if as_json:
-        return print_json({"finished": len(finished), "records": [{**dict(zip(("tier", "dataset", "network", "method"), place)), "n": n}
-                                                                  for place, n in counts.items()],
-                           "runs": [{"record": str(run.path), "stage": run.stage, "age": round(run.age), "stopped": run.stopped,
-                                     "process": str(run.holder or "")} for run in runs],
-                           "failed": [{"record": str(path), "reason": reason} for path, reason in failed.items()]})
-    places = sorted({place[:3] for place in counts})
-    show(f"{len(finished):,} records", ["results", "records", "methods"],
-         [["/".join(place), sum(n for key, n in counts.items() if key[:3] == place), sum(key[:3] == place for key in counts)]
-          for place in places])
-    if runs:
-        show(f"{sum(not run.stopped for run in runs)} under way, {sum(run.stopped for run in runs)} stopped (a second call resumes them)",
-             ["run", "stage", "last heard of", "state"],
-             [["/".join((*place_of_record(run.path)[:3], run.path.stem)), run.stage, _spoken_age(run.age),
-               "stopped" if run.stopped else f"runs: {run.holder}" if run.holder else "runs"] for run in runs])
-    for path, reason in failed.items():
-        say(f"failed: {'/'.join((*place_of_record(path)[:3], path.stem))}: {reason}")
+    def __init__(self, outputs: Path | None):
+        from archrepair.experiments.overview import Outlook, failures, look_at, place_of_record, planned
+
+        finished, self.runs = look_at(outputs)
+        self.failed, self.planned = failures(outputs), planned(outputs)
+        outlook = Outlook(finished if self.runs or self.planned else ())
+        self.left = {run.path: outlook.left(run) for run in self.runs}
+        waiting = set(self.planned) - set(finished) - set(self.left) - set(self.failed)
+        self.left |= {path: outlook.whole(path) for path in waiting}
+        self.n, self.counts, self.place = len(finished), Counter(map(place_of_record, finished)), place_of_record
+
+    @property
+    def seconds(self) -> float:
+        "Of all that is to do, as far as it is known."
+        return sum(seconds for seconds in self.left.values() if seconds is not None)
+
+    @property
+    def not_estimated(self) -> int:
+        return list(self.left.values()).count(None)
+
+    def content(self) -> dict[str, Any]:
+        "The same for programs."
+        return {"finished": self.n, "records": [{**dict(zip(("tier", "dataset", "network", "method"), place)), "n": n}
+                                                for place, n in self.counts.items()],
+                "runs": [{"record": str(run.path), "stage": run.stage, "age": round(run.age), "stopped": run.stopped,
+                          "process": str(run.holder or ""), "left": self.left[run.path]} for run in self.runs],
+                "failed": [{"record": str(path), "reason": reason} for path, reason in self.failed.items()],
+                "planned": len(self.planned), "to_do": len(self.left), "seconds": self.seconds, "not_estimated": self.not_estimated}
+
+    def show(self) -> None:
+        "Tables on standard output, and lines on standard error."
+        name = lambda path: "/".join((*self.place(path)[:3], path.stem))
+        records, methods = Counter[str](), Counter("/".join(place[:3]) for place in self.counts)
+        for place, n in self.counts.items():
+            records["/".join(place[:3])] += n
+        show(f"{self.n:,} records", ["results", "records", "methods"], [[key, n, methods[key]] for key, n in sorted(records.items())])
+        if self.runs:
+            stopped = sum(run.stopped for run in self.runs)
+            show(f"{len(self.runs) - stopped} under way, {stopped} stopped (a second call resumes them)",
+                 ["run", "stage", "last heard of", "left", "state"],
+                 [[name(run.path), run.stage, spoken(run.age), _spoken_or_unknown(self.left[run.path]),
+                   "stopped" if run.stopped else f"runs: {run.holder}" if run.holder else "runs"] for run in self.runs])
+        if self.left:
+            known = len(self.left) - self.not_estimated
+            what = f"{len(self.left):,} runs" + f" of {len(self.planned):,} planned" * bool(self.planned)
+            time_left = f"about {spoken(self.seconds)} for one worker" if known else "nothing is known yet of how long they take"
+            others = f", without {self.not_estimated:,} of which nothing is known yet" if known and self.not_estimated else ""
+            say(f"to do: {what}, {time_left}{others}")
+        for path, reason in self.failed.items():
+            say(f"failed: {name(path)}: {reason}")
 
 
+def _spoken_or_unknown(seconds: float | None) -> str:
+    return "unknown" if seconds is None else spoken(seconds)
+
+# %% ../../nbs/cli/09_overview.ipynb #6797f8c0
 def collect_command(outputs: Results = None, out: TableFile = None, as_json: Json = False) -> None:
     "Write all records of a folder of results as one flat table, a row per number."
     from archrepair.core.paths import home

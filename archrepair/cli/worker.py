@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 # %% auto #0
-__all__ = ['TRANSIENT', 'GRACE', 'Packed', 'ResultsFolder', 'Attempt', 'Threads', 'WithParent', 'preemptible', 'status_of',
-           'seeds_of', 'cell_command']
+__all__ = ['TRANSIENT', 'PATIENCE', 'GRACE', 'Packed', 'ResultsFolder', 'Attempt', 'Threads', 'WithParent', 'preemptible',
+           'status_of', 'seeds_of', 'cell_command']
 
 # %% ../../nbs/cli/12_worker.ipynb #6813e926
 from .console import print_json, say
@@ -28,9 +28,11 @@ from .options import Block, Dataset, Device, FailuresUsed, Json, Method, Model, 
 from ..core.errors import ArchrepairError
 from ..core.names import check_names
 from ..core.settings import Within
+from ..training.stopping import STOP
 
 # %% ../../nbs/cli/12_worker.ipynb #bf8676ff
 TRANSIENT = 75  # EX_TEMPFAIL of sysexits.h: try again
+PATIENCE = 2.0  # seconds from SIGTERM within which a training has to come to the end of its step, or be interrupted
 GRACE = 4.0  # seconds from SIGTERM to the end at the latest
 
 
@@ -38,7 +40,8 @@ GRACE = 4.0  # seconds from SIGTERM to the end at the latest
 def preemptible(with_parent: bool = False) -> Iterator[None]:
     """End with status `TRANSIENT` within five seconds of SIGTERM, and `with_parent` when the process that started this one has ended.
 
-    For the main thread; elsewhere, and when it is over, signals do what they did before.
+    A training under way saves what it has learned first. For the main thread; elsewhere, and when it is over, signals do what they did
+    before.
     """
     last_resort = threading.Timer(GRACE, os._exit, (TRANSIENT,))
     last_resort.daemon = True
@@ -47,7 +50,11 @@ def preemptible(with_parent: bool = False) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would interrupt the unwinding
         last_resort.start()
         os.write(2, b"archrepair: stopped; what is finished is recorded, and the same command goes on from there\n")
-        raise SystemExit(TRANSIENT)
+        if not STOP.ask(SystemExit(TRANSIENT)):
+            raise SystemExit(TRANSIENT)
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.signal(signal.SIGALRM, _interrupt)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
     try:
         before = signal.signal(signal.SIGTERM, end)
@@ -62,7 +69,15 @@ def preemptible(with_parent: bool = False) -> Iterator[None]:
     finally:
         over.set()
         last_resort.cancel()
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    "End what takes too long, but not the writing of a checkpoint."
+    if not STOP.is_saving:
+        raise SystemExit(TRANSIENT)
 
 
 def _watch_parent(parent: int, over: threading.Event) -> None:

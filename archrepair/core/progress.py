@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import SupportsFloat
 
 # %% auto #0
-__all__ = ['track']
+__all__ = ['track', 'spoken']
 
 # %% ../../nbs/core/02_progress.ipynb #5a22be51
 @contextmanager
@@ -49,3 +49,12 @@ def track(what: str, total: int) -> Iterator[Callable[..., None]]:
 
         yield advance
         show()
+
+# %% ../../nbs/core/02_progress.ipynb #7a1d90d3
+def spoken(seconds: float) -> str:
+    "A span of time in words."
+    if seconds < 90:
+        return f"{max(0, seconds):.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 # %% auto #0
-__all__ = ['TIERS', 'TierName', 'Tier', 'resolve_tier']
+__all__ = ['TIERS', 'TierName', 'Tier', 'resolve_tier', 'image_passes']
 
 # %% ../../nbs/core/03_tiers.ipynb #30bd2192
 from .errors import unknown
+from .registry import METHODS
 from .settings import OneOf
 
 # %% ../../nbs/core/03_tiers.ipynb #8ae90fad
@@ -70,3 +71,14 @@ def resolve_tier(tier: str | Tier = "auto") -> Tier:
     if tier not in TIERS:
         raise unknown("tier", tier, ["auto", *TIERS])
     return TIERS[tier]
+
+# %% ../../nbs/core/03_tiers.ipynb #7a1d90c3
+def image_passes(method: str, tier: Tier, n_train: int, n_failures: int | None = None) -> float:
+    """Forward passes of one image through the whole network in a repair at `tier`; a backward pass counts as two.
+
+    `n_train` is the number of training images, of which the tier may use fewer, and `n_failures` that of failures (None: the tier's).
+    """
+    failures = tier.failures if n_failures is None else n_failures
+    views = min(n_train, tier.repair_train or n_train) * tier.views + failures * tier.failure_views
+    passes = METHODS[method].passes if method in METHODS else 4.0
+    return passes * views * (tier.search_epochs + tier.finetune_epochs)

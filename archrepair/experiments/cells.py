@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', 'measure', 'run', 'run_full', 'repair_into',
-           'summarize']
+__all__ = ['MEASURED', 'Cell', 'scenario_of', 'method_of', 'Record', 'digest', 'versions', 'measure', 'run', 'run_full',
+           'repair_into', 'summarize']
 
 # %% ../../nbs/experiments/03_cells.ipynb #f7405c7c
 import archrepair
@@ -125,6 +125,9 @@ def method_of(cell: Cell, tier: Tier, kind: Any = None) -> Repairer:
     return kind(**check_settings(kind, settings))
 
 # %% ../../nbs/experiments/03_cells.ipynb #f98a2308
+MEASURED = {"seconds", "cpu_seconds", "milliseconds", "peak_bytes"}  # on a machine, in a moment
+
+
 @dataclass
 class Record:
     """A finished cell, as its file holds it.
@@ -152,6 +155,11 @@ class Record:
             raise ArchrepairError(f"{path} is not a record ({first_line(error)}); remove it, or run the cell again with force") from None
 
     @property
+    def digest(self) -> str:
+        "SHA-256 of what came out, without times and memory: its first 16 digits. The same cell with the same versions has the same again."
+        return hashlib.sha256(json.dumps(_lasting([self.metrics, self.repair]), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def normalization(self) -> str:
         "The normalization under which the network was judged, as `original` takes it."
         return self.versions.get("normalize") or self.versions.get("configured") or "dataset"
@@ -162,6 +170,13 @@ class Record:
             return float(self.metrics[when][which]["accuracy"])
         except (KeyError, TypeError, ValueError):
             raise ArchrepairError(f"{self.path or 'the record'} has no accuracy {when} on {which}; run the cell again with force") from None
+
+
+def _lasting(content: Any) -> Any:
+    "A part of a record without what differs from run to run."
+    if isinstance(content, dict):
+        return {name: _lasting(value) for name, value in content.items() if name not in MEASURED}
+    return [_lasting(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def digest(path: str | Path) -> str:

@@ -21,7 +21,8 @@ __all__ = ['T', 'DOWNLOADS', 'doctor']
 from ..core.errors import ArchrepairError, Notice, note_once, unknown
 from ..core.names import Source, parse_version, split_method
 from ..core.paths import home
-from ..core.tiers import TIERS, Tier, resolve_tier
+from ..core.progress import spoken
+from ..core.tiers import TIERS, Tier, image_passes, resolve_tier
 from ..data.datasets import load_dataset, version_of
 from ..data.images import ImageSet, Normalize, pixels_of
 from ..data.scenario import PROTOCOLS, RepairData
@@ -46,7 +47,7 @@ from archrepair.experiments.checks import (
     inputs_of,
     short_path,
 )
-from .forecast import available_memory, disk_needed, image_passes, in_bytes, memory_needed, spoken, time_training
+from .forecast import available_memory, disk_needed, in_bytes, memory_needed, time_training
 from .originals import build_network, normalization, pick_device, weights_of
 from .runs import method_cell
 from ..networks.blocks import SPAN, block_names

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PASSES', 'LIBRARIES_BYTES', 'SEARCH_FACTOR', 'image_passes', 'time_pass', 'time_training', 'spoken', 'saved_bytes',
-           'memory_needed', 'disk_needed', 'in_bytes', 'available_memory', 'free_disk', 'existing_part']
+__all__ = ['PASSES', 'LIBRARIES_BYTES', 'SEARCH_FACTOR', 'time_pass', 'time_training', 'saved_bytes', 'memory_needed',
+           'disk_needed', 'in_bytes', 'available_memory', 'free_disk', 'existing_part']
 
 # %% ../../nbs/experiments/06_forecast.ipynb #c5355aa8
 from ..core.copies import duplicate
 from ..core.errors import ArchrepairError, first_line
 from ..core.paths import user_path
 from ..core.registry import METHODS
-from ..core.tiers import Tier
 from ..deploy.footprint import size_of
 from ..networks.outputs import logits_of
 from ..networks.blocks import thaw
@@ -29,16 +28,6 @@ from ..training.fit import autocast, precision_of
 
 # %% ../../nbs/experiments/06_forecast.ipynb #9f759351
 PASSES: dict[str, float] = {name: method.passes for name, method in METHODS.items()}
-
-
-def image_passes(method: str, tier: Tier, n_train: int, n_failures: int | None = None) -> float:
-    """Forward passes of one image through the whole network in a repair at `tier`; a backward pass counts as two.
-
-    `n_train` is the number of training images, of which the tier may use fewer, and `n_failures` that of failures (None: the tier's).
-    """
-    failures = tier.failures if n_failures is None else n_failures
-    views = min(n_train, tier.repair_train or n_train) * tier.views + failures * tier.failure_views
-    return PASSES.get(method, 4.0) * views * (tier.search_epochs + tier.finetune_epochs)
 
 # %% ../../nbs/experiments/06_forecast.ipynb #e6d1a97d
 def time_pass(network: nn.Module, x: Tensor, seconds: float = 3.0) -> float:
@@ -64,13 +53,6 @@ def time_training(network: nn.Module, inputs: Tensor) -> float:
     except Exception as error:  # it is the user's code: anything can go wrong in it
         raise ArchrepairError(f"a step of training fails ({type(error).__name__}: {first_line(error)[:120]}); expected a network that can "
                               "be copied and gives gradients") from None
-
-
-def spoken(seconds: float) -> str:
-    "A span of time in words."
-    if seconds < 90:
-        return f"{max(0, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/experiments/06_forecast.ipynb #f69bd508
 def saved_bytes(network: nn.Module, x: Tensor) -> int:

@@ -10,18 +10,27 @@ import csv
 import io
 import json
 import os
+import pickle
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # %% auto #0
-__all__ = ['QUIET', 'Run', 'look_at', 'failures', 'place_of_record', 'Row', 'rows_of', 'collect', 'csv_of', 'write_rows']
+__all__ = ['QUIET', 'Kind', 'Run', 'look_at', 'failures', 'place_of_record', 'peek', 'Work', 'work_so_far', 'kind_of', 'Outlook',
+           'planned', 'Row', 'rows_of', 'collect', 'csv_of', 'write_rows']
 
 # %% ../../nbs/experiments/11_overview.ipynb #1b674311
 from ..core.errors import ArchrepairError, note, write_atomic, write_text
 from ..core.paths import Holder, Lock, home
+from ..core.registry import DATASETS
+from ..core.tiers import TIERS, Tier, image_passes
 
 if TYPE_CHECKING:
     from archrepair.experiments.cells import Record
@@ -74,13 +83,13 @@ def look_at(outputs: Path | None = None) -> tuple[list[Path], list[Run]]:
             path = Path(folder, name).with_suffix(".json")
             runs.append(Run(path, *_checkpoints(Path(folder, name), now), Holder.read(Lock(path).file)))
             subfolders.remove(name)
-    return sorted(finished), sorted(runs, key=lambda run: run.path)
+    return sorted(finished, key=os.fspath), sorted(runs, key=lambda run: run.path)
 
 
 def failures(outputs: Path | None = None) -> dict[Path, str]:
     "Why runs of workers have failed, in one line each, by the paths that their records would have."
-    reasons = {}
-    for path in sorted((outputs or home() / "outputs").rglob("*.failed")):
+    reasons, walk = {}, os.walk(outputs or home() / "outputs")
+    for path in sorted(Path(folder, name) for folder, _, files in walk for name in files if name.endswith(".failed")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             reasons[path.with_suffix(".json")] = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
     return reasons
@@ -90,6 +99,133 @@ def place_of_record(path: Path) -> tuple[str, str, str, str]:
     "Tier, dataset, network and method of a record, as its path has them."
     tier, _, dataset, network = path.parts[-5:-1]
     return tier, dataset, network, path.stem.partition("-")[0]
+
+# %% ../../nbs/experiments/11_overview.ipynb #8c31f4a1
+class _WithoutTensors(pickle.Unpickler):
+    "Reads numbers, texts, lists and dicts; everything else becomes None, and nothing that a pickle names is called."
+
+    def find_class(self, module: str, name: str) -> Any:
+        return OrderedDict if (module, name) == ("collections", "OrderedDict") else lambda *arguments: None
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
+
+
+def peek(checkpoint: Path) -> dict[str, Any]:
+    "What a checkpoint holds, without its tensors; empty for one that cannot be read."
+    try:
+        if checkpoint.suffix == ".json":
+            content = json.loads(checkpoint.read_text(encoding="utf-8"))
+        else:
+            with zipfile.ZipFile(checkpoint) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                content = _WithoutTensors(io.BytesIO(archive.read(name))).load()
+        return content if isinstance(content, dict) else {}
+    except Exception:  # it may be written at this moment, or be none: each format has exceptions of its own
+        return {}
+
+
+class Work(NamedTuple):
+    "Work that was counted: forward passes of one image, a backward one as two, and how many seconds they took."
+
+    passes: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, cost: Mapping[str, float]) -> Work:
+        "The same from the cost in a record or a checkpoint."
+        return cls(cost["forwards"] + 2 * cost["backwards"], cost.get("seconds", 0.0))
+
+
+def work_so_far(run: Run) -> Work:
+    "What a run has counted in its checkpoints; an epoch under way is not among it."
+    stages, totals = [], [Work()]
+    for file in run.path.with_suffix(".checkpoints").glob("[!.]*"):
+        content = peek(file)
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            if isinstance(content.get("cost"), list):  # of the run so far
+                totals.append(Work.of(dict(zip(("forwards", "backwards", "seconds"), content["cost"]))))
+            elif "cost" in content or "forwards" in content:  # of one training, or of trials
+                stages.append(Work.of(content.get("cost", content)))
+    return max(*totals, Work(sum(stage.passes for stage in stages), sum(stage.seconds for stage in stages)))
+
+# %% ../../nbs/experiments/11_overview.ipynb #8c31f4a3
+Kind = tuple[str, str, str, str]
+
+
+def kind_of(path: Path) -> Kind:
+    "Tier, dataset, network and the rest of a record's name: the same for all seeds, and for all versions of a dataset."
+    tier, dataset, network, _ = place_of_record(path)
+    return tier, re.sub(r"~\w+~[1-5]$", "", dataset), network, re.sub(r"-s\d+(?=-[0-9a-f]{8}$|$)", "", path.stem)
+
+
+def _prescribed(kind: Kind, options: Mapping[str, Any]) -> float | None:
+    "The passes that the tier of a cell, and its `options`, ask for; None for a dataset whose size is not known."
+    tier, data = TIERS.get(kind[0]), DATASETS.get(kind[1])
+    if tier is None or data is None or not data.train:
+        return None
+    if "epochs" in options:
+        tier = replace(tier, search_epochs=0, finetune_epochs=options["epochs"])
+    names = {field.name for field in fields(Tier)} - {"name"}
+    tier = replace(tier, **{name: value for name, value in options.items() if name in names})
+    return image_passes(kind[3].partition("-")[0], tier, data.train * 9 // 10)
+
+
+class Outlook:
+    "How long runs will take, from those that are `finished`; a record is opened for each kind of run, and only where somebody asks."
+
+    def __init__(self, finished: Iterable[Path]):
+        self._examples = {kind_of(path): path for path in finished}
+        self._works: dict[Kind, Work | None] = {}
+        self._rates: dict[tuple[str, ...], float | None] = {}
+
+    def _recorded(self, kind: Kind) -> Work | None:
+        "What a finished run of this kind has counted; None where there is none."
+        if kind not in self._works:
+            self._works[kind] = None
+            with contextlib.suppress(KeyError, TypeError, ValueError, OSError):  # none, or not a whole one
+                self._works[kind] = Work.of(json.loads(self._examples[kind].read_text(encoding="utf-8"))["repair"]["cost"])
+        return self._works[kind]
+
+    def _rate(self, kind: Kind) -> float | None:
+        "Seconds of a pass through the network of a kind, whatever the method."
+        if kind[:3] not in self._rates:
+            works = [self._recorded(other) for other in self._examples if other[:3] == kind[:3]]
+            rates = [work.seconds / work.passes for work in works if work and work.passes]
+            self._rates[kind[:3]] = median(rates) if rates else None
+        return self._rates[kind[:3]]
+
+    def whole(self, path: Path) -> float | None:
+        "Seconds of the run that will make this record; None where nothing is known of its like."
+        kind = kind_of(path)
+        if work := self._recorded(kind):
+            return work.seconds
+        passes, rate = _prescribed(kind, {}), self._rate(kind)
+        return None if passes is None or rate is None else passes * rate
+
+    def left(self, run: Run) -> float | None:
+        "Seconds until a run has its record, at the pace that it had so far; None where nothing is known."
+        kind, done = kind_of(run.path), work_so_far(run)
+        label = peek(run.path.with_suffix(".checkpoints") / "run.json")
+        with contextlib.suppress(AttributeError, TypeError, ValueError, KeyError):
+            recorded = self._recorded(kind)
+            passes = recorded.passes if recorded else _prescribed(kind, dict(label.get("cell", {}).get("options", ())))
+            rate = done.seconds / done.passes if done.passes and done.seconds else self._rate(kind)
+            if passes is not None and rate is not None:
+                return max(0.0, (passes - done.passes) * rate - (0 if run.stopped else run.age))
+        return None
+
+# %% ../../nbs/experiments/11_overview.ipynb #8c31f4a7
+def planned(outputs: Path | None = None) -> list[Path]:
+    "The records that the workflow is to make in a folder of outputs; empty where none was started."
+    plans = sorted((outputs or home() / "outputs").glob("*/logs/grid-*.json"), key=lambda plan: plan.stat().st_mtime)
+    newest = {plan.parent.parent: plan for plan in plans}
+    records = []
+    for folder, plan in newest.items():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            for job in json.loads(plan.read_text(encoding="utf-8"))["jobs"].values():
+                records += [Path(folder, "records", *record.split("/")[-3:]) for record in job["records"]]
+    return records
 
 # %% ../../nbs/experiments/11_overview.ipynb #131eb536
 @dataclass(frozen=True)
@@ -170,8 +306,8 @@ def collect(outputs: Path | None = None) -> list[Row]:
 
 def csv_of(kind: Any, rows: Iterable[Any]) -> str:
     "Dataclasses of one `kind` as CSV, with a line of names first."
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[field.name for field in fields(kind)], *map(astuple, rows)])
+    text, names = io.StringIO(), [field.name for field in fields(kind)]
+    csv.writer(text, lineterminator="\n").writerows([names, *map(attrgetter(*names), rows)])
     return text.getvalue()
 
 
@@ -186,7 +322,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
 
         try:
             buffer = io.BytesIO()
-            pd.DataFrame([astuple(row) for row in rows], columns=names).to_parquet(buffer, index=False)
+            pd.DataFrame(map(attrgetter(*names), rows), columns=names).to_parquet(buffer, index=False)
         except ImportError:
             raise ArchrepairError("Parquet needs pyarrow, which is not installed; write CSV: --out results.csv") from None
         return write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))

@@ -19,10 +19,10 @@ __all__ = ['Page', 'source_of', 'plan', 'DatasetSize', 'dataset_size', 'seconds_
 from ..core.errors import ArchrepairError, unknown
 from ..core.paths import home
 from ..core.registry import DATASETS
-from ..core.tiers import Tier, resolve_tier
+from ..core.tiers import Tier, image_passes, resolve_tier
 from ..data.datasets import parse_version
 from ..experiments.cells import Cell
-from ..experiments.forecast import image_passes, time_pass
+from ..experiments.forecast import time_pass
 from ..experiments.originals import pick_device, weights_of
 from ..experiments.runs import Runs
 from ..networks.models import create_model

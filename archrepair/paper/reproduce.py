@@ -23,9 +23,8 @@ __all__ = ['run_task', 'share_out', 'run_tasks', 'execute', 'stamp', 'page_path'
 # %% ../../nbs/paper/08_reproduce.ipynb #89b3535a
 from ..core.errors import ArchrepairError, first_line, write_atomic, write_text
 from ..core.paths import home
-from ..core.progress import track
+from ..core.progress import spoken, track
 from ..experiments.cells import digest
-from ..experiments.forecast import spoken
 from ..experiments.originals import original, pick_device, weights_of
 from ..experiments.runs import Runs
 from ..training.threads import spare_threads

@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd',
+__all__ = ['PRECISIONS', 'PrecisionName', 'SLOW', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd',
            'decay_groups', 'fit', 'train_original']
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
@@ -37,6 +37,7 @@ from .cost import CostMeter
 from .memory import Portions
 from .ranks import Ranks, ranks_now
 from .rows import PlacedBatch, Rows, image_features
+from .stopping import STOP
 
 # %% ../../nbs/training/03_fit.ipynb #02032e81
 @checked
@@ -150,6 +151,9 @@ class History:
         return bool(self.epochs[-1].get("stopped")) or (patience is not None and waited >= patience)
 
 # %% ../../nbs/training/03_fit.ipynb #e4736493
+SLOW = 1.0  # seconds of a step that is not waited for where a process has seconds to end
+
+
 class _Run:
     "The state of one training: what is trained and how, what happened so far, the weights selected, and the cost."
 
@@ -167,6 +171,9 @@ class _Run:
         self.portions = Portions(_least_rows(trainable), divisible=ranks.alone)
         self.state = {"optimizer": self.optimizer, **extra}
         self.history, self.weights = History(), copy.deepcopy(tensors_of(model))
+        self.place: dict[str, Any] | None = None  # how far an epoch that was interrupted has come
+        self.before_slow_step: dict[str, Any] | None = None  # a checkpoint of that moment
+        self.epoch_start: dict[str, Any] | None = None  # where an epoch in bf16 would be repeated from
         self.meter, self.share, self.meter_before = meter, share, copy.copy(meter)
         self.started = time.perf_counter(), time.process_time()
 
@@ -220,7 +227,7 @@ class _Run:
     def train_epoch(self, epoch: int, before_step: Callable[[int, int], None] | None, after_step: Callable[[], None] | None,
                     advance: Callable[..., None]) -> dict:
         "Pass over the rows once; returns the epoch's entry in the history. The model is in eval mode afterwards."
-        started, total = time.perf_counter(), torch.zeros((), device=self.device)
+        started, total, first = time.perf_counter(), torch.zeros((), device=self.device), 0
         whole = self.batches(epoch)
         batches = self.rows.place([self.ranks.part(rows) for rows in whole], self.device)
         self.model.eval()
@@ -228,7 +235,11 @@ class _Run:
             module.train()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.ranks.normalizing(self.trainable):
             torch.manual_seed(self.recipe.seed * 100_003 + epoch + 1_000_003 * self.ranks.rank)  # dropout draws from the global stream
-            for number, (batch, size) in enumerate(zip(batches, map(len, whole))):
+            if self.place:
+                first, total = self._go_on(self.place)
+                started, self.place = started - self.place["seconds"], None
+            for number, (batch, size) in list(enumerate(zip(batches, map(len, whole))))[first:]:
+                step_started = time.perf_counter()
                 if before_step:
                     before_step(epoch, number)
                 loss = self.step(epoch, number, batch, size)
@@ -237,20 +248,43 @@ class _Run:
                 self.meter.add(size, size, self.share)
                 total += loss * size
                 advance(1, epoch=epoch, loss=loss)
+                slow = STOP.is_answered and time.perf_counter() - step_started > SLOW
+                if STOP.error is not None or slow:
+                    self.place = self._place_after(number + 1, total, started)
+                if STOP.error is not None:
+                    raise STOP.error
+                self.before_slow_step = copy.deepcopy(_content(self)) if slow and self.place else None
+                self.place = None
+        self.place, self.before_slow_step = self._place_after(len(whole), total, started), None  # until validation is over
         mean = float(self.ranks.sum(total)) / sum(map(len, whole))
         self.model.eval()
         return {"epoch": epoch, "loss": round(mean, 5), "seconds": round(time.perf_counter() - started, 2)}
 
+    def _place_after(self, steps: int, total: Tensor, started: float) -> dict[str, Any] | None:
+        "How far an epoch has come; None where it would be begun again: among processes that stop at different steps, or if it is repeated."
+        if not self.ranks.alone or self.precision != self.recipe.precision:
+            return None
+        streams = [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
+        return {"steps": steps, "loss": total, "seconds": time.perf_counter() - started, "random": streams, "start": self.epoch_start}
+
+    def _go_on(self, place: dict[str, Any]) -> tuple[int, Tensor]:
+        "Continue the random stream of an interrupted epoch; returns how many steps were done, and the sum of their losses."
+        host, *devices = place["random"]
+        torch.set_rng_state(host)
+        for stream in devices if self.device.type == "cuda" else ():
+            torch.cuda.set_rng_state(stream, self.device)
+        return place["steps"], place["loss"].to(self.device)
+
     def train_safely(self, epoch: int, *callbacks: Any) -> dict:
         "`train_epoch`, and where bfloat16 had a loss that is not finite, the same epoch once more in float32."
-        snapshot = self.snapshot() if self.precision == "bf16" else None
+        snapshot = self.epoch_start = self.place["start"] if self.place else self.snapshot() if self.precision == "bf16" else None
         entry = self.train_epoch(epoch, *callbacks)
         if snapshot is None or math.isfinite(entry["loss"]):
             return entry
         note_once("a loss in bf16 is not finite; the epoch is repeated in fp32 (precision fp32 or ARCHREPAIR_PRECISION=fp32 does so from "
                   "the start)")
         self.rewind(snapshot)
-        self.precision = "fp32"
+        self.place, self.precision = None, "fp32"
         try:
             return {**self.train_epoch(epoch, *callbacks), "precision": "fp32"}
         finally:
@@ -277,14 +311,19 @@ def _least_rows(trainable: Sequence[nn.Module]) -> int:
     return 2 if any(norms) else 1
 
 # %% ../../nbs/training/03_fit.ipynb #d996361b
-def _save(run: _Run, path: Path) -> None:
-    "Write a checkpoint, whole or not at all."
+def _content(run: _Run) -> dict[str, Any]:
+    "What a checkpoint holds."
     cost = {"forwards": run.meter.forwards - run.meter_before.forwards, "backwards": run.meter.backwards - run.meter_before.backwards,
             "seconds": time.perf_counter() - run.started[0], "cpu_seconds": time.process_time() - run.started[1]}
     states = {"model": tensors_of(run.model), **{name: part.state_dict() for name, part in run.state.items()}}
-    content = {"recipe": asdict(run.recipe), "epochs": run.history.epochs, "kept": run.history.selected_epoch, "best": run.weights,
-               "cost": cost, "state": states}
-    write_atomic(path, lambda temporary: torch.save(content, temporary))
+    return {"recipe": asdict(run.recipe), "epochs": run.history.epochs, "kept": run.history.selected_epoch, "best": run.weights,
+            "cost": cost, "state": states, **({"place": run.place} if run.place else {})}
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    "Write a checkpoint, whole or not at all."
+    with STOP.saving():
+        write_atomic(path, lambda temporary: torch.save(content, temporary))
 
 
 def _resume(run: _Run, path: Path) -> None:
@@ -301,10 +340,23 @@ def _resume(run: _Run, path: Path) -> None:
     if not same:
         raise ArchrepairError(f"{path} was written by a run with other settings; remove it to start afresh")
     run.history, run.weights, cost = History(content["epochs"], content["kept"]), content["best"], content["cost"]
+    run.place = content.get("place")
     run.meter.add(cost["forwards"], cost["backwards"])
     run.meter.seconds += cost["seconds"]
     run.meter.cpu_seconds += cost["cpu_seconds"]
     run.started = run.started[0] - cost["seconds"], run.started[1] - cost["cpu_seconds"]
+
+
+@contextlib.contextmanager
+def _saved_if_stopped(run: _Run, path: Path) -> Iterator[None]:
+    "Inside, a request to stop is answered between two steps: what the epoch has learned so far is saved first."
+    try:
+        with STOP.answered():
+            yield
+    except SystemExit:  # where there is neither, half a step is done, and the last finished epoch is what is left
+        if content := _content(run) if run.place else run.before_slow_step:
+            _save(content, path)
+        raise
 
 # %% ../../nbs/training/03_fit.ipynb #b89a9f6c
 def fit(
@@ -320,14 +372,15 @@ def fit(
     after_step: Callable[[], None] | None = None,  # called after each step
     after_epoch: Callable[[int], bool] | None = None,  # called with the epoch; True stops
     extra: dict[str, Any] | None = None,  # objects with `state_dict` and `load_state_dict`, saved as well
-    checkpoint: str | Path | None = None,  # a file, written after every epoch
+    checkpoint: str | Path | None = None,  # a file, written after every epoch, and by a process that is asked to stop
     meter: CostMeter | None = None,  # counts the cost
     share: float = 1.0,  # of the network's work that a step does
     what: str = "training",  # name on the progress bar
 ) -> History:
     """Train `model` in place, in a memory layout that is safe (`core.layout`), and return the history.
 
-    Parameters that do not require gradients never move. A killed run resumes from its checkpoint. A batch that does not fit into the memory
+    Parameters that do not require gradients never move. A killed run resumes from its checkpoint, and one that is asked to stop
+    (`training.stopping`) saves its epoch as far as it has come. A batch that does not fit into the memory
     is divided, and its gradients are added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32.
     Inside `ranks.together` processes divide each batch, unless something happens between two steps or the rows depend on the network.
     Raises `TrainingDiverged` when the loss is not finite all the same; the checkpoint then still holds the last good epoch.
@@ -346,7 +399,8 @@ def fit(
     elif validate:
         run.history.epochs.append({"epoch": 0, "val": ranks.agree(validate())})
     history, first = run.history, run.history.next_epoch
-    with track(what, max(0, recipe.epochs - first + 1) * run.steps) as advance:
+    stoppable = _saved_if_stopped(run, path) if path is not None else contextlib.nullcontext()
+    with track(what, max(0, recipe.epochs - first + 1) * run.steps) as advance, stoppable:
         for epoch in range(first, recipe.epochs + 1):
             if history.is_over(recipe.patience):
                 break
@@ -357,13 +411,14 @@ def fit(
                                        "or use fp32")
             if validate:
                 entry["val"] = ranks.agree(validate())
+            run.place = None
             if select == "last" or not validate or entry["val"] < min(e["val"] for e in history.epochs):
                 run.select(epoch)
             history.epochs.append(entry)
             if after_epoch and after_epoch(epoch):
                 entry["stopped"] = True
             if path is not None:
-                _save(run, path)
+                _save(_content(run), path)
     run.restore()
     return history
 

@@ -306,6 +306,18 @@ def test_a_search_goes_on_where_it_was(little):
     assert torch.equal(one.loss.nan_to_num(-1), two.loss.nan_to_num(-1))
 
 
+def test_a_search_goes_on_in_the_middle_of_an_epoch(little, tmp_path):
+    "Through the file of a checkpoint; what the epoch has counted so far is counted on."
+    one, two = (search_of(little, max_confusions=1, threshold=0.0) for _ in range(2))
+    one.choose(torch.arange(0, 52, 2))
+    torch.save(one.state_dict(), tmp_path / "c.pt")
+    two.load_state_dict(torch.load(tmp_path / "c.pt", weights_only=True))
+    chosen = [search.choose(torch.arange(1, 52, 2)) for search in (one, two)]
+    for search in (one, two):
+        search.close(1)
+    assert torch.equal(*chosen) and one.epochs == two.epochs and one.epochs[0]["seen"] == 52
+
+
 def test_another_seed_searches_elsewhere(little):
     one, two, three = search_of(little), search_of(little), search_of(little, seed=1)
     for search in (one, two, three):

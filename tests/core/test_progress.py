@@ -1,7 +1,7 @@
 """Progress is drawn on standard error, and only where someone watches."""
 import pytest
 
-from archrepair.core.progress import track
+from archrepair.core.progress import spoken, track
 
 
 def test_nothing_is_drawn_when_nobody_watches(capfd, monkeypatch):
@@ -23,3 +23,7 @@ def test_progress_goes_to_standard_error_alone(capfd, monkeypatch):
 def test_an_error_inside_is_passed_on():
     with pytest.raises(ZeroDivisionError), track("x", 1):
         raise ZeroDivisionError
+
+
+def test_times_as_one_says_them():
+    assert [spoken(x) for x in (-1, 3, 600, 7200, 1e6, 1e9)] == ["0 s", "3 s", "10 min", "2.0 h", "12 days", "11,574 days"]

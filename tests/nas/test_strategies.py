@@ -33,20 +33,22 @@ def test_unknown_names_and_options(name, options, message):
 
 @pytest.mark.parametrize("name", ["snas", "bayesnas"])
 def test_one_level_strategies_resume(name, tmp_path, monkeypatch):
+    "Stopped after the first step of an epoch, draws and posteriors go on from there."
     from archrepair.training import fit as training
 
     straight = quick(strategy=name)
-    save, saved = training._save, []
+    save, places = training._save, []
 
-    def killed(*arguments):
-        save(*arguments)
-        saved.append(1)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
+    def asked(content, path):
+        save(content, path)
+        places.append(content.get("place"))
+        if len(places) == 2:
+            assert training.STOP.ask(SystemExit(75))
 
-    monkeypatch.setattr(training, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(training, "_save", asked)
+    with pytest.raises(SystemExit):
         quick(strategy=name, checkpoint=tmp_path / "s.pt")
+    assert [place and place["steps"] for place in places] == [None, None, 1]
     monkeypatch.setattr(training, "_save", save)
     resumed = quick(strategy=name, checkpoint=tmp_path / "s.pt")
     assert torch.equal(straight.path, resumed.path) and straight.genotype == resumed.genotype

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,26 +38,17 @@ def debris(home: Path) -> list[str]:
 
 
 def furnish(home: Path) -> list[str]:
-    """Images for a home, a few of the digits, and an original that nobody has trained, so that it need not be waited for.
-
-    Returns the job that repairs it, as the command line takes it.
-    """
+    "Images for a home, a few of the digits. Returns the job that trains an original on them and repairs it, as the command line takes it."
     import numpy as np
     import torch
 
-    from archrepair.core.tiers import TIERS
     from archrepair.data.datasets import load_dataset
-    from archrepair.experiments.originals import build_network, weights_of
-    from archrepair.networks.weights import save_weights
 
     (home / "own").mkdir(parents=True)
     for split, n in (("train", 200), ("test", 160)):
         images = load_dataset("digits", split).select(torch.arange(n))
         np.savez(home / "own" / f"{split}.npz", images=images.batch(torch.arange(n)).numpy(), labels=images.labels.numpy())
-    dataset = f"npz:{home / 'own'}"
-    network = build_network("resnet18", load_dataset(dataset), TIERS["smoke"])
-    save_weights(network, str(weights_of("resnet18", dataset, "smoke", 0, home / "outputs")))
-    return ["cell", "--method", METHOD, "--dataset", dataset, "--tier", "smoke", "--device", "cpu", "--threads", "1"]
+    return ["cell", "--method", METHOD, "--dataset", f"npz:{home / 'own'}", "--tier", "smoke", "--device", "cpu", "--threads", "1"]
 
 
 # --- a place to die
@@ -105,6 +97,21 @@ def _half(number: int, where: str, ending: str) -> None:
 def _in_finetuning(number: int) -> None:
     "Die in a step of fine-tuning, which begins when the search is over."
     _at_call("archrepair.repair.archrepair", "finetune", 1, lambda: _at_call("archrepair.training.fit", "_Run.step", number))
+
+
+def _ask_and_slow_down() -> None:
+    "Get SIGTERM in a step, whose successors would take an hour each."
+    import archrepair.training.fit as fit
+
+    fit._Run.step = lambda *arguments: time.sleep(3600)
+    Path(os.environ["ARCHREPAIR_HOME"], "asked").write_text(str(time.time()))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_in(stage: str) -> None:
+    "Be told to stop in the first step of the search or of fine-tuning."
+    ask = lambda: _at_call("archrepair.training.fit", "_Run.step", 1, _ask_and_slow_down)
+    ask() if stage == "search" else _at_call("archrepair.repair.archrepair", "finetune", 1, ask)
 
 
 PLACES: dict[str, Callable[[int], None]] = {

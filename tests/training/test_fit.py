@@ -20,6 +20,7 @@ from archrepair.networks.models import create_model
 from archrepair.training.cost import CostMeter
 from archrepair.training.fit import History, Recipe, _Run, default_precision, fit, precision_of, train_original
 from archrepair.training.rows import Features, Rows, cache_features, image_features
+from archrepair.training.stopping import STOP
 from support.tables import C, small, table
 
 
@@ -269,6 +270,85 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, where):
     assert same(state, straight[0]) and (epochs, selected) == straight[1:]
 
 
+def ask_at(when):
+    def asker(*now):
+        if now == when:
+            assert STOP.ask(SystemExit(75))
+    return asker
+
+
+@pytest.mark.parametrize("when", [(1, 0), (3, 2), (5, 5)], ids=["first step", "in the middle", "last step"])
+def test_a_run_that_is_asked_to_stop_goes_on_at_the_next_step(tmp_path, when):
+    "Dropout draws on from where it was, and an epoch's loss is the mean over all of its steps."
+    path, steps = tmp_path / "run.pt", []
+    with pytest.raises(SystemExit):
+        run(path, before_step=ask_at(when))
+    assert torch.load(path, weights_only=True)["place"]["steps"] == when[1] + 1
+    state, epochs, selected = run(path, before_step=lambda *now: steps.append(now))
+    straight = run()
+    assert steps == [(epoch, step) for epoch in range(1, 6) for step in range(6) if (epoch, step) > when]
+    assert same(state, straight[0]) and (epochs, selected) == straight[1:]
+    assert "place" not in torch.load(path, weights_only=True)
+
+
+def test_a_run_that_is_stopped_in_a_validation_repeats_no_step(tmp_path):
+    path, val, steps, validations = tmp_path / "run.pt", Rows([table(7)]), [], []
+
+    def train(stop: bool):
+        model = small(0.3)
+
+        def validate() -> float:
+            validations.append(1)
+            if stop and len(validations) == 3:  # after the second epoch
+                raise SystemExit(75)
+            return loss_of(model, val)
+
+        fit(model, Rows([table()]), RUN, validate=validate, checkpoint=path, before_step=lambda *now: steps.append(now))
+        return model.state_dict()
+
+    with pytest.raises(SystemExit):
+        train(stop=True)
+    steps.clear()
+    assert same(train(stop=False), run()[0]) and steps[0] == (3, 0)
+
+
+def test_a_run_that_is_stopped_in_a_step_keeps_its_last_epoch(tmp_path):
+    "Of half a step nothing can be saved."
+    path = tmp_path / "run.pt"
+
+    def interrupted(*now) -> None:
+        if now == (3, 2):
+            raise SystemExit(75)
+
+    with pytest.raises(SystemExit):
+        run(path, before_step=interrupted)
+    content = torch.load(path, weights_only=True)
+    assert "place" not in content and content["epochs"][-1]["epoch"] == 2
+
+
+def test_a_run_that_is_stopped_in_a_slow_step_repeats_that_step(tmp_path, monkeypatch):
+    "Where every step is a slow one, the state before it is at hand."
+    monkeypatch.setattr("archrepair.training.fit.SLOW", 0.0)
+    path, steps = tmp_path / "run.pt", []
+
+    def interrupted(*now) -> None:
+        if now == (3, 2):
+            raise SystemExit(75)
+
+    with pytest.raises(SystemExit):
+        run(path, before_step=interrupted)
+    assert torch.load(path, weights_only=True)["place"]["steps"] == 2
+    state, epochs, selected = run(path, before_step=lambda *now: steps.append(now))
+    straight = run()
+    assert steps[0] == (3, 2) and same(state, straight[0]) and (epochs, selected) == straight[1:]
+
+
+def test_without_a_checkpoint_nobody_is_asked_to_wait():
+    asked = []
+    run(before_step=lambda *now: asked.append(STOP.ask(SystemExit(75))))
+    assert not any(asked)
+
+
 def test_the_checkpoint_format_is_that_of_earlier_runs(tmp_path):
     run(tmp_path / "run.pt")
     content = torch.load(tmp_path / "run.pt", weights_only=True)
@@ -398,6 +478,19 @@ def test_the_repeated_epoch_begins_where_the_other_had_begun(monkeypatch):
     history = fit(spoiled, Rows([table()]), replace(FEW, precision="bf16"))
     assert [e["loss"] for e in history.epochs] == [e["loss"] for e in expected.epochs]
     assert same(plain.state_dict(), spoiled.state_dict())
+
+
+@pytest.mark.parametrize("when", [(2, 0), (2, 3)], ids=["before", "after"])
+def test_an_epoch_that_was_stopped_is_repeated_from_its_beginning_all_the_same(monkeypatch, tmp_path, when):
+    "It was stopped in its first pass, before the loss that is not finite or after it."
+    spoil_bf16(monkeypatch, {2})
+    half, straight, resumed = replace(FEW, precision="bf16"), small(), small()
+    expected = fit(straight, Rows([table()]), half)
+    with pytest.raises(SystemExit):
+        fit(small(), Rows([table()]), half, checkpoint=tmp_path / "c.pt", before_step=ask_at(when))
+    history = fit(resumed, Rows([table()]), half, checkpoint=tmp_path / "c.pt")
+    assert [e["loss"] for e in history.epochs] == [e["loss"] for e in expected.epochs] and history.epochs[1]["precision"] == "fp32"
+    assert same(straight.state_dict(), resumed.state_dict())
 
 
 def test_what_is_not_finite_in_fp32_either_has_diverged(monkeypatch):
