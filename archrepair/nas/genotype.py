@@ -109,11 +109,10 @@ class Genotype:
     @classmethod
     def from_json(cls, text: str) -> Genotype:
         "The inverse of `to_json`. Raises `ArchrepairError` for text that is not a genotype."
-        names = {"ks": "channel_parts"}
         try:
             content = json.loads(text)
             graph = BlockGraph.from_dict(content.pop("graph"))
-            fields: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            fields: dict[str, Any] = {{"ks": "channel_parts"}.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(graph, **fields)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:80]}"
@@ -286,7 +285,7 @@ class RepairedBlock(nn.Module):
         y = self.last(features[-1])
         return torch.cat([x, y], 1) if self.tail == "concat" else y
 
-
+# %% ../../nbs/nas/04_genotype.ipynb #89b27789
 def original_factors(genotype: Genotype, index: int) -> Tensor:
     "The factors (C) of the inherited layer of edge number `index`: its coefficient in the slice (0 if it was not chosen), 1 outside."
     edge = genotype.graph.edges[index]
