@@ -37,7 +37,7 @@ from ..data.images import ImageSet
 from .cells import Cell, Record, method_of, versions
 from .comparison import scores_of
 from .originals import Original, original
-from .overview import csv_of, look_at
+from .overview import csv_of, look_at, options_text
 from .runs import method_cell
 from ..networks.weights import tensors_of
 from ..repair.result import Repairer, RepairResult, changes
@@ -257,7 +257,7 @@ def lines_of_record(record: Record, source: str) -> Iterator[Line]:
     "The numbers of a record, for the network returned and for the method's own."
     cell, metrics = record.cell, record.metrics
     dataset, corruption, severity = (str(cell["dataset"]).split(":") + ["", ""])[:3]
-    options = ";".join([*([f"block={cell['block']}"] if cell["block"] else []), *(f"{key}={value}" for key, value in cell["options"])])
+    options = ";".join(filter(None, [f"block={cell['block']}" if cell["block"] else "", options_text(cell)]))
     where = (cell["method"], options, cell["model"], dataset, corruption or "clean", int(severity or 0), int(cell["seed"]))
     origin = (cell["tier"], "", record.versions.get("commit", ""), source)
     n = metrics["after"]["held_out"]["n"]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 # %% auto #0
 __all__ = ['QUIET', 'Kind', 'Run', 'look_at', 'failures', 'place_of_record', 'peek', 'Work', 'work_so_far', 'kind_of', 'Outlook',
-           'planned', 'Row', 'rows_of', 'collect', 'csv_of', 'write_rows']
+           'planned', 'Row', 'options_text', 'rows_of', 'collect', 'csv_of', 'write_rows']
 
 # %% ../../nbs/experiments/11_overview.ipynb #1b674311
 from ..core.errors import ArchrepairError, note, write_atomic, write_text
@@ -251,7 +251,7 @@ class Row:
     record: str
 
 
-def _options_of(cell: dict) -> str:
+def options_text(cell: dict) -> str:
     "The options of a cell, and its limit on the failures, as text: `strategy=darts;n_failures=30`."
     limit = [("n_failures", cell["n_failures"])] if cell.get("n_failures") else []
     return ";".join(f"{name}={value}" for name, value in [*cell["options"], *limit])
@@ -262,7 +262,7 @@ def rows_of(record: Record, root: Path | None = None) -> Iterator[Row]:
     try:
         cell, metrics, repair = record.cell, record.metrics, record.repair
         dataset, version, severity = (str(cell["dataset"]).split(":") + ["", ""])[:3]
-        what = (cell["method"], _options_of(cell), cell["model"], dataset, version or "clean",
+        what = (cell["method"], options_text(cell), cell["model"], dataset, version or "clean",
                 int(severity or 0), cell["protocol"], int(cell["seed"]), repair["block"] or "", repair["chosen"])
         path = os.path.relpath(record.path, root) if root else record.path
         where = (cell["tier"], record.versions.get("commit", ""), path)
