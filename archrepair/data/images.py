@@ -124,7 +124,7 @@ class ImageSet:
             return self
         return ImageSet(self.images.to(device), self.labels, self.classes, self.name, self.index)
 
-
+# %% ../../nbs/data/01_images.ipynb #61f45843
 def _type_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 

@@ -201,7 +201,7 @@ def _kinds(emulator: str | EmulatorKind | Draw) -> dict[str, EmulatorKind]:
 def _all(images: ImageSet | Tensor) -> Tensor:
     return images.batch(torch.arange(len(images))) if isinstance(images, ImageSet) else images
 
-
+# %% ../../nbs/data/12_pattern.ipynb #d35ef935
 @dataclass(frozen=True, eq=False)
 class Pattern:
     """What failures have in common, compared with training images; made by `Pattern.of`.

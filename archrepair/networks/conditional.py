@@ -98,7 +98,7 @@ class _Channels(nn.Module):
         z = y @ self.down.T @ self.up.T if hasattr(self, "down") else y * self.factor + self.offset
         return z.transpose(self.dim, -1)
 
-
+# %% ../../nbs/networks/11_conditional.ipynb #25626db2
 def _copied(block: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
     return duplicate(block)
 
@@ -133,7 +133,7 @@ def _tie(expert: nn.Module, block: nn.Module) -> None:
             if id(parameter) not in own:
                 setattr(module, name, block.get_submodule(path).get_parameter(name))
 
-
+# %% ../../nbs/networks/11_conditional.ipynb #ed8fd80a
 def _on_channels(rank_share: int) -> Callable[[nn.Module, Tensor, torch.Generator], nn.Module]:
     def make(block: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
         with torch.no_grad():
@@ -179,7 +179,7 @@ FORMS = tuple(_MAKERS)
 SPANNING = ("copy", "norm")  # the forms of an expert for several blocks
 REST = "rest"  # another name for a copy of a block and of all that follows
 
-
+# %% ../../nbs/networks/11_conditional.ipynb #59f355f0
 def expert_place(block: str, form: str) -> tuple[str, str]:
     """Block and form of an expert, where `rest` is spelled out as a copy of a span.
 

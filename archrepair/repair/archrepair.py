@@ -69,7 +69,7 @@ def search_settings(strategy: str) -> dict[str, Setting]:
     own = settings_of(SearchRecipe)
     return {name: own[name] for name in SEARCH_SETTINGS} | settings_of(strategy_class(strategy))
 
-
+# %% ../../nbs/repair/09_archrepair.ipynb #1cfaa6a0
 @checked
 @dataclass
 class ArchRepair:
@@ -156,9 +156,9 @@ class ArchRepair:
             run.control()
         return run.finish()
 
-
-class _Run:
-    "One repair, step by step; what a step finds out stays here for the next."
+# %% ../../nbs/repair/09_archrepair.ipynb #ec3c849f
+class _Search:
+    "A repair up to its searched block; what a step finds out stays here for the next."
 
     def __init__(self, method: ArchRepair, model: nn.Module, data: RepairData, notes: list[str], checkpoints: Path | None):
         self.method, self.model, self.data, self.checkpoints = method, model, data, checkpoints
@@ -217,6 +217,10 @@ class _Run:
         self.touch = result.touch
         self.history["search"] = result.history
         self.notes += result.warnings
+
+# %% ../../nbs/repair/09_archrepair.ipynb #11836e0b
+class _Run(_Search):
+    "One repair by a search, step by step."
 
     def _finetune(self, name: str, epochs: int, start: nn.Module | None, origin: nn.Module | None = None) -> None:
         "Fine-tune the block from `start` (None: as it is), and enter the outcome under `name`."

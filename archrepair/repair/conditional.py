@@ -131,8 +131,8 @@ class _Case:
                 "trials": self.trials}
 
 # %% ../../nbs/repair/08_conditional.ipynb #4d91dbbb
-class _Run:
-    "One conditional repair, step by step; what a step finds out stays here for the next."
+class _Setting:
+    "What a conditional repair works with; what a step finds out stays here for the next."
 
     def __init__(self, method: ConditionalRepair, model: nn.Module, data: RepairData, notes: list[str], checkpoints: Path | None):
         self.method, self.model, self.data, self.checkpoints = method, model, data, checkpoints
@@ -155,6 +155,10 @@ class _Run:
     def _checkpoint(self, name: str, case: _Case | None = None, suffix: str = ".pt") -> Path | None:
         number = self.cases.index(case) + 1 if case else 1
         return self.checkpoints / f"{name}{number if number > 1 else ''}{suffix}" if self.checkpoints else None
+
+# %% ../../nbs/repair/08_conditional.ipynb #3f4a9c2f
+class _Cases(_Setting):
+    "The same, with the patterns that a gate can tell."
 
     def look(self) -> None:
         "What do the failures have in common, and can a gate see it? Of several patterns each is a case of its own."
@@ -218,6 +222,10 @@ class _Run:
             return f"{len(self.data.failures)} failures are too few to see what they have in common ({ENOUGH} are needed)"
         return f"the failures have no common pattern that a gate could see (AUROC {self.unseen['auroc']:.2f}, {TELLS} is needed)"
 
+# %% ../../nbs/repair/08_conditional.ipynb #ea454de5
+class _Experts(_Cases):
+    "The same, with an expert for each pattern."
+
     def place(self, case: _Case) -> None:
         "In which block, and in which form, does an expert learn best? The localizer's answer, and that of short trials."
         method = self.method
@@ -268,6 +276,10 @@ class _Run:
                                     checkpoint=self._checkpoint("expert", case))
         self.history["finetune" if case is self.cases[0] else f"finetune {case.label}"] = trained.tuned.history.epochs
         self.network.add(case.label, case.place[0], trained.expert, case.gate, case.place[1])
+
+# %% ../../nbs/repair/08_conditional.ipynb #477f17bf
+class _Run(_Experts):
+    "One conditional repair, step by step."
 
     def limit(self) -> None:
         "The loosest thresholds of all gates of the network at which no more than the budget is touched."

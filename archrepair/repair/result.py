@@ -157,7 +157,7 @@ class RepairResult:
         return write_report(self.to_dict(), path, networks={**self.candidates, self.chosen: self.model}, scenario=scenario, before=before,
                             after=after, title=title, record=record)
 
-
+# %% ../../nbs/repair/04_result.ipynb #03ec73e6
 @settled()
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """The repaired network saved in `directory`, built on (a copy of) `model`, the original or a fresh one of its kind; in eval mode.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'PrecisionName', 'SLOW', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd',
+__all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precision', 'precision_of', 'History', 'sgd',
            'decay_groups', 'fit', 'train_original']
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
@@ -37,7 +37,7 @@ from .cost import CostMeter
 from .memory import Portions
 from .ranks import Ranks, ranks_now
 from .rows import PlacedBatch, Rows, image_features
-from .stopping import STOP
+from .stopping import SLOW, STOP
 
 # %% ../../nbs/training/03_fit.ipynb #02032e81
 @checked
@@ -114,8 +114,7 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:
     """`fp32` or `bf16` for one of these, for a torch dtype, or for `auto` (see `default_precision`).
 
-    Raises `ArchrepairError` for another precision. Weights are always stored in float32 (`networks.admission`); bf16 is what they
-    compute in.
+    Raises `ArchrepairError` for another precision. Weights are stored in float32 (`networks.admission`) and compute in this precision.
     """
     name = PRECISIONS.get(precision, str(precision)) if isinstance(precision, torch.dtype) else precision
     if name not in ("auto", *PRECISIONS.values()):
@@ -151,11 +150,8 @@ class History:
         return bool(self.epochs[-1].get("stopped")) or (patience is not None and waited >= patience)
 
 # %% ../../nbs/training/03_fit.ipynb #e4736493
-SLOW = 1.0  # seconds of a step that is not waited for where a process has seconds to end
-
-
-class _Run:
-    "The state of one training: what is trained and how, what happened so far, the weights selected, and the cost."
+class _State:
+    "What is trained and how, what happened so far, the weights selected, and the cost."
 
     def __init__(self, model: nn.Module, rows: Rows, recipe: Recipe, trainable: Sequence[nn.Module],
                  groups: list[dict] | torch.optim.Optimizer | None, extra: dict[str, Any], meter: CostMeter, share: float, ranks: Ranks):
@@ -199,6 +195,10 @@ class _Run:
         for name, part in self.state.items():
             part.load_state_dict(snapshot[name])
 
+# %% ../../nbs/training/03_fit.ipynb #597ffe4c
+class _Step(_State):
+    "The same, with one step of gradient descent."
+
     def step(self, epoch: int, step: int, batch: PlacedBatch, size: int) -> Tensor:
         "One step of gradient descent on this process's part of a batch of `size` rows; returns its share of the batch's mean loss."
         for group, rate in zip(self.optimizer.param_groups, self.rates):
@@ -223,6 +223,10 @@ class _Run:
         loss = loss if len(portion) == whole else loss * (len(portion) / whole)
         (loss if self.ranks.alone else loss * self.ranks.size).backward()  # of several processes, the mean of their gradients is taken
         return loss.detach()
+
+# %% ../../nbs/training/03_fit.ipynb #300ac517
+class _Run(_Step):
+    "One training: its steps and its epochs."
 
     def train_epoch(self, epoch: int, before_step: Callable[[int, int], None] | None, after_step: Callable[[], None] | None,
                     advance: Callable[..., None]) -> dict:
@@ -380,10 +384,10 @@ def fit(
     """Train `model` in place, in a memory layout that is safe (`core.layout`), and return the history.
 
     Parameters that do not require gradients never move. A killed run resumes from its checkpoint, and one that is asked to stop
-    (`training.stopping`) saves its epoch as far as it has come. A batch that does not fit into the memory
-    is divided, and its gradients are added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32.
-    Inside `ranks.together` processes divide each batch, unless something happens between two steps or the rows depend on the network.
-    Raises `TrainingDiverged` when the loss is not finite all the same; the checkpoint then still holds the last good epoch.
+    (`training.stopping`) saves its epoch as far as it has come. A batch that does not fit into the memory is divided, and its gradients are
+    added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32. Inside `ranks.together` processes divide
+    each batch, unless something happens between two steps or the rows depend on the network. Raises `TrainingDiverged` when the loss is not
+    finite all the same; the checkpoint then still holds the last good epoch.
 
     Example: `fit(model, rows, Recipe(epochs=2), validate=lambda: loss_of(model))`
     """
@@ -440,7 +444,6 @@ def train_original(
 
     Example: `train_original(create_model("resnet18", 10), load_dataset("digits"), TIERS["smoke"])`
     """
-    device = torch.device(device)
     model.to(device)
     recipe = Recipe(epochs=epochs or tier.train_epochs, lr=tier.train_lr, batch_size=tier.batch_size, schedule="onecycle",
                     precision=default_precision(model, device) if tier.name != "smoke" else "fp32", seed=seed)

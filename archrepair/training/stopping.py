@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 # %% auto #0
-__all__ = ['STOP', 'StopRequest']
+__all__ = ['SLOW', 'STOP', 'StopRequest']
 
 # %% ../../nbs/training/11_stopping.ipynb #5b7e1f04
 class StopRequest:
@@ -49,4 +49,5 @@ class StopRequest:
             self.is_saving = False
 
 
+SLOW = 1.0  # seconds of a step that is not waited for where a process has seconds to end
 STOP = StopRequest()  # signals are sent to a process, so a process has one
