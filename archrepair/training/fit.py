@@ -75,9 +75,8 @@ class Recipe:
 
     def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None, imitate: Tensor | None = None) -> Tensor:
         "Mean cross-entropy, plus the imitation term over the rows marked in `imitate`."
-        loss = nn.functional.cross_entropy(logits, labels)
+        loss, t = nn.functional.cross_entropy(logits, labels), self.temperature
         if self.imitation and teacher is not None and imitate is not None:
-            t = self.temperature
             ours, theirs = (logits / t).log_softmax(1), (teacher / t).log_softmax(1)
             kl = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
             loss = loss + self.imitation * t * t * (kl * imitate).mean()
@@ -385,9 +384,9 @@ def fit(
 
     Parameters that do not require gradients never move. A killed run resumes from its checkpoint, and one that is asked to stop
     (`training.stopping`) saves its epoch as far as it has come. A batch that does not fit into the memory is divided, and its gradients are
-    added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32. Inside `ranks.together` processes divide
-    each batch, unless something happens between two steps or the rows depend on the network. Raises `TrainingDiverged` when the loss is not
-    finite all the same; the checkpoint then still holds the last good epoch.
+    added up (`training.memory`); an epoch whose loss is not finite in bfloat16 is repeated in float32. Inside `ranks.together` processes
+    divide each batch, unless something happens between two steps or the rows depend on the network. Raises `TrainingDiverged` when the loss
+    is not finite all the same; the checkpoint then still holds the last good epoch.
 
     Example: `fit(model, rows, Recipe(epochs=2), validate=lambda: loss_of(model))`
     """
