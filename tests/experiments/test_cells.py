@@ -150,7 +150,8 @@ def test_the_schema_of_a_record(record):
 
 def test_the_digest_is_that_of_the_outcome():
     "Not of times, memory, machine or threads, however deep they lie; of everything else."
-    record = module.Record({"seed": 0}, {"after": {"full": {"accuracy": 50.0}}}, {"cost": {"forwards": 1.0, "seconds": 2.0}}, {"threads": "1"})
+    metrics, repair = {"after": {"full": {"accuracy": 50.0}}}, {"cost": {"forwards": 1.0, "seconds": 2.0}}
+    record = Record({"seed": 0}, metrics, repair, {"threads": "1"})
     digest = record.digest
     record.repair["cost"]["seconds"], record.repair["history"], record.versions["threads"] = 3.0, [{"epoch": 1, "seconds": 1.0}], "2"
     history = record.digest
