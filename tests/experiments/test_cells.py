@@ -149,6 +149,21 @@ def test_the_schema_of_a_record(record):
     assert record["versions"]["torch"] == torch.__version__ and record["versions"]["weights"] == module.digest(finished() / ORIGINAL)
 
 
+def test_the_digest_is_that_of_the_outcome():
+    "Not of times, memory, machine or threads, however deep they lie; of everything else."
+    metrics, repair = {"after": {"full": {"accuracy": 50.0}}}, {"cost": {"forwards": 1.0, "seconds": 2.0}}
+    record = Record({"seed": 0}, metrics, repair, {"threads": "1"})
+    digest = record.digest
+    record.repair["cost"]["seconds"], record.repair["history"], record.versions["threads"] = 3.0, [{"epoch": 1, "seconds": 1.0}], "2"
+    history = record.digest
+    record.repair["history"][0]["seconds"] = 9.0
+    assert digest != history == record.digest
+    record.repair.pop("history")
+    assert record.digest == digest
+    record.metrics["after"]["full"]["accuracy"] = 50.01
+    assert record.digest != digest
+
+
 def test_the_accuracies_are_true(record):
     "Everything counted again, from the files alone and by other means."
     network = create_model("resnet18", 10, width=0.125, stem_stride=2)
