@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['MOST', 'Emulated', 'emulated', 'Ordinary', 'emulated_validation', 'new_gate', 'read_all', 'firing_rate']
+__all__ = ['MOST', 'Emulated', 'emulated', 'Ordinary', 'emulated_validation', 'new_gate', 'read_all', 'firing_rate', 'entry_gate']
 
 # %% ../../nbs/repair/05_gatedata.ipynb #aa99ab88
 from ..core.modes import evaluating
 from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import Gate
+from ..nas.gate import ENOUGH, TELLS, EntryGate, Gate, Touch, auroc, choose_thresholds, crossed_auroc, fit_gate, set_reach
+from ..nas.reading import CannotRelax
 from ..networks.admission import device_of
 from ..networks.conditional import Conditional, read_stages
 from .blockdata import BlockData
@@ -126,3 +127,34 @@ def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Ten
     "The share of `images` on which a gate of `network` fires; NaN without images."
     fired = sum(int((network.decide(x, readings)[0] >= 0).sum()) for x, readings in _readings(network, images, transform))
     return fired / len(images) if len(images) else math.nan
+
+# %% ../../nbs/repair/05_gatedata.ipynb #6d6831a4
+@torch.no_grad()
+def entry_gate(prepared: BlockData, seed: int = 0) -> tuple[EntryGate, Touch]:
+    """A gate that tells failures from other images by what enters the block, and what it can touch at most.
+
+    It is fitted to one half of the training images; the other half and the validation images fix its threshold. Raises `CannotRelax` where
+    the block cannot be cut out, and where the gate cannot tell.
+    """
+    count = len(prepared.data.failures)
+    if count < ENOUGH:
+        raise CannotRelax(f"{count} failures are too few to see what they have in common ({ENOUGH} are needed)")
+    if prepared.split.prefix is None:
+        raise CannotRelax(f"what enters {prepared.block} cannot be read without the rest of the network, so no gate can stand there")
+    gate = EntryGate(prepared.entering(1).shape[1]).to(prepared.device)
+    read = {name: torch.cat([gate.read(part.batch(rows)) for rows in torch.arange(len(part)).split(256)])
+            for name, part in prepared.parts.items() if len(part)}
+    order = torch.randperm(len(read["train"]), generator=torch.Generator().manual_seed(seed)).to(prepared.device)
+    fit, held = read["train"][order].chunk(2)
+    fit_gate(gate, read["failures"], fit)
+    if len(prepared.data.val_failures) >= ENOUGH:
+        unseen = read["val_failures"]
+        area = auroc(gate.odds(unseen), gate.odds(held))
+    else:
+        unseen, area = read["failures"], crossed_auroc(gate, read["failures"], fit, held, count)
+    set_reach(gate, unseen)
+    if area < TELLS:
+        raise CannotRelax(f"no gate on what enters {prepared.block} tells failures from other images (AUROC {area:.2f}, {TELLS} is needed)")
+    touch = choose_thresholds(gate.odds(held)[:, None], gate.score(read["val"])[:, None])
+    gate.threshold.fill_(touch.thresholds[0])
+    return gate, touch

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Batch', 'Selection', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'entry_gate', 'search']
+__all__ = ['Batch', 'Selection', 'Relaxed', 'weight_groups', 'SearchRecipe', 'SearchResult', 'search']
 
 # %% ../../nbs/01_search.ipynb #ebcb6488
 from ..core.errors import ArchrepairError
@@ -24,7 +24,7 @@ from ..core.settings import Count, NotNegative, OneOf, Seed, Share, WholeNumber,
 from ..core.tiers import resolve_tier
 from ..data.scenario import RepairData
 from ..nas.discretization import Removal, discretize, guard
-from ..nas.gate import ENOUGH, TELLS, EntryGate, Touch, auroc, choose_thresholds, fit_gate, set_reach
+from ..nas.gate import EntryGate, Touch
 from ..nas.genotype import WIDEN, Genotype, RepairedBlock
 from ..nas.graph import extract
 from ..nas.operations import CANDIDATES
@@ -35,7 +35,7 @@ from ..nas.supernet import SuperNet
 from ..networks.admission import device_of
 from ..networks.blocks import SPAN
 from .blockdata import BlockData, parcel
-from .gatedata import emulated_validation
+from .gatedata import emulated_validation, entry_gate
 from ..training.cost import CostMeter, work
 from ..training.fit import Recipe, autocast, fit, sgd
 from ..training.rows import PlacedBatch, Rows
@@ -241,31 +241,6 @@ def _loss_of(network: nn.Module, rows: Rows, recipe: Recipe, meter: CostMeter, s
         return total / len(sample)
 
     return loss
-
-# %% ../../nbs/01_search.ipynb #c97631b7
-@torch.no_grad()
-def entry_gate(prepared: BlockData, seed: int = 0) -> tuple[EntryGate, Touch]:
-    """A gate that tells failures from other images by what enters the block, and what it can touch at most.
-
-    It is fitted to one half of the training images; the other half and the validation images fix its threshold. Raises `CannotRelax` where
-    the block cannot be cut out, and where the gate cannot tell.
-    """
-    if prepared.split.prefix is None:
-        raise CannotRelax(f"what enters {prepared.block} cannot be read without the rest of the network, so no gate can stand there")
-    gate = EntryGate(prepared.entering(1).shape[1]).to(prepared.device)
-    read = {name: torch.cat([gate.read(part.batch(rows)) for rows in torch.arange(len(part)).split(256)])
-            for name, part in prepared.parts.items() if len(part)}
-    order = torch.randperm(len(read["train"]), generator=torch.Generator().manual_seed(seed)).to(prepared.device)
-    fit, held = read["train"][order].chunk(2)
-    unseen = read["val_failures"] if len(prepared.parts["val_failures"]) >= ENOUGH else read["failures"]
-    fit_gate(gate, read["failures"], fit)
-    set_reach(gate, unseen)
-    area = auroc(gate.odds(unseen), gate.odds(held))
-    if area < TELLS:
-        raise CannotRelax(f"no gate on what enters {prepared.block} tells failures from other images (AUROC {area:.2f}, {TELLS} is needed)")
-    touch = choose_thresholds(gate.odds(held)[:, None], gate.score(read["val"])[:, None])
-    gate.threshold.fill_(touch.thresholds[0])
-    return gate, touch
 
 # %% ../../nbs/01_search.ipynb #e842f5fd
 class _Setup:
