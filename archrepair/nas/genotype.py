@@ -286,7 +286,7 @@ class RepairedBlock(nn.Module):
         y = self.last(features[-1])
         return torch.cat([x, y], 1) if self.tail == "concat" else y
 
-
+# %% ../../nbs/nas/04_genotype.ipynb #89b27789
 def original_factors(genotype: Genotype, index: int) -> Tensor:
     "The factors (C) of the inherited layer of edge number `index`: its coefficient in the slice (0 if it was not chosen), 1 outside."
     edge = genotype.graph.edges[index]
