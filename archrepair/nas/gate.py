@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['ENOUGH', 'TELLS', 'BOUND', 'FAR', 'REACH', 'RATES', 'pool', 'Gate', 'EntryGate', 'fit_gate', 'set_reach', 'auroc',
-           'touch_limit', 'Touch', 'choose_thresholds']
+__all__ = ['ENOUGH', 'TELLS', 'BOUND', 'FAR', 'REACH', 'FOLDS', 'RATES', 'pool', 'Gate', 'EntryGate', 'fit_gate', 'set_reach',
+           'auroc', 'crossed_auroc', 'touch_limit', 'Touch', 'choose_thresholds']
 
 # %% ../../nbs/nas/12_gate.ipynb #e7620bc9
+from ..core.copies import duplicate
 from ..core.errors import ArchrepairError
 from ..corruptions.statistics import ImageStatistics
 
@@ -163,6 +164,24 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     negative = negative.sort().values
     below, not_above = torch.searchsorted(negative, positive), torch.searchsorted(negative, positive, right=True)
     return float((below + not_above).double().mean()) / (2 * len(negative))
+
+
+FOLDS = 5
+
+
+def crossed_auroc(gate: Gate, failures: Tensor, ordinary: Tensor, held: Tensor, images: int = 0) -> float:
+    """How well gates like `gate` tell failures (N×F) that they were not fitted to from ordinary images `held`, where none were set aside.
+
+    Each fifth of the failures is judged by a gate that was fitted to the others and to `ordinary`; the mean AUROC. Row i belongs to image
+    i mod `images` (default: N), and all views of an image are in the same fifth. Expected are two images or more.
+    """
+    images = images or len(failures)
+    fold = (torch.arange(len(failures), device=failures.device) % images) % FOLDS
+    areas = []
+    for k in range(min(FOLDS, images)):
+        fitted = fit_gate(duplicate(gate), failures[fold != k], ordinary)
+        areas.append(auroc(fitted.odds(failures[fold == k]), fitted.odds(held)))
+    return sum(areas) / len(areas)
 
 # %% ../../nbs/nas/12_gate.ipynb #129441fb
 def touch_limit(fired: int, n: int, confidence: float = 0.95) -> float:

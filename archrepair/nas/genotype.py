@@ -96,15 +96,14 @@ class Genotype:
     @classmethod
     def original(cls, graph: BlockGraph, channel_parts: Sequence[int] | None = None, **options) -> Genotype:
         "The architecture of the original block; `options` are further fields."
-        ones = (1,) * len(graph.edges)
-        choices = tuple("none" if edge.inherited is None else "original" for edge in graph.edges)
+        choices, ones = tuple("none" if edge.inherited is None else "original" for edge in graph.edges), (1,) * len(graph.edges)
         return cls(graph, choices, tuple(map(float, ones)), tuple(channel_parts or ones), **options)
 
     def to_json(self) -> str:
         "JSON text, from which `from_json` makes an equal genotype; `channel_parts` are stored as `ks`."
-        content = {"graph": self.graph.as_dict(), "choices": self.choices, "coefficients": self.coefficients, "ks": self.channel_parts,
-                   "widen": self.widen, "strategy": self.strategy, **({"gated": True} if self.gated else {})}
-        return json.dumps(content, indent=1)
+        plain = {"graph": self.graph.as_dict(), "choices": self.choices, "coefficients": self.coefficients, "ks": self.channel_parts,
+                 "widen": self.widen, "strategy": self.strategy}
+        return json.dumps(plain | {"gated": True} if self.gated else plain, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Genotype:

@@ -27,7 +27,7 @@ from ..data.emulators import Custom, Draw
 from ..data.mixture import LEAST, divide
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import ENOUGH, TELLS, Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
+from ..nas.gate import ENOUGH, TELLS, Gate, Touch, auroc, choose_thresholds, crossed_auroc, fit_gate, set_reach
 from ..networks.admission import device_of
 from ..networks.blocks import SPAN, block_names, get_block
 from ..networks.conditional import FORMS, REST, Conditional, expert_place, original_of
@@ -177,9 +177,12 @@ class _Cases(_Setting):
             gates = [fit_gate(duplicate(fresh), failures[part], ordinary) for part in parts]
             owners = _owners(gates, [failures[part] for part in parts], unseen, alone=len(parts[0]) == len(failures))
             for part, gate, own in zip(parts, gates, owners):
-                judges = unseen[own] if len(own) >= ENOUGH else failures[part]
+                unfitted = enough and len(own) >= ENOUGH
+                judges = unseen[own] if unfitted else failures[part]
+                area = (auroc(gate.odds(judges), gate.odds(held[-1])) if unfitted
+                        else crossed_auroc(fresh, failures[part], ordinary, held[-1]))
                 set_reach(gate, judges)
-                self._consider(gate, part, own if enough else own[:0], auroc(gate.odds(judges), gate.odds(held[-1])))
+                self._consider(gate, part, own if enough else own[:0], area)
         if not enough:
             self.notes.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         if self.cases:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from archrepair.core.errors import ArchrepairError
-from archrepair.nas.gate import BOUND, Gate, Touch, auroc, choose_thresholds, fit_gate, pool, set_reach, touch_limit
+from archrepair.nas.gate import (
+    BOUND, EntryGate, Gate, Touch, auroc, choose_thresholds, crossed_auroc, fit_gate, pool, set_reach, touch_limit)
 
 
 def normal(*shape, seed=0):
@@ -169,3 +170,27 @@ def test_what_a_gate_stores_is_what_it_learned():
     gate = Gate.for_example(normal(2, 3, 8, 8), {"a": normal(2, 6, 4, 4)})
     assert set(gate.state_dict()) == {"mean", "scale", "weight", "bias", "threshold", "center", "spread", "reach"}
     assert isinstance(choose_thresholds(normal(50, 1), normal(40, 1)), Touch)
+
+
+def test_a_gate_judged_on_failures_it_was_not_fitted_to_does_not_praise_itself():
+    "More numbers than failures: a gate tells those it was fitted to, whether or not they have something in common."
+    failures, ordinary, held = normal(30, 600), normal(200, 600, seed=1), normal(200, 600, seed=2)
+    gate = Gate([], 600)
+    assert auroc(fit_gate(gate, failures, ordinary).odds(failures), gate.odds(held)) > 0.9
+    assert crossed_auroc(gate, failures, ordinary, held) < 0.75
+    assert crossed_auroc(gate, failures + 1, ordinary, held) > 0.95
+
+
+def test_views_of_an_image_are_judged_together():
+    views, ordinary, held = normal(29, 600).repeat(4, 1), normal(200, 600, seed=1), normal(200, 600, seed=2)
+    gate = Gate([], 600)
+    assert crossed_auroc(gate, views, ordinary, held, images=29) < 0.75 < 0.9 < crossed_auroc(gate, views, ordinary, held)
+
+
+def test_a_gate_at_the_door_of_a_block_reads_what_enters():
+    x = normal(6, 3, 5, 5)
+    gate = EntryGate(3)
+    assert gate.read(x).shape == (6, 6) and not gate(x).any() and gate(x).shape == (6, 1, 1, 1)
+    gate.weight[0] = 1.0
+    gate.threshold.copy_(x[:, 0].mean((1, 2)).median())
+    assert torch.equal(gate(x).flatten(), x[:, 0].mean((1, 2)) > gate.threshold)

@@ -149,10 +149,11 @@ def test_a_second_repair_that_is_rejected_leaves_the_first_where_it_was(_problem
             assert torch.equal(load(tmp_path, network)(x), result.model(x))
 
 
-def test_failures_without_a_pattern_leave_the_network_alone(problem):
+@pytest.mark.parametrize("step", [6, 40], ids=["many", "too few to set some aside"])
+def test_failures_without_a_pattern_leave_the_network_alone(problem, step):
     "Ordinary images with wrong labels: nothing tells them from others."
     data = problem.scenario.data
-    some = data.train.select(torch.arange(0, len(data.train), 6))
+    some = data.train.select(torch.arange(0, len(data.train), step))
     wrong = replace(some, labels=(some.labels + 1) % 10)
     data = RepairData.of(wrong, data.train, data.val, transform=data.transform)
     result = ConditionalRepair(**SETTINGS).repair(problem.network, data)

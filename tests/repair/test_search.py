@@ -209,3 +209,6 @@ def test_conditional_candidates_leave_the_block_to_all_images_on_which_the_gate_
 def test_conditional_candidates_need_a_gate_that_can_tell():
     with pytest.raises(CannotRelax, match="no gate on what enters layer3 tells failures from other images"):
         quick(candidates="conditional")
+    model, data, _ = setting()
+    with pytest.raises(CannotRelax, match="9 failures are too few"):
+        search(model, "layer3", replace(data, failures=data.failures.select(torch.arange(9))), candidates="conditional", epochs=1)
