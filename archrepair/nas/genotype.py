@@ -108,10 +108,11 @@ class Genotype:
     @classmethod
     def from_json(cls, text: str) -> Genotype:
         "The inverse of `to_json`. Raises `ArchrepairError` for text that is not a genotype."
+        names = {"ks": "channel_parts"}
         try:
             content = json.loads(text)
             graph = BlockGraph.from_dict(content.pop("graph"))
-            fields: dict[str, Any] = {{"ks": "channel_parts"}.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            fields: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(graph, **fields)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:80]}"

@@ -20,7 +20,7 @@ from ..core.modes import evaluating
 from ..data.images import ImageSet, holdout
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
-from ..nas.gate import ENOUGH, TELLS, EntryGate, Gate, Touch, auroc, choose_thresholds, fit_gate, set_reach
+from ..nas.gate import ENOUGH, TELLS, EntryGate, Gate, Touch, auroc, choose_thresholds, crossed_auroc, fit_gate, set_reach
 from ..nas.reading import CannotRelax
 from ..networks.admission import device_of
 from ..networks.conditional import Conditional, read_stages
@@ -128,7 +128,7 @@ def firing_rate(network: Conditional, images: ImageSet, transform: Callable[[Ten
     fired = sum(int((network.decide(x, readings)[0] >= 0).sum()) for x, readings in _readings(network, images, transform))
     return fired / len(images) if len(images) else math.nan
 
-# %% ../../nbs/repair/05_gatedata.ipynb #c97631b7
+# %% ../../nbs/repair/05_gatedata.ipynb #6d6831a4
 @torch.no_grad()
 def entry_gate(prepared: BlockData, seed: int = 0) -> tuple[EntryGate, Touch]:
     """A gate that tells failures from other images by what enters the block, and what it can touch at most.
@@ -136,6 +136,9 @@ def entry_gate(prepared: BlockData, seed: int = 0) -> tuple[EntryGate, Touch]:
     It is fitted to one half of the training images; the other half and the validation images fix its threshold. Raises `CannotRelax` where
     the block cannot be cut out, and where the gate cannot tell.
     """
+    count = len(prepared.data.failures)
+    if count < ENOUGH:
+        raise CannotRelax(f"{count} failures are too few to see what they have in common ({ENOUGH} are needed)")
     if prepared.split.prefix is None:
         raise CannotRelax(f"what enters {prepared.block} cannot be read without the rest of the network, so no gate can stand there")
     gate = EntryGate(prepared.entering(1).shape[1]).to(prepared.device)
@@ -143,10 +146,13 @@ def entry_gate(prepared: BlockData, seed: int = 0) -> tuple[EntryGate, Touch]:
             for name, part in prepared.parts.items() if len(part)}
     order = torch.randperm(len(read["train"]), generator=torch.Generator().manual_seed(seed)).to(prepared.device)
     fit, held = read["train"][order].chunk(2)
-    unseen = read["val_failures"] if len(prepared.parts["val_failures"]) >= ENOUGH else read["failures"]
     fit_gate(gate, read["failures"], fit)
+    if len(prepared.data.val_failures) >= ENOUGH:
+        unseen = read["val_failures"]
+        area = auroc(gate.odds(unseen), gate.odds(held))
+    else:
+        unseen, area = read["failures"], crossed_auroc(gate, read["failures"], fit, held, count)
     set_reach(gate, unseen)
-    area = auroc(gate.odds(unseen), gate.odds(held))
     if area < TELLS:
         raise CannotRelax(f"no gate on what enters {prepared.block} tells failures from other images (AUROC {area:.2f}, {TELLS} is needed)")
     touch = choose_thresholds(gate.odds(held)[:, None], gate.score(read["val"])[:, None])
