@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from archrepair.cli.app import app
 from archrepair.core.errors import ArchrepairError
+from archrepair.deploy.gate_view import GAIN_BY_FAILURES
+from archrepair.experiments.cells import Record
 from archrepair.experiments.claims import Claim, measure_again, read_claims
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +102,11 @@ def test_a_claim_is_measured_again_by_its_command(tmp_path):
         measure_again(replace(claim, command=command.replace("resnet18", "resnet99")), tmp_path)
     with pytest.raises(ArchrepairError, match="expected an `archrepair compare`"):
         measure_again(replace(claim, command="archrepair repair"), tmp_path)
+
+
+def test_the_report_says_what_fewer_failures_gave():
+    folder = ROOT / "outputs" / "lite" / "records" / "cifar10~gaussian_noise~3" / "cifar-resnet20~published"
+    fewer = folder.glob("archrepair-localized-clean-n*-s0-*.json")
+    records = [Record.read(path) for path in (folder / "archrepair-localized-clean-s0.json", *fewer)]
+    gains = {record.metrics["images"]["failures"]: record.accuracy() - record.accuracy(when="before") for record in records}
+    assert {count: round(gain, 1) for count, gain in sorted(gains.items())} == GAIN_BY_FAILURES
