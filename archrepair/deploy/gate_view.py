@@ -202,7 +202,7 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], chosen: str, ax: Axes | Non
     return ax
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #4281125c
-GAIN_BY_FAILURES = {27: 45.7, 90: 47.0, 270: 47.3, 900: 48.4}  # on held-out images, by how many failures there were to learn from: nbs/07_beyond
+GAIN_BY_FAILURES = {27: 45.7, 90: 47.0, 270: 47.3, 900: 48.4}  # held out, by how many there were to learn from: nbs/07_beyond
 
 
 def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
