@@ -3,6 +3,7 @@
 No test may need the luck of its training: `ARCHREPAIR_TEST_SEED=1 python -m pytest` trains another one.
 """
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 os.environ["ARCHREPAIR_PROGRESS"] = "0"
@@ -64,13 +65,15 @@ def digits_test():
 
 @pytest.fixture(scope="session")
 def _problem(digits, digits_test):
-    "A small network that makes mistakes, and the scenario of its repair."
+    "A small network that makes mistakes, the scenario of its repair, and the same data with failures that share a pattern: they are dark."
     network = create_model("resnet18", 10, width=0.125, stem_stride=2, seed=SEED)
     transform = Normalize.of(digits)
     train_original(network, digits.select(holdout(digits.labels, 0.1, 0)[0]), TIERS["smoke"], epochs=2, transform=transform, seed=SEED)
     correct = is_correct(predict(network, digits_test, transform), digits_test.labels)
-    return SimpleNamespace(network=network, transform=transform, correct=correct,
-                           scenario=build_scenario(digits, digits_test, correct, n_failures=60))
+    scenario = build_scenario(digits, digits_test, correct, n_failures=60)
+    darker = lambda part: replace(part, images=part.images // 3)
+    dark = replace(scenario.data, failures=darker(scenario.data.failures), val_failures=darker(scenario.data.val_failures))
+    return SimpleNamespace(network=network, transform=transform, correct=correct, scenario=scenario, dark=dark)
 
 
 @pytest.fixture

@@ -66,8 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
     "Run the command line; exits with 0, 1 for a user's mistake, 2 for wrong usage, 130 when interrupted."
     replace_unencodable()
     try:
-        with saying_notices():
-            app(args=arguments, prog_name="archrepair")
+        try:
+            with saying_notices():
+                app(args=arguments, prog_name="archrepair")
+        finally:
+            sys.stdout.flush()  # here it is noticed that a reader has gone, and not when the process has ended
     except ArchrepairError as error:
         print(f"archrepair: {error}", file=sys.stderr)
         raise SystemExit(1) from None
