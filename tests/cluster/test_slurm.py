@@ -118,8 +118,15 @@ def cancel_a_job(sweep: Sweep) -> str:
 
 def let_a_job_run_out_of_time(sweep: Sweep) -> str:
     "A job stands still until its time is over."
-    job = sweep.wait_for(lambda: next(iter(running()), None))
-    slurm("scancel", "--signal=STOP", job)
+    def stopped() -> int | None:
+        job = next(iter(running()), None)
+        if job is None:
+            return None
+        slurm("scancel", "--signal=STOP", job, ok=False)
+        time.sleep(3)
+        return job if job in running() else None  # else it ended before it could be stopped
+
+    job = sweep.wait_for(stopped)
     slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     sweep.wait_for(lambda: f"{job}' failed" in sweep.said() and "TIMEOUT" in sweep.said())
     return f"job {job} ran out of time"
