@@ -124,7 +124,8 @@ def let_a_job_run_out_of_time(sweep: Sweep) -> str:
             return None
         slurm("scancel", "--signal=STOP", job, ok=False)
         time.sleep(3)
-        return job if job in running() else None  # else it ended before it could be stopped
+        state = slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T", ok=False)
+        return job if state == "STOPPED" else None  # else it ended before it could be stopped
 
     job = sweep.wait_for(stopped)
     slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
