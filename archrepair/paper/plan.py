@@ -24,6 +24,7 @@ from ..data.datasets import parse_version
 from ..experiments.cells import Cell
 from ..experiments.forecast import time_pass
 from ..experiments.originals import pick_device, weights_of
+from ..experiments.overview import Work
 from ..experiments.runs import Runs
 from ..networks.models import create_model
 from .exhibits import EXHIBITS, SMOKE_DATASETS, Requirement, Settings, requirements
@@ -133,10 +134,6 @@ def dataset_size(dataset: str) -> DatasetSize:
     return DatasetSize(entry.train * 9 // 10, entry.test, entry.pixels)
 
 
-def _passes(cost: dict) -> float:
-    return cost["forwards"] + 2 * cost["backwards"]  # a backward pass is about two forward ones
-
-
 def seconds_per_pass(
     model: str,  # name of the network
     dataset: str,  # name of the dataset
@@ -149,8 +146,8 @@ def seconds_per_pass(
     Example: `seconds_per_pass("resnet18", "digits", "smoke")`
     """
     records = (outputs or home() / "outputs").glob(f"{tier}/records/*/{model}/*.json")
-    costs = [json.loads(path.read_text(encoding="utf-8"))["repair"]["cost"] for path in sorted(records)[:20]]
-    rates = [cost["seconds"] / _passes(cost) for cost in costs if _passes(cost)]
+    works = [Work.of(json.loads(path.read_text(encoding="utf-8"))["repair"]["cost"]) for path in sorted(records)[:20]]
+    rates = [work.seconds / work.passes for work in works if work.passes]
     if rates:
         return median(rates)
     import torch
