@@ -29,7 +29,7 @@ from .overview import collect_command, status_command
 from .verify import verify_command
 from .worker import cell_command
 from archrepair.cli.options import (
-    Again, Block, Blocks, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
+    Again, Block, Blocks, Collected, CorruptionName, Corruptions, Dataset, Device, DryRun, EarlierRepair, Epochs,
     Exhibits, FailuresUsed, FinetuneEpochs, given_options, own_settings, Gradient, Jobs, Json, Label, Level, ListName, MaxTouched,
     Measure, Method, Methods, Model, Normalization, NotebookPath, OracleBlocks, PaperCorruptions,
     PaperDatasets, PaperMethods, PaperModels, Parameters, Preset, Protocol, read_settings, Recorded,
@@ -346,17 +346,21 @@ def run(notebook: Annotated[str, typer.Argument(help="rq3, or the path of a note
 @checked
 def paper(tier: TierName = "auto", only: Exhibits = None, models: PaperModels = "", datasets: PaperDatasets = "",
           methods: PaperMethods = "", corruption: PaperCorruptions = "auto", seeds: RunsPerCell = 0, protocol: Protocol = "clean",
-          device: Device = "auto", jobs: Jobs = 0, recorded: Recorded = False, force: Again = False, dry_run: DryRun = False,
-          as_json: Json = False) -> None:
+          device: Device = "auto", jobs: Jobs = 0, recorded: Recorded = False, collected: Collected = "", force: Again = False,
+          dry_run: DryRun = False, as_json: Json = False) -> None:
     "Every table and figure of the paper: run what is missing, execute the notebooks, write outputs/index.html."
     split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
     missing = "skip" if recorded else "run"
     versions = split_versions(datasets) if datasets else []
     check_names(split(models), versions, split(methods))
+    from archrepair.experiments.overview import restore
     from archrepair.experiments.runs import Runs
     from archrepair.paper.plan import plan, tasks
     from archrepair.paper.reproduce import reproduce
 
+    restored = restore(collected)
+    if collected:
+        say(f"{collected}: {len(restored)} files restored that were not here")
     pages = plan(tier=tier, only=only or (), models=split(models), datasets=versions, methods=split(methods), corruption=corruption,
                  seeds=seeds, protocol=protocol, missing=missing)
     if dry_run:

@@ -18,8 +18,8 @@ __all__ = ['Model', 'Weights', 'Normalization', 'Trust', 'Dataset', 'TierName', 
            'FailuresUsed', 'SearchEpochs', 'FinetuneEpochs', 'Views', 'Label', 'MaxTouched', 'EarlierRepair',
            'RepairFolder', 'Seeds', 'Methods', 'OracleBlocks', 'Corruptions', 'Epochs', 'RecordFolder',
            'CorruptionName', 'ListName', 'Parameters', 'NotebookPath', 'Exhibits', 'PaperModels', 'PaperDatasets',
-           'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Again', 'DryRun', 'given_options',
-           'own_settings', 'trusted', 'split_names', 'read_settings']
+           'PaperMethods', 'PaperCorruptions', 'RunsPerCell', 'Jobs', 'Recorded', 'Collected', 'Again', 'DryRun',
+           'given_options', 'own_settings', 'trusted', 'split_names', 'read_settings']
 
 # %% ../../nbs/cli/03_options.ipynb #6e38f796
 from .listing import KINDS, completion_of, names
@@ -111,6 +111,7 @@ PaperCorruptions = Annotated[str, typer.Option(
 RunsPerCell = Annotated[WholeNumber, typer.Option(help="runs of each cell; 0: the tier's number")]
 Jobs = Annotated[WholeNumber, typer.Option("--jobs", "-j", help="processes; 0: one with a GPU, else one per core, four at most")]
 Recorded = Annotated[bool, typer.Option("--recorded", help="run nothing: show what is recorded, with its n")]
+Collected = Annotated[str, typer.Option(help="table of `archrepair collect`, from another machine, whose records are used as well")]
 Again = Annotated[bool, typer.Option("--force", help="execute the notebooks again though nothing has changed")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would run, and how long it would take")]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 # %% auto #0
-__all__ = ['Results', 'Watch', 'Every', 'TableFile', 'status_command', 'collect_command']
+__all__ = ['Results', 'Watch', 'Every', 'TableFile', 'Numbers', 'status_command', 'collect_command']
 
 # %% ../../nbs/cli/09_overview.ipynb #b8c7135f
 from .console import print_json, say, show
@@ -26,6 +26,7 @@ Results = Annotated[Path | None, typer.Argument(help="folder of results; default
 Watch = Annotated[bool, typer.Option("--watch", help="look again every few seconds, until interrupted")]
 Every = Annotated[float, Within(0.2), typer.Option(help="seconds between two looks")]
 TableFile = Annotated[Path | None, typer.Option("--out", "-o", help="file to write, .csv or .parquet; default: results.csv in the folder")]
+Numbers = Annotated[bool, typer.Option("--numbers", help="numbers alone, without what `archrepair paper --collected` needs")]
 
 
 def status_command(outputs: Results = None, watch: Watch = False, every: Every = 5.0, as_json: Json = False) -> None:
@@ -100,12 +101,12 @@ def _spoken_or_unknown(seconds: float | None) -> str:
     return "unknown" if seconds is None else spoken(seconds)
 
 # %% ../../nbs/cli/09_overview.ipynb #6797f8c0
-def collect_command(outputs: Results = None, out: TableFile = None, as_json: Json = False) -> None:
-    "Write all records of a folder of results as one flat table, a row per number."
+def collect_command(outputs: Results = None, out: TableFile = None, numbers: Numbers = False, as_json: Json = False) -> None:
+    "Write all records of a folder of results as one flat table, a row per number, from which they can be restored elsewhere."
     from archrepair.core.paths import home
     from archrepair.experiments.overview import collect, write_rows
 
-    rows = collect(outputs)
+    rows = collect(outputs, files=not numbers)
     path = write_rows(rows, out or (outputs or home() / "outputs") / "results.csv")
     if as_json:
         return print_json({"rows": len(rows), "records": len({row.record for row in rows}), "out": str(path)})

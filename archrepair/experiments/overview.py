@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/11_overview.ipynb #55f4a0d5
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import io
@@ -14,6 +15,7 @@ import pickle
 import re
 import time
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,11 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 # %% auto #0
 __all__ = ['QUIET', 'Kind', 'Run', 'look_at', 'failures', 'place_of_record', 'peek', 'Work', 'work_so_far', 'kind_of', 'Outlook',
-           'planned', 'Row', 'options_text', 'rows_of', 'collect', 'csv_of', 'write_rows']
+           'planned', 'Row', 'options_text', 'rows_of', 'files_of', 'collect', 'csv_of', 'write_rows', 'restore']
 
 # %% ../../nbs/experiments/11_overview.ipynb #1b674311
-from ..core.errors import ArchrepairError, note, write_atomic, write_text
-from ..core.paths import Holder, Lock, home
+from ..core.errors import ArchrepairError, first_line, note, write_atomic, write_text
+from ..core.paths import Holder, Lock, home, user_path
 from ..core.registry import DATASETS
 from ..core.tiers import TIERS, Tier, image_passes
 
@@ -230,7 +232,10 @@ def planned(outputs: Path | None = None) -> list[Path]:
 # %% ../../nbs/experiments/11_overview.ipynb #131eb536
 @dataclass(frozen=True)
 class Row:
-    "One number of one record. `n` is how many images it was taken on, 0 for costs; `value` is in per cent, or what `metric` says."
+    """One number of one record. `n` is how many images it was taken on, 0 for costs; `value` is in per cent, or what `metric` says.
+
+    `files`, in the first row of a record alone, has all its files for `restore`.
+    """
 
     method: str
     options: str
@@ -249,6 +254,7 @@ class Row:
     tier: str
     commit: str
     record: str
+    files: str = ""
 
 
 def options_text(cell: dict) -> str:
@@ -290,15 +296,44 @@ def _numbers(metrics: dict[str, Any], repair: dict[str, Any]) -> Iterator[tuple[
         if repair.get("cost", {}).get(key) is not None:
             yield "", label, repair["cost"][key], 0
 
+# %% ../../nbs/experiments/11_overview.ipynb #c01ec7a1
+_SIDES = ("robust", "localizations")  # folders beside `records`: see `Runs`
+
+
+def files_of(record: Path, shared: bool = False) -> list[Path]:
+    """A record, at `…/records/DATASET/NETWORK/RECORD.json`, and the files beside it that have its name.
+
+    With `shared` also those that belong to no record of the network alone, but to all.
+    """
+    tier, place = record.parents[3], record.relative_to(record.parents[2])
+    files = [path for side in _SIDES if (path := tier / side / place).is_file()]
+    if shared:
+        records = {path.name for path in record.parent.glob("*.json")}
+        files += [path for side in _SIDES for path in sorted((tier / side / place.parent).glob("*.json")) if path.name not in records]
+    return [record, *files]
+
+
+def _packed(files: Iterable[Path], root: Path) -> str:
+    "Files of text and their places below `root`, as one line of ASCII."
+    texts = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    return base64.b64encode(zlib.compress(json.dumps(texts).encode())).decode()
+
 # %% ../../nbs/experiments/11_overview.ipynb #d94e91c5
-def collect(outputs: Path | None = None) -> list[Row]:
-    "All numbers of all records below a folder of outputs; records that cannot be read are left out, with a notice."
+def collect(outputs: Path | None = None, files: bool = True) -> list[Row]:
+    """All numbers of all records below a folder of outputs; records that cannot be read are left out, with a notice.
+
+    Without `files` the rows are numbers alone.
+    """
     from archrepair.experiments.cells import Record
 
     rows: list[Row] = []
+    root, networks = outputs or home() / "outputs", set[Path]()
     for path in look_at(outputs)[0]:
         try:
-            rows += rows_of(Record.read(path), outputs or home() / "outputs")
+            first, *others = rows_of(Record.read(path), root)
+            whole = _packed(files_of(path, shared=path.parent not in networks), root) if files else ""
+            rows += [replace(first, files=whole), *others]
+            networks.add(path.parent)
         except ArchrepairError as error:
             note(str(error))
     return rows
@@ -327,3 +362,51 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
             raise ArchrepairError("Parquet needs pyarrow, which is not installed; write CSV: --out results.csv") from None
         return write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
     return write_text(path, csv_of(Row, rows))
+
+# %% ../../nbs/experiments/11_overview.ipynb #c01ec7a3
+_LARGEST = 64 << 20  # bytes of the files of one record; what a table says is not trusted to be less
+
+
+def restore(table: str | Path, outputs: Path | None = None) -> list[Path]:
+    """Put the records of a table that `collect` and `write_rows` made, and all that belongs to them, below a folder of outputs.
+
+    Returns the files that are new; what was there stays as it was. A relative path is looked for in the current folder, then in the
+    project. For "", which a notebook has by default, nothing happens. Raises `ArchrepairError`, before anything is written, for a file that
+    is no such table.
+    """
+    if not str(table):
+        return []
+    path, root = user_path(table), outputs or home() / "outputs"
+    texts = _texts_of(path if path.exists() else home() / path)
+    return [write_text(root / name, text) for name, text in texts.items() if not (root / name).exists()]
+
+
+def _texts_of(table: Path) -> dict[str, str]:
+    "The files that a table holds, by their places."
+    import pandas as pd  # slow to import
+
+    try:
+        packed = pd.read_parquet(table, columns=["files"]) if table.suffix == ".parquet" else pd.read_csv(table, usecols=["files"])
+        texts: dict[str, str] = {}
+        for line in packed["files"].dropna():
+            texts |= _unpacked(line) if line else {}
+    except ImportError:
+        raise ArchrepairError("Parquet needs pyarrow, which is not installed; collect to CSV: --out results.csv") from None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, zlib.error) as error:
+        raise ArchrepairError(f"cannot read records from {table} ({first_line(error)}); expected a table that `archrepair collect` wrote") \
+            from None
+    if not texts:
+        raise ArchrepairError(f"{table} holds numbers alone; expected a table that `archrepair collect` wrote without --numbers")
+    return texts
+
+
+def _unpacked(line: str) -> dict[str, str]:
+    "What `_packed` made one line of. Raises `ValueError` for anything else, such as a place outside the folder of outputs."
+    decoder = zlib.decompressobj()
+    texts = json.loads(decoder.decompress(base64.b64decode(line, validate=True), _LARGEST))
+    for name, text in texts.items():
+        parts = name.split("/")
+        if len(parts) != 5 or {"", ".", ".."} & {*parts} or re.search(r"[\\:\0]", name) or not name.endswith(".json"):
+            raise ValueError(f"{name!r} is no place of a record")
+        json.loads(text)
+    return texts

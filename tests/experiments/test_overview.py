@@ -1,12 +1,15 @@
 """What is finished and what runs is told from names alone, and all records become one flat table without loss."""
+import base64
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -24,15 +27,18 @@ from archrepair.experiments.overview import (
     Run,
     Work,
     collect,
+    files_of,
     kind_of,
     look_at,
     peek,
     place_of_record,
     planned,
+    restore,
     rows_of,
     work_so_far,
     write_rows,
 )
+from archrepair.paper.parameters import parameters_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "outputs" / "lite" / "records" / "cifar10~gaussian_noise~3"
@@ -108,6 +114,124 @@ def test_a_broken_record_is_named_and_the_others_are_collected(outputs):
     assert {name for notice in notices for name in ("zz-", "zy-") if name in str(notice.message)} == {"zz-", "zy-"}
     with pytest.raises(ArchrepairError, match="not a whole record"):
         list(rows_of(Record({"method": "mode"}, {}, {}, {})))
+
+
+def everything(outputs: Path) -> dict[str, str]:
+    "The files that belong to records: what is to come back."
+    found = [path for side in ("records", "robust", "localizations") for path in (outputs / "lite" / side).glob("*/*/*.json")]
+    return {path.relative_to(outputs).as_posix(): path.read_text() for path in found}
+
+
+@pytest.fixture
+def whole(outputs):
+    "The same with what belongs to the records, and what belongs to all of them."
+    first, second = look_at(outputs)[0]
+    network = Path(*first.parts[-3:-1])
+    for side, name in (("robust", first.name), ("robust", "original-localized-clean-s0.json"),
+                       ("localizations", "tarantula-localized-clean-s0.json")):
+        place = outputs / "lite" / side / network / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps({"of": name, "text": "é" * 100}))
+    return outputs
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_what_was_collected_is_restored_byte_for_byte_and_once(whole, tmp_path_factory, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    there = tmp_path_factory.mktemp("there")
+    table = write_rows(collect(whole), there / f"results{suffix}")
+    assert len(everything(whole)) == 5 and {path.relative_to(there).as_posix() for path in restore(table, there)} == set(everything(whole))
+    assert everything(there) == everything(whole) and collect(there) == collect(whole)
+    assert restore(table, there) == [] and restore("", there) == []
+
+
+def test_what_is_there_stays_and_what_is_missing_comes_back(whole, tmp_path):
+    table, (first, second) = write_rows(collect(whole), tmp_path / "results.csv"), look_at(whole)[0]
+    mine = first.read_text() + "\n"
+    first.write_text(mine)
+    second.unlink()
+    assert restore(table, whole) == [second] and first.read_text() == mine and Record.read(second)
+
+
+def test_files_of_a_network_go_with_the_first_record_that_can_be_read(whole, tmp_path_factory):
+    expected = everything(whole)
+    first, second = look_at(whole)[0]
+    assert len(files_of(first)) == 2 and len(files_of(first, shared=True)) == 4 and len(files_of(second)) == 1
+    first.write_text("{")
+    with pytest.warns(Notice, match=first.name):
+        table = write_rows(collect(whole), tmp_path_factory.mktemp("there") / "results.csv")
+    lost = {first.relative_to(whole).as_posix(), f"lite/robust/{'/'.join(first.parts[-3:])}"}
+    restore(table, table.parent)
+    assert everything(table.parent).keys() == expected.keys() - lost
+
+
+def table_of(path: Path, texts: object) -> Path:
+    "A table of one row that says it has these files."
+    line = base64.b64encode(zlib.compress(json.dumps(texts).encode())).decode()
+    path.write_text(f"method,files\nmode,{line}\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["../lite/records/a/b.json", "/lite/records/a/b.json", "lite/records/a/../b.json", "lite/records/a/b.json",
+                                  "lite/records/a/b/c.py", "C:/records/a/b/c.json", "lite\\..\\../records/a/b/c.json"])
+def test_a_table_writes_nowhere_but_at_the_place_of_a_record(tmp_path, name):
+    table = table_of(tmp_path / "results.csv", {"lite/records/a/b/good.json": "{}", name: "{}"})
+    with pytest.raises(ArchrepairError, match="no place of a record"):
+        restore(table, tmp_path / "outputs")
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "not JSON", "a list", "text alone", "a picture", "absent", "a bomb", "empty"])
+def test_a_table_that_cannot_be_read_is_one_line_and_nothing_is_written(outputs, tmp_path, damage):
+    table, there = tmp_path / "results.csv", tmp_path / "there"
+    if damage == "cut":
+        text = write_rows(collect(outputs), table).read_text()
+        table.write_text(text[:text.rindex(",eJ") + 1000])  # within the files of the last record
+    elif damage in ("not JSON", "a list"):
+        table_of(table, {"lite/records/a/b/c.json": "{"} if damage == "not JSON" else ["lite/records/a/b/c.json"])
+    elif damage == "a bomb":
+        table_of(table, {"lite/records/a/b/c.json": " " * (65 << 20)})
+    elif damage != "absent":
+        table.write_bytes({"text alone": b"hello", "a picture": bytes(range(256)), "empty": b""}[damage])
+    with pytest.raises(ArchrepairError, match="results.csv.*expected a table that `archrepair collect` wrote") as error:
+        restore(table, there)
+    assert "\n" not in str(error.value) and not there.exists()
+
+
+def test_numbers_alone_are_a_smaller_table_that_says_what_it_lacks(outputs, tmp_path):
+    run = lambda *words: CliRunner().invoke(app, ["collect", str(outputs), *words])
+    assert run("-o", str(tmp_path / "whole.csv")).exit_code == run("-o", str(tmp_path / "numbers.csv"), "--numbers").exit_code == 0
+    assert (tmp_path / "numbers.csv").stat().st_size < (tmp_path / "whole.csv").stat().st_size
+    with pytest.raises(ArchrepairError, match="numbers alone.*without --numbers"):
+        restore(tmp_path / "numbers.csv", tmp_path / "there")
+    assert collect(outputs, files=False) == [replace(row, files="") for row in collect(outputs)]
+
+
+def test_the_paper_knows_what_another_machine_has_run(outputs, tmp_path, monkeypatch):
+    for path in look_at(outputs)[0]:
+        judged = Path("lite", "robust", *path.parts[-3:])
+        (outputs / judged).parent.mkdir(parents=True, exist_ok=True)
+        (outputs / judged).write_bytes((ROOT / "outputs" / judged).read_bytes())
+    table = write_rows(collect(outputs), tmp_path / "results.csv")
+    (tmp_path / "home").mkdir()
+    for folder in ("nbs", "data"):
+        (tmp_path / "home" / folder).symlink_to(ROOT / folder)
+    monkeypatch.setenv("ARCHREPAIR_HOME", str(tmp_path / "home"))
+    paper = lambda *words: CliRunner().invoke(app, ["paper", "--tier", "lite", "--only", "table7", "--dry-run", "--json", *words])
+    before, after = (json.loads(paper(*words).stdout) for words in ((), ("--collected", str(table))))
+    assert len(before["tasks"]) - len(after["tasks"]) == 2
+    assert everything(tmp_path / "home" / "outputs") == everything(outputs)
+    assert isinstance(paper("--collected", "nowhere.csv").exception, ArchrepairError)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").glob("0*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_that_reads_records_reads_those_of_another_machine(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code" and "#| export" not in "".join(cell["source"])]
+    reading = [i for i, source in enumerate(code) if re.search(r"\b(Runs|Record\.read)\(", source)]
+    restoring = [i for i, source in enumerate(code) if "\nrestore(collected)\n" in f"\n{source}\n"]
+    assert bool(reading) == bool(restoring) == ("collected" in parameters_of(notebook)) and (not reading or restoring[0] <= reading[0])
 
 
 LOOK = """
