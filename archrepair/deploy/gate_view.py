@@ -166,10 +166,12 @@ def drawing_size(n: int) -> tuple[float, float]:
 TRIALS_SIZE = (5.6, 2.6)  # inches
 
 
-def draw_trials(trials: Sequence[Mapping[str, Any]], chosen: str, ax: Axes | None = None) -> Axes:
+def draw_trials(trials: Sequence[Mapping[str, Any]], chosen: str, ax: Axes | None = None, lead: float = 0.0) -> Axes:
     """Draw the loss of each place by the length of its trials; `chosen` is the one that was taken, as `place_of` calls it.
 
-    `trials` are those of a repair's record. A place that was given up before the longest trials ends with a cross.
+    `trials` are those of a repair's record, and so is `lead`: by which share of its loss the best place must be ahead after one epoch, by
+    half of it after two. Places in the shaded band are closer than that, and the earliest of them is taken. A place that was given up
+    before the longest trials ends with a cross.
     """
     if ax is None:
         import matplotlib.pyplot as plt
@@ -178,9 +180,11 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], chosen: str, ax: Axes | Non
     lines: dict[str, list[tuple[int, float]]] = {}
     for trial in trials:
         lines.setdefault(place_of(trial), []).append((trial.get("epochs", 1), trial["loss"]))
-    longest = max(epochs for points in lines.values() for epochs, _ in points)
-    ends = sorted((points[-1][1], name) for name, points in lines.items())
-    apart = (max(loss for points in lines.values() for _, loss in points) - ends[0][0]) / 14 or 0.01
+    rungs = sorted({epochs for points in lines.values() for epochs, _ in points})
+    best = [min(loss for points in lines.values() for epochs, loss in points if epochs == rung) for rung in rungs]
+    close = [loss * (1 + lead / rung) for rung, loss in zip(rungs, best)]
+    longest, ends = rungs[-1], sorted((points[-1][1], name) for name, points in lines.items())
+    apart = (max([*close, *(loss for points in lines.values() for _, loss in points)]) - ends[0][0]) / 14 or 0.01
     height = -math.inf
     for loss, name in ends:
         epochs, losses = zip(*lines[name])
@@ -193,8 +197,11 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], chosen: str, ax: Axes | Non
         ax.annotate(name, (epochs[-1], losses[-1]), (longest * 1.06, height), color=color, fontsize=8, va="center",
                     fontweight="bold" if taken else "normal",
                     arrowprops={"arrowstyle": "-", "color": "0.85", "lw": 0.8} if given_up else None)
-    rungs = sorted({epochs for points in lines.values() for epochs, _ in points})
+    band = (rungs, best, close) if len(rungs) > 1 else ([longest * 0.97, longest * 1.03], 2 * best, 2 * close)
+    ax.fill_between(*band, color=_ORANGE, alpha=0.13, linewidth=0)
     ax.set_xscale("log", base=2)
+    if len(rungs) == 1:
+        ax.set_xlim(longest * 0.8, longest * 1.05)
     ax.set_xticks(rungs, list(map(str, rungs)))
     ax.minorticks_off()
     ax.set(xlabel="epochs of the trial", ylabel="loss on unseen failures")
@@ -229,7 +236,8 @@ def gate_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
                   note("A gate that knew which images are damaged would give the failing kind the second column, and all others the "
                        "first.")]
     parts.append(_costs(findings["branches"], repair.get("footprint") or {}, fires))
-    parts += [_search(case, case.get("block") or repair["block"]) for case in cases if case["trials"]]
+    lead = findings.get("lead", 0.0)  # older records do not say
+    parts += [_search(case, case.get("block") or repair["block"], lead) for case in cases if case["trials"]]
     parts.append(tag("ul", *(tag("li", line) for line in closing_lines(repair, metrics)[2:])))
     return section("Behind the gate", *parts)
 
@@ -252,13 +260,13 @@ def _standing(n: int) -> str:
     return f"There were {n:,} failures to learn from. Where that number was varied (a CIFAR-10 network in noise), {points}."
 
 # %% ../../nbs/deploy/09_gate_view.ipynb #dd6ca6ad
-def _search(case: Mapping[str, Any], block: str) -> Html:
+def _search(case: Mapping[str, Any], block: str, lead: float) -> Html:
     "What trials tried for one pattern, drawn and as a table."
     trials, chosen = case["trials"], place_of({"block": block, "form": case.get("form")})
     rows = [(place_of(trial), str(trial.get("epochs", 1)), number(trial["before"], ".4f"), number(trial["loss"], ".4f"),
              number(trial.get("passes", math.nan), ",.0f")) for trial in trials]
     alt = f"Trials by length: {chosen} was chosen"
-    return join(figure(f"trials-{case['label']}", lambda ax: draw_trials(trials, chosen, ax), TRIALS_SIZE,
+    return join(figure(f"trials-{case['label']}", lambda ax: draw_trials(trials, chosen, ax, lead), TRIALS_SIZE,
                        "Loss of each place by the length of its trial; a line that ends with a cross was given up.", alt),
                 table(f"Short trials of an expert for {case['label']}", ("Place", "Epochs", "Loss before", "Loss after", "Passes"), rows),
                 note("Loss on half of the failures, from which these experts did not learn. Of places that are close, the first is taken. "

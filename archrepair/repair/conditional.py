@@ -45,7 +45,7 @@ from ..training.fit import PrecisionName, Recipe, precision_of
 from ..training.inputs import fit_inputs
 from ..training.rows import image_features
 from .gatedata import Ordinary, new_gate, read_all
-from .trials import Material, Place, Training, Trials, suitable_places
+from .trials import LEAD, Material, Place, Training, Trials, suitable_places
 
 # %% ../../nbs/repair/08_conditional.ipynb #9f08c838
 @checked
@@ -345,7 +345,7 @@ class _Run(_Experts):
                 "pattern": "too few failures to see one", "emulator": "none", "auroc": None, "block": None,
                 "form": None, "drift": None, "trials": []}
         first, *further = [case.findings() for case in self.cases] or [self.unseen or none]
-        return {**first, "further": further, "touch": asdict(self.touch) if self.touch else None}
+        return {**first, "further": further, "touch": asdict(self.touch) if self.touch else None, "lead": LEAD * self.method.search_epochs}
 
 # %% ../../nbs/repair/08_conditional.ipynb #77ba425e
 def _owners(gates: Sequence[Gate], failures: Sequence[Tensor], unseen: Tensor, alone: bool) -> list[Tensor]:
