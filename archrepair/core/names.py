@@ -150,8 +150,12 @@ def check_dataset(name: str) -> None:
     base, corruption, _ = parse_version(name)
     if base != "auto" and base not in DATASETS and path_of(base) is None:
         raise unknown("dataset", base, DATASETS)
-    if corruption is not None and corruption not in CORRUPTIONS and not _is_in_an_archive(corruption):
-        raise unknown("corruption", corruption, CORRUPTIONS)
+    if corruption is None or _is_in_an_archive(corruption):
+        return
+    parts = corruption.split("+")
+    known = [*CORRUPTIONS, "clean"] if len(parts) > 1 else [*CORRUPTIONS]
+    if wrong := [part for part in parts if part not in known]:
+        raise unknown("corruption", wrong[0], known)
 
 
 def _is_in_an_archive(corruption: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SIZES', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'BENCHMARK_CORRUPTIONS', 'TUNING_CORRUPTIONS',
+__all__ = ['SIZES', 'CLEAN', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'BENCHMARK_CORRUPTIONS', 'TUNING_CORRUPTIONS',
            'COMMON_CORRUPTIONS', 'corrupt', 'list_corruptions', 'CORRUPTIONS']
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f6c51e79
@@ -28,6 +29,7 @@ from .textures import frost_textures, mud_stains, plasma_clouds, water_drops
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #a1278879
 SIZES = (32, 64, 224)
+CLEAN = "clean"  # a part of a mixture: images that stay as they are
 
 PARAMETERS: dict[str, dict[int, tuple]] = {
     # standard deviation, in units of the full range
@@ -131,7 +133,7 @@ def _implements(name: str) -> Callable:
 # %% ../../nbs/corruptions/05_catalogue.ipynb #c2e71f5a
 def corrupt(
     images: Tensor | np.ndarray,  # uint8 N×n×n×3, n = 32, 64 or 224
-    name: str,  # of the corruption: see `list_corruptions`
+    name: str,  # of the corruption: see `list_corruptions`; of several, joined by `+`, each image gets one
     severity: int,  # 1 (mild) to 5
     *,
     dataset: str = "",  # name of the dataset, from which random numbers are derived
@@ -143,13 +145,14 @@ def corrupt(
     """Corrupted copies of images: uint8 N×n×n×3.
 
     What is random about an image depends on `dataset`, `name`, `severity` and its place in its split, and on nothing else: not on the
-    batch, the order or the device. Raises `ArchrepairError` for an unknown name, a severity outside 1…5, another size or dtype, and wrong
+    batch, the order or the device. Under `fog+snow` every second image gets the fog that it would get under `fog`, the others get their
+    snow; a part may be `clean`. Raises `ArchrepairError` for an unknown name, a severity outside 1…5, another size or dtype, and wrong
     indices.
 
     Example: `corrupt(images, "fog", 3, dataset="cifar10")`
     """
-    if name not in FUNCTIONS:
-        raise unknown("corruption", name, CORRUPTIONS)
+    if wrong := [part for part in str(name).split("+") if part not in FUNCTIONS and (part != CLEAN or part == name)]:
+        raise unknown("corruption", wrong[0], CORRUPTIONS)
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
         raise ArchrepairError(f"severity {severity!r} of {name}; expected a whole number from 1 (mild) to 5 (strong)")
     images = _checked(images)
@@ -158,6 +161,9 @@ def corrupt(
         raise ArchrepairError(f"indices of shape {tuple(indices.shape)} and type {str(indices.dtype).removeprefix('torch.')} for "
                               f"{len(images)} images; expected one whole number for each image, its place in its split")
     device = torch.device(images.device if device is None else device)
+    if "+" in name:
+        damage = partial(corrupt, severity=severity, dataset=dataset, textures=textures, archive_jpeg=archive_jpeg)
+        return _mixed(images.to(device), name.split("+"), indices, damage)
     constants = PARAMETERS[name][images.shape[1]][int(severity) - 1]
     function, options = FUNCTIONS[name], {"textures": textures} if name == "frost" else {}
     keys = image_keys(f"{dataset}:{name}:{int(severity)}", indices, device)
@@ -181,6 +187,16 @@ def _checked(images: Any) -> Tensor:
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] not in SIZES:
         raise ArchrepairError(f"images of shape {shape}; expected N×n×n×3 with n = 32, 64 or 224: resize or crop them first")
     return images
+
+# %% ../../nbs/corruptions/05_catalogue.ipynb #c01ec7c1
+def _mixed(images: Tensor, parts: list[str], indices: Tensor, damage: Callable[..., Tensor]) -> Tensor:
+    "Copies of images, each under one of several corruptions, in turn by its place in its split; where that is `CLEAN`, as it is."
+    out = images.clone()
+    for i, part in enumerate(parts):
+        rows = (indices % len(parts) == i).nonzero()[:, 0]
+        if part != CLEAN:
+            out[rows.to(out.device)] = damage(images[rows.to(out.device)], part, indices=indices[rows])
+    return out
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f1597366
 @_implements("gaussian_noise")

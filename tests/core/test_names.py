@@ -147,6 +147,15 @@ def test_a_corruption_of_ones_own_may_lie_among_the_archives(home):
     check_dataset("cifar10:smog:3")
 
 
+def test_a_mixture_is_of_corruptions_that_are_ours(home):
+    check_names(datasets=["cifar10:fog+snow:3", "digits:gaussian_noise+clean:1"])
+    (home / "data" / "CIFAR-10-C").mkdir(parents=True)
+    (home / "data" / "CIFAR-10-C" / "smog.npy").touch()
+    for name in ("cifar10:fog+smog:3", "cifar10:clean:3", "cifar10:fog+:3"):
+        with pytest.raises(ArchrepairError, match="unknown corruption"):
+            check_dataset(name)
+
+
 MISTAKES = ("train --model resnet_18", "localize --model torchvision", "repair --model resnet34", "repair --method archrepare",
             "repair --dataset digit", "repair --dataset cifar10:smog:3", "repair --strategy x", "repair --tier x", "repair --level neuron",
             "evaluate --dataset digits,fog", "compare --methods retrain,x", "corrupt --dataset x", "corrupt --corruption smog",

@@ -557,3 +557,28 @@ def test_mistakes_get_one_clear_line(change, message):
     with pytest.raises(ArchrepairError) as error:
         corrupt(arguments.pop("images"), arguments.pop("name"), arguments.pop("severity"), **arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# --- mixtures
+
+
+@pytest.mark.parametrize("name", ["fog+snow", "gaussian_noise+clean", "clean+jpeg_compression+frost", "snow+snow"])
+def test_in_a_mixture_every_image_is_as_under_its_own_corruption(name):
+    images, places, parts = pictures(32, 7), torch.tensor([5, 0, 1, 12, 3, 2, 40]), name.split("+")
+    mixture = corrupt(images, name, 3, dataset="d", indices=places)
+    for image, place, got in zip(images, places, mixture):
+        part = parts[int(place) % len(parts)]
+        alone = image if part == "clean" else corrupt(image[None], part, 3, dataset="d", indices=place[None])[0]
+        assert torch.equal(got, torch.as_tensor(alone))
+
+
+def test_a_mixture_leaves_its_images_alone_and_may_miss_a_part():
+    images = torch.from_numpy(pictures(32, 3))
+    before = images.clone()
+    assert torch.equal(corrupt(images, "clean+fog", 1, indices=torch.tensor([0, 2, 4])), before) and torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name, wrong", [("fog+smog", "smog"), ("clean", "clean"), ("fog+", "''"), ("+", "''"), (None, "None")])
+def test_what_is_wrong_with_a_mixture_is_named(name, wrong):
+    with pytest.raises(ArchrepairError, match=f"unknown corruption '?{wrong}"):
+        corrupt(pictures(32, 1), name, 3)
