@@ -172,6 +172,7 @@ def candidates_section(repair: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     rows = [_candidate_row(name, repair, metrics, sets) for name in sorted(repair["validation"], key=order.index)]
     heads = ("Network", "Validation loss", *(TEST_SETS[name].title for name in sets), "Interpolation (%)")
     return section("Candidates", table("Loss on validation images and accuracy on test images", heads, rows),
+                   note(f"Compared by {repair['rule']}.") if "rule" in repair else None,  # older records do not say
                    note("The lowest validation loss wins, and the method's own network wins ties. Interpolation says how far the weights "
                         "were taken along the line from the original ones (0) to the trained ones (100)."))
 

@@ -24,6 +24,7 @@ from ..core.modes import settled
 from ..core.registry import EMULATORS
 from ..core.settings import Count, OneOf, Seed, WholeNumber, Within, checked
 from ..data.emulators import Custom, Draw
+from ..data.images import ImageSet
 from ..data.mixture import LEAST, divide
 from ..data.pattern import Pattern
 from ..data.scenario import RepairData
@@ -37,14 +38,13 @@ from .finetuning import PRESETS, Preset, finetune
 from .drift import Drift, drift
 from .localization import GRADIENTS, MEASURES, localize
 from .result import RepairResult, changes
-from .verdict import Verdict, judge
+from .verdict import EMULATED, REAL, Seen, Verdict, judge, objection
 from .votes import Localization
 from ..training.cost import CostMeter
-from ..training.evaluation import validation_loss
+from ..training.evaluation import predict
 from ..training.fit import PrecisionName, Recipe, precision_of
 from ..training.inputs import fit_inputs
-from ..training.rows import image_features
-from .gatedata import Ordinary, new_gate, read_all
+from .gatedata import Ordinary, emulated, new_gate, read_all
 from .trials import LEAD, Material, Place, Training, Trials, suitable_places
 
 # %% ../../nbs/repair/08_conditional.ipynb #9f08c838
@@ -280,8 +280,49 @@ class _Experts(_Cases):
         self.history["finetune" if case is self.cases[0] else f"finetune {case.label}"] = trained.tuned.history.epochs
         self.network.add(case.label, case.place[0], trained.expert, case.gate, case.place[1])
 
+# %% ../../nbs/repair/08_conditional.ipynb #c01ec7e0
+class _Judge(_Experts):
+    "The same, with the candidates' judge."
+
+    def _judged(self, network: nn.Module) -> tuple[float, Seen]:
+        "Expected loss in deployment, on validation images that are not for calibration, and what else they say of a network."
+        logits = lambda images: predict(network, images, self.data.transform, meter=self.meter)
+        losses = lambda images: nn.functional.cross_entropy(logits(images), images.labels.cpu(), reduction="none")
+        answers, labels = logits(self.ordinary.val), self.ordinary.val.labels.cpu()
+        ordinary = float(nn.functional.cross_entropy(answers, labels))
+        failing = losses(self.data.val_failures) if len(self.data.val_failures) else torch.empty(0)
+        parts = [(float(losses(images).mean()), share) for images, share in self._stand_ins()]
+        if not parts and len(failing):
+            parts = [(float(failing.mean()), 1.0)]
+        rate = self.data.failure_rate if parts else 0.0
+        expected = (1 - rate) * ordinary + rate * sum(loss * share for loss, share in parts)
+        return expected, Seen(answers.argmax(1) == labels, failing)
+
+    def _stand_ins(self) -> list[tuple[ImageSet, float]]:
+        "Validation images under the pattern of each case, with its share of the failures; none where a pattern has no faithful emulator."
+        cases, val = self.cases, self.ordinary.val
+        if not all(case.material.pattern.faithful for case in cases):
+            return []
+        sizes = [len(case.material.data.failures) for case in cases]
+        places = [torch.arange(i, len(val), len(cases)) for i in range(len(cases))]
+        return [(emulated(val.select(rows), case.material.pattern, self.method.seed + 2), size / sum(sizes))
+                for rows, case, size in zip(places, cases, sizes)]
+
+    def _verdict(self) -> Verdict:
+        "The candidates, judged on validation images."
+        with self.meter.running():
+            judged = {name: self._judged(network) for name, network in self.networks.items()}
+        losses, (_, original) = {name: loss for name, (loss, _) in judged.items()}, judged["original"]
+        if not self.cases:
+            return Verdict("original", losses, f"{self._why_not()}; returning the original unchanged: label more data, or retrain")
+        rule = EMULATED if self._stand_ins() else REAL
+        objections = {name: objection(original, seen) for name, (_, seen) in judged.items() if rule == EMULATED and name != "original"}
+        if objections.get("control"):
+            self.notes.append(f"plain fine-tuning of the same block could not be returned: it {objections['control']}")
+        return replace(judge(losses, method="behind a gate", objections=objections, rule=rule), touch=self.touch)
+
 # %% ../../nbs/repair/08_conditional.ipynb #477f17bf
-class _Run(_Experts):
+class _Run(_Judge):
     "One conditional repair, step by step."
 
     def limit(self) -> None:
@@ -310,20 +351,9 @@ class _Run(_Experts):
                          checkpoint=self._checkpoint("control"))
         self.history["control"], self.networks["control"] = tuned.history.epochs, tuned.model
 
-    def _loss(self, network: nn.Module) -> float:
-        "Expected loss in deployment, on validation images that are not for calibration."
-        device = device_of(network)
-        parts = [image_features(images, self.data.transform, device) for images in (self.ordinary.val, self.data.val_failures)]
-        return validation_loss(network, (parts[0], parts[1]), self.data.failure_rate, meter=self.meter)
-
     def finish(self) -> RepairResult:
-        "Judge the candidates on validation images, and return the one to deploy with all that is known of it."
-        with self.meter.running():
-            losses = {name: self._loss(network) for name, network in self.networks.items()}
-        if self.cases:
-            verdict = replace(judge(losses, method="behind a gate"), touch=self.touch)
-        else:
-            verdict = Verdict("original", losses, f"{self._why_not()}; returning the original unchanged: label more data, or retrain")
+        "Judge the candidates, and return the one to deploy with all that is known of it."
+        verdict = self._verdict()
         winner = duplicate(self.model) if verdict.chosen == "original" else self.networks[verdict.chosen]
         for network in (winner, *(network for name, network in self.networks.items() if name != "original")):
             for parameter in network.parameters():

@@ -97,7 +97,8 @@ class RepairResult:
     def to_dict(self) -> dict:
         "Everything but the networks, as JSON-able values."
         return {
-            "method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen, "verdict": str(self.verdict),
+            "method": self.method, "block": self.block, "accepted": self.accepted, "chosen": self.chosen,
+            "verdict": str(self.verdict), "rule": self.verdict.rule,
             "validation": {name: round(loss, 5) for name, loss in self.validation.items()}, "changed": self.changed,
             "history": self.history,
             "cost": self.cost.as_dict(), "control_cost": self.control_cost.as_dict(), "config": self.config,

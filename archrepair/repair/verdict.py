@@ -6,17 +6,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from archrepair.nas.gate import Touch
 
 # %% auto #0
-__all__ = ['ORDER', 'Verdict', 'judge']
+__all__ = ['ORDER', 'REAL', 'EMULATED', 'Verdict', 'Seen', 'objection', 'judge']
 
 # %% ../../nbs/repair/03_verdict.ipynb #6c62425d
 ORDER = ("repaired", "original", "control")  # who wins ties
+REAL = "expected loss on validation images: ordinary ones and failures kept for validation"
+EMULATED = ("expected loss on validation images: ordinary ones, and the same under the failures' pattern; no more than a standard error "
+            "worse than the original on ordinary images and on failures kept for validation")
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +32,7 @@ class Verdict:
 
     `chosen` is `repaired`, `control` or `original`; `losses` the validation loss of each candidate, lower is better (NaN or infinite where
     training failed); `reason` one clause. `unchanged` says that a search kept the architecture: the repaired block then differs in its
-    weights alone. `touch` is what a repair behind a gate can change at most.
+    weights alone. `touch` is what a repair behind a gate can change at most. `rule` says what the candidates were compared by.
     """
 
     chosen: str
@@ -33,6 +40,7 @@ class Verdict:
     reason: str
     unchanged: bool = False
     touch: Touch | None = None
+    rule: str = REAL
 
     @property
     def accepted(self) -> bool:
@@ -48,22 +56,50 @@ class Verdict:
 
     __repr__ = __str__  # a notebook shows the sentence
 
+# %% ../../nbs/repair/03_verdict.ipynb #c01ec7d1
+class Seen(NamedTuple):
+    "What validation images say of a candidate: which ordinary images it gets `right` (bool N), and its loss on each failure (float32 M)."
 
-def judge(losses: dict[str, float], *, method: str = "", unchanged: bool = False) -> Verdict:
-    """The verdict on the candidates `repaired`, `original` and, where there is one, `control`, from their validation losses.
+    right: Tensor
+    failing: Tensor
 
-    `method` names the one that made the repaired network, where that was not a search; a loss that is not finite loses.
+
+def objection(original: Seen, candidate: Seen) -> str:
+    "Why a candidate may not be returned, however small its loss on emulated images is; empty where nothing speaks against it."
+    lost = float(original.right.float().mean() - candidate.right.float().mean())
+    accuracy, n = float(original.right.float().mean()), len(original.right)
+    if lost > math.sqrt(accuracy * (1 - accuracy) / n):
+        return f"gets {100 * lost:.1f} points fewer of the ordinary validation images right"
+    more = candidate.failing - original.failing
+    if len(more) > 1 and float(more.mean()) > float(more.std()) / math.sqrt(len(more)):
+        return "does worse on the failures that were kept for validation"
+    return ""
+
+# %% ../../nbs/repair/03_verdict.ipynb #c01ec7d5
+def judge(
+    losses: dict[str, float],  # of the candidates `repaired`, `original` and, where there is one, `control`, on validation images
+    *,
+    method: str = "",  # that made the repaired network, where that was not a search
+    unchanged: bool = False,  # the search kept the architecture
+    objections: Mapping[str, str] = MappingProxyType({}),  # why a candidate may not win: see `objection`
+    rule: str = REAL,  # what the losses are
+) -> Verdict:
+    """The verdict on candidates from their validation losses; a loss that is not finite loses.
+
+    Example: `judge({"original": 0.41, "repaired": 0.35})`
     """
-    finite = {name: losses[name] for name in ORDER if math.isfinite(losses.get(name, math.nan))}
+    finite = {name: losses[name] for name in ORDER if math.isfinite(losses.get(name, math.nan)) and not objections.get(name)}
     who = f"{method}: " if method else "" if "control" in losses else "weights only: "
     if not finite:
-        return Verdict("original", losses, f"{who}no candidate has a finite validation loss; returning the original unchanged", unchanged)
+        return Verdict("original", losses, f"{who}no candidate has a finite validation loss; returning the original unchanged", unchanged,
+                       rule=rule)
     chosen = min(finite, key=finite.__getitem__)  # the first of equals
-    rivals = "the original's and the control's" if "control" in losses else "the original's"
+    rivals = "the original's and the control's" if "control" in losses and not objections.get("control") else "the original's"
     reason = {"repaired": f"{who}validation loss no worse than {rivals}",
               "control": "plain fine-tuning of the same block on the same budget has a lower validation loss; returning that network",
               "original": f"{who}no candidate has a lower validation loss than the original; returning it unchanged"}[chosen]
     if "repaired" not in finite:
         returned = "plain fine-tuning of the same block" if chosen == "control" else "the original unchanged"
-        reason = f"{who}the validation loss of the repaired network is not finite; returning {returned}"
-    return Verdict(chosen, losses, reason, unchanged)
+        why = objections.get("repaired") or "has a validation loss that is not finite"
+        reason = f"{who}the repaired network {why}; returning {returned}"
+    return Verdict(chosen, losses, reason, unchanged, rule=rule)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import archrepair.repair.conditional as module
 from archrepair.core.errors import ArchrepairError
@@ -22,7 +23,7 @@ from archrepair.networks.weights import save_weights
 from archrepair.repair.conditional import ConditionalRepair
 from archrepair.repair.gatedata import Emulated, Ordinary, emulated, firing_rate
 from archrepair.repair.result import load
-from archrepair.repair.verdict import Verdict
+from archrepair.repair.verdict import EMULATED, REAL, Verdict
 from archrepair.training.evaluation import evaluate, is_correct, predict
 from support.published import published_resnet
 from support.states import assert_same_state, state_of
@@ -79,6 +80,22 @@ def test_the_verdict_carries_the_limit(result):
     assert touch.n == result.conditional["touch"]["n"] == 60  # half of the validation images, and nothing else
     assert touch.limit == pytest.approx(max(0.01, touch_limit(touch.fired, 60)))
     assert f"at most {100 * touch.limit:.2f} % of the answers can change (95 % confidence" in str(result.verdict)
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+def test_candidates_are_judged_on_emulated_images_where_these_are_faithful_and_may_be_refused(problem, flat, monkeypatch, faithful):
+    losses = []
+    monkeypatch.setattr(module.Pattern, "faithful", property(lambda pattern: faithful))
+    monkeypatch.setattr(module, "objection", lambda original, seen: losses.append(seen.failing) or "is refused by the test")
+    result = ConditionalRepair(**SETTINGS | {"finetune_epochs": 1}).repair(problem.network, flat.data)
+    refused = [line for line in result.warnings if "could not be returned: it is refused by the test" in line]
+    assert (result.to_dict()["rule"], len(refused), len(losses)) == ((EMULATED, 1, 2) if faithful else (REAL, 0, 0))
+    if faithful:
+        assert result.chosen == "original" and all(len(each) == len(flat.data.val_failures) for each in losses)
+    rate, ordinary = flat.data.failure_rate, Ordinary.of(flat.data).val
+    mean = lambda images: float(cross_entropy(predict(problem.network, images, problem.transform), images.labels))
+    on_true_failures = (1 - rate) * mean(ordinary) + rate * mean(flat.data.val_failures)
+    assert (result.validation["original"] == pytest.approx(on_true_failures, rel=1e-4)) != faithful
 
 
 def test_four_lines_end_it(result, flat, _problem):

@@ -2,8 +2,9 @@
 import math
 
 import pytest
+import torch
 
-from archrepair.repair.verdict import judge
+from archrepair.repair.verdict import EMULATED, REAL, Seen, judge, objection
 
 
 @pytest.mark.parametrize(("losses", "winner"), [
@@ -31,3 +32,36 @@ def test_the_sentence_names_the_method_the_lack_of_a_control_and_an_architecture
     assert str(worse).startswith("rejected: mode: no candidate has a lower validation loss")
     assert str(judge({"original": math.nan, "repaired": math.inf}, method="mode")) == (
         "rejected: mode: no candidate has a finite validation loss; returning the original unchanged")
+
+
+def seen(wrong: int, loss: float = 2.0, spread: float = 0.0) -> Seen:
+    "1,000 ordinary images, `wrong` of them wrong, and 100 failures whose losses lie `spread` around `loss`."
+    return Seen(torch.arange(1000) >= wrong, loss + spread * torch.linspace(-1, 1, 100))
+
+
+@pytest.mark.parametrize(("candidate", "speaks"), [
+    (seen(80), ""), (seen(70, 1.0), ""), (seen(88, 1.0), ""),  # a standard error of 92 % on 1,000 images is 8.6 images
+    (seen(89, 1.0), "gets 0.9 points fewer of the ordinary"), (seen(300, 0.0), "gets 22.0 points fewer"),
+    (seen(80, 2.001), "does worse on the failures"), (seen(80, 2.01, 1.0), ""), (seen(80, 2.1, 1.0), "does worse on the failures")])
+def test_what_speaks_against_a_candidate_is_a_standard_error(candidate, speaks):
+    said = objection(seen(80), candidate)
+    assert said.startswith(speaks) and bool(said) == bool(speaks)
+
+
+def test_a_few_failures_or_a_perfect_original_do_not_break_it():
+    perfect = Seen(torch.ones(50, dtype=torch.bool), torch.tensor([1.0]))
+    assert objection(perfect, perfect) == "" and objection(perfect, Seen(torch.ones(50, dtype=torch.bool), torch.tensor([9.0]))) == ""
+    assert "2.0 points fewer" in objection(perfect, Seen(torch.arange(50) > 0, torch.empty(0)))
+    assert objection(seen(80)._replace(failing=torch.empty(0)), seen(80)._replace(failing=torch.empty(0))) == ""
+
+
+def test_whom_something_speaks_against_does_not_win():
+    losses = {"original": 0.5, "repaired": 0.4, "control": 0.3}
+    assert judge(losses).chosen == "control"
+    kept = judge(losses, method="behind a gate", objections={"control": "does worse", "repaired": ""}, rule=EMULATED)
+    assert kept.chosen == "repaired" and kept.rule == EMULATED and judge(losses).rule == REAL
+    assert str(kept).startswith("accepted: behind a gate: validation loss no worse than the original's (")
+    assert judge(losses, objections={"repaired": "does worse"}).chosen == "control"
+    refused = judge(losses, method="m", objections=dict.fromkeys(("repaired", "control"), "gets 1.0 points fewer right"))
+    assert refused.chosen == "original"
+    assert str(refused).startswith("rejected: m: the repaired network gets 1.0 points fewer right; returning the original unchanged")
