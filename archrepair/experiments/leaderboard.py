@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['original_of', 'place_of_entry', 'enter', 'read_entry', 'Rescored', 'rescore', 'Line', 'lines_of_record',
+__all__ = ['track_original', 'place_of_entry', 'enter', 'read_entry', 'Rescored', 'rescore', 'Line', 'lines_of_record',
            'lines_of_entry', 'oracle_lines', 'leaderboard', 'write_leaderboard']
 
 # %% ../../nbs/experiments/12_leaderboard.ipynb #a935aae7
@@ -45,7 +45,7 @@ from ..training.benchmark import Benchmark, Track, read_benchmark, score, summar
 from ..training.evaluation import predict
 
 # %% ../../nbs/experiments/12_leaderboard.ipynb #1eb06067
-def original_of(track: Track, device: str | torch.device = "auto") -> Original:
+def track_original(track: Track, device: str | torch.device = "auto") -> Original:
     "The network that a track repairs, checked, with its training images. Raises `ArchrepairError` for other weights or images."
     place = track.weights if track.weights == "published" else track.folder / track.weights
     tier = replace(resolve_tier(track.tier), width=track.width)
@@ -132,7 +132,7 @@ def enter(
                              "settings": json.loads(json.dumps(settings, default=str)),
                              **{key: (about or {}).get(key, "") for key in ("who", "where", "paper")}, "runs": []}
     entry["runs"] = _finished_runs(folder, entry)
-    unrepaired, test = original_of(track, device), track.images("test")
+    unrepaired, test = track_original(track, device), track.images("test")
     with progress(f"{name} on {track.name}", len(methods)) as advance:
         for (version, seed), repairer in methods.items():
             if not any((run["version"], run["seed"]) == (version, seed) for run in entry["runs"]):
