@@ -164,12 +164,11 @@ def _robust(runs: Runs, cell: Cell, versions: Sequence[str], weights: str | None
 
 def one_original(records: Mapping[str, Record], seed: int) -> str:
     "The digest of the original that all records of a seed were made from. Raises `ArchrepairError` where there are two."
-    digests = {record.versions.get("weights", "") for record in records.values()}
-    if len(digests) > 1:
-        paths = ", ".join(sorted(record.path for record in records.values()))
-        raise ArchrepairError(f"the records of seed {seed} repair {len(digests)} different originals; remove the old ones or --force to "
-                              f"run all again: {paths}")
-    return digests.pop()
+    examples = {record.versions.get("weights", ""): record.path for record in records.values()}
+    if len(examples) > 1:
+        raise ArchrepairError(f"the records of seed {seed} repair {len(examples)} different originals; remove the old ones or --force to "
+                              f"run all again, for example {', '.join(sorted(examples.values()))}")
+    return next(iter(examples))
 
 
 def _budget(cell: Cell, epochs: int | None, record: Record) -> str:

@@ -21,7 +21,7 @@ __all__ = ['UNITS', 'collect_rows', 'keep_common_seeds', 'ResultTable', 'runs_as
 from ..core.errors import write_atomic, write_text
 from ..core.labels import TEST_SETS
 from ..data.datasets import parse_version
-from ..experiments.comparison import scores_of
+from ..experiments.comparison import one_original, scores_of
 from ..experiments.originals import outputs_of
 from ..experiments.runs import Runs
 from .exhibits import Requirement, Settings
@@ -34,14 +34,18 @@ from ..training.statistics import Summary
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
+    from archrepair.experiments.cells import Record
+
 # %% ../../nbs/paper/04_tables.ipynb #3563eecf
 def collect_rows(requirements: Iterable[Requirement], runs: Runs, *, missing: str = "run") -> pd.DataFrame:
     """One row per cell: what it was, the scores of `comparison.scores_of`, the accuracies before, and the record itself.
 
     Columns: method, model, dataset, corruption, block, level, seed, those of `SCORES`, gain, accepted, `<set> before`, unchanged (see
-    `is_unchanged`), cpu_seconds, commit, cell, record. `missing="skip"` leaves out cells without a record instead of running them.
+    `is_unchanged`), cpu_seconds, commit, cell, record. `missing="skip"` leaves out cells without a record instead of running them. Raises
+    `ArchrepairError` where records of one network and seed repaired different originals.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    started_from: dict[tuple[str, str, int], dict[str, Record]] = {}
     for requirement in requirements:
         cell = requirement.cell
         recorded = cell.path(runs.outputs).exists()
@@ -49,6 +53,7 @@ def collect_rows(requirements: Iterable[Requirement], runs: Runs, *, missing: st
             continue
         record = runs.record(cell, network=bool(requirement.versions) and not recorded)  # its network will be asked for, so it is kept
         base, corruption, _ = parse_version(cell.dataset)
+        started_from.setdefault((cell.model, base, cell.seed), {})[record.path] = record
         options = dict(cell.options)
         before = {f"{name} before": record.accuracy(name, "before") for name in record.metrics["before"]}
         rows.append({"method": cell.method, "model": cell.model, "dataset": cell.dataset, "corruption": corruption or "clean",
@@ -56,6 +61,8 @@ def collect_rows(requirements: Iterable[Requirement], runs: Runs, *, missing: st
                      "unchanged": is_unchanged(record),
                      "cpu_seconds": record.repair["cost"].get("cpu_seconds", math.nan), "commit": record.versions.get("commit", ""),
                      "cell": cell, "record": record})
+    for (_, _, seed), records in started_from.items():
+        one_original(records, seed)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/paper/04_tables.ipynb #157820b7

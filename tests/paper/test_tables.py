@@ -6,9 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from archrepair.core.errors import ArchrepairError
 from archrepair.paper.exhibits import Requirement
 from archrepair.paper.tables import ResultTable, collect_rows, keep_common_seeds, runs_as_values, save_sentence
-from support.exhibits import SMOKE, recorded
+from support.exhibits import SMOKE, a_copy, recorded
 
 
 def values(**rows: list[float]) -> pd.DataFrame:
@@ -100,6 +101,17 @@ def test_rows_are_the_records():
     table = runs_as_values(rows, "method", "model")
     assert list(dict.fromkeys(table["row"])) == ["Original", "Retraining", "Surgical"] and len(table) == 2 * 3
     assert collect_rows([Requirement(SMOKE.cell("mode"))], runs, missing="skip").empty
+
+
+def test_repairs_of_two_originals_do_not_share_a_table(tmp_path):
+    runs, cells = a_copy(tmp_path / "copy"), list(recorded()[2]["cell"])
+    paths = [cell.path(runs.outputs) for cell in cells]
+    content = json.loads(paths[0].read_text(encoding="utf-8"))
+    content["versions"]["weights"] = "0" * 16
+    paths[0].write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ArchrepairError, match="records of seed 0 repair 2 different originals") as error:
+        collect_rows(map(Requirement, cells), runs, missing="skip")
+    assert all(str(path) in str(error.value) for path in paths[:2])
 
 
 def test_methods_are_compared_on_the_same_seeds():
