@@ -39,7 +39,7 @@ from .finetuning import PRESETS, Preset, finetune
 from .localization import GRADIENTS, localize
 from .result import RepairResult, changes
 from .search import SearchRecipe, search
-from .verdict import judge
+from .verdict import judge, remark_on_few
 from .votes import Localization
 from ..training.cost import CostMeter
 from ..training.fit import PrecisionName, Recipe, decay_groups, precision_of
@@ -267,7 +267,7 @@ class _Run(_Search):
     def finish(self) -> RepairResult:
         "Judge the candidates on validation images, and return the one to deploy with all that is known of it."
         if len(self.data.val_failures) < 10:
-            self.notes.append(f"only {len(self.data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
+            self.notes.append(remark_on_few(len(self.data.val_failures)))
         verdict = judge({name: self.losses[name] for name in ("original", "repaired", "control") if name in self.losses},
                         unchanged=self.genotype is not None and self.genotype.is_original)
         verdict = replace(verdict, touch=self.touch)

@@ -38,7 +38,7 @@ from .finetuning import PRESETS, Preset, finetune
 from .drift import Drift, drift
 from .localization import GRADIENTS, MEASURES, localize
 from .result import RepairResult, changes
-from .verdict import EMULATED, REAL, Seen, Verdict, judge, objection
+from .verdict import EMULATED, REAL, Seen, Verdict, judge, objection, remark_on_few
 from .votes import Localization
 from ..training.cost import CostMeter
 from ..training.evaluation import predict
@@ -183,8 +183,6 @@ class _Cases(_Setting):
                         else crossed_auroc(fresh, failures[part], ordinary, held[-1]))
                 set_reach(gate, judges)
                 self._consider(gate, part, own if enough else own[:0], area)
-        if not enough:
-            self.notes.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
         if self.cases:
             new = [case.gate for case in self.cases]
             readers = [*zip(earlier, held, calibration), *((gate, held[-1], calibration[-1]) for gate in new)]
@@ -316,6 +314,8 @@ class _Judge(_Experts):
         if not self.cases:
             return Verdict("original", losses, f"{self._why_not()}; returning the original unchanged: label more data, or retrain")
         rule = EMULATED if self._stand_ins() else REAL
+        if rule == REAL and len(self.data.val_failures) < ENOUGH:
+            self.notes.append(remark_on_few(len(self.data.val_failures)))
         objections = {name: objection(original, seen) for name, (_, seen) in judged.items() if rule == EMULATED and name != "original"}
         if objections.get("control"):
             self.notes.append(f"plain fine-tuning of the same block could not be returned: it {objections['control']}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from archrepair.nas.gate import Touch
 
 # %% auto #0
-__all__ = ['ORDER', 'REAL', 'EMULATED', 'Verdict', 'Seen', 'objection', 'judge']
+__all__ = ['ORDER', 'REAL', 'EMULATED', 'Verdict', 'Seen', 'objection', 'judge', 'remark_on_few']
 
 # %% ../../nbs/repair/03_verdict.ipynb #6c62425d
 ORDER = ("repaired", "original", "control")  # who wins ties
@@ -103,3 +103,9 @@ def judge(
         why = objections.get("repaired") or "has a validation loss that is not finite"
         reason = f"{who}the repaired network {why}; returning {returned}"
     return Verdict(chosen, losses, reason, unchanged, rule=rule)
+
+# %% ../../nbs/repair/03_verdict.ipynb #c01ec7d8
+def remark_on_few(failures: int) -> str:
+    "What a verdict that is made with so few `failures` rests on."
+    kept = f"{failures} failures are" if failures != 1 else "1 failure is"
+    return f"only {kept} kept for validation: the verdict rests on ordinary images"

@@ -1,4 +1,5 @@
 """Every number in README's table is a claim, every claim follows from the stored records, and a wrong one is noticed."""
+import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +111,26 @@ def test_the_report_says_what_fewer_failures_gave():
     records = [Record.read(path) for path in (folder / "archrepair-localized-clean-s0.json", *fewer)]
     gains = {record.metrics["images"]["failures"]: record.accuracy() - record.accuracy(when="before") for record in records}
     assert {count: round(gain, 1) for count, gain in sorted(gains.items())} == GAIN_BY_FAILURES
+
+
+def gain(record: Record) -> float:
+    return record.metrics["candidates"]["repaired"]["after"]["held_out"]["accuracy"] - record.accuracy("held_out", "before")
+
+
+def test_what_the_search_gains_over_a_place_at_random_follows_from_the_records():
+    "Wherever an expert was trained to the end in every block, and on the front page."
+    ahead = {}
+    for path in sorted((ROOT / "outputs" / "lite" / "records").glob("*/cifar-resnet*~published/archrepair-localized-clean-s?.json")):
+        searched, seed = Record.read(path), path.stem.rpartition("-s")[2]
+        others = map(Record.read, path.parent.glob(f"archrepair-layer?-clean-s{seed}-*.json"))
+        places = {other.cell["block"]: gain(other) for other in others if other.cell["options"] == [["control", False]]}
+        places[searched.repair["block"]] = gain(searched)
+        if len(places) > 2:
+            ahead[searched.cell["model"].partition(":")[0], path.parts[-3].split("~")[1].replace("_", " "), seed] = (
+                gain(searched) - sum(places.values()) / len(places))
+    with (ROOT / "outputs" / "lite" / "tables" / "duels.csv").open(encoding="utf-8", newline="") as file:
+        stored = {(row["network"], row["failures"], row["seed"]): float(row["searched − random"]) for row in csv.DictReader(file)}
+    assert stored == {pair: pytest.approx(points, abs=0.001) for pair, points in ahead.items()} and len(stored) >= 4
+    mean, won = sum(ahead.values()) / len(ahead), sum(points > 0 for points in ahead.values())
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"gains {mean:+.2f} points on average: {won} of {len(ahead)} differing pairs in favor" in page

@@ -30,7 +30,7 @@ from ...networks.blocks import freeze, thaw
 from ...networks.weights import tensors_of
 from ...repair.blockdata import enter
 from ...repair.result import RepairResult, changes
-from ...repair.verdict import judge
+from ...repair.verdict import judge, remark_on_few
 from ...training.cost import CostMeter
 from ...training.evaluation import is_correct, predict, validation_loss
 from ...training.fit import History, PrecisionName, Recipe, default_precision, fit
@@ -222,7 +222,7 @@ class Baseline(ABC):
         verdict = judge(losses, method=self.name)
         warnings = [*remarks, *problem.warnings]
         if len(data.val_failures) < 10:
-            warnings.append(f"only {len(data.val_failures)} failures are kept for validation: the verdict rests on ordinary images")
+            warnings.append(remark_on_few(len(data.val_failures)))
         winner = duplicate(model if verdict.chosen == "original" else repaired)
         winner.eval(), repaired.eval()
         config = {**asdict(self), "precision": precision, "block": problem.block, **problem.findings}
