@@ -1,4 +1,4 @@
-"""How time and memory of the steps of a repair grow with images, width, depth, classes and the size of images; and what a folder holds.
+"""How time and memory of the steps of a repair grow with the number of images, width, depth, classes and the size of images.
 
     python benchmarks/growth.py [--factor FACTOR ...] [--full] [--page]
 
@@ -17,19 +17,17 @@ import math
 import multiprocessing
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", ARCHREPAIR_PROGRESS="0")
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch  # noqa: E402
 from run import PAGE, ROOT, processor  # noqa: E402
 
 from archrepair.core.errors import write_atomic, write_json  # noqa: E402
-from archrepair.data.datasets import load_dataset  # noqa: E402
 from archrepair.data.images import ImageSet, Normalize  # noqa: E402
 from archrepair.data.scenario import RepairData  # noqa: E402
 from archrepair.networks.blocks import block_names  # noqa: E402
@@ -52,9 +50,9 @@ FACTORS = {
     "classes": ("classes", [10, 100, 1000]),
     "size": ("size", [32, 64, 128, 224]),
 }
-LABELS = {"images": "images", "width": "width", "depth": "residual units (CIFAR ResNets)", "classes": "classes", "size": "side of images, px"}
+LABELS = {"images": "images", "width": "width", "depth": "residual units (CIFAR ResNets)", "classes": "classes",
+          "size": "side of images, px"}
 STEPS = {"localize": "localization", "prepare": "filling the cache", "finetune": "an epoch of repair", "search": "an epoch of search"}
-PHOTOGRAPHS = (500, 1000, 2000, 8000)
 MOST_SEARCHED = 20_000  # images; a search of more runs only with --full
 BEGIN, END = "<!-- growth: begin -->", "<!-- growth: end -->"
 
@@ -123,31 +121,6 @@ def point(task: tuple[str, object, bool, str]) -> list[dict]:
     return [{"factor": factor, "value": x, "step": step, kind: spent[kind]} for step, spent in steps(network, data, before, searched)]
 
 
-def photographs(task: tuple[int, bool]) -> dict:
-    "What a folder of so many photographs holds and costs, read as they are needed (`lazy`) or as `load_dataset` chooses."
-    count, lazy = task
-    torch.set_num_threads(1)
-    give_back()
-    files = sorted((ROOT / "data" / "imagenet").rglob("*.JPEG"))
-    network = create_model("resnet18", 10, image_size=224, width=1 / 8)
-    with tempfile.TemporaryDirectory() as name:
-        for number in range(count):
-            link = Path(name, "train", f"class{number % 10}", f"{number}.jpeg")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(files[number % len(files)])
-        Path(name, "test").symlink_to(Path(name, "train"))
-        passing = lambda images: predict(network, image_features(images, Normalize()))
-        passing(load_dataset(f"folder:{name}", image_size=224, lazy=True).select(torch.arange(256)))
-        begin()
-        before = resident("VmRSS")
-        images, loading = cost(lambda: load_dataset(f"folder:{name}", image_size=224, lazy=lazy), before)
-        begin()
-        held = resident("VmRSS") - before
-        _, passed = cost(lambda: passing(images), before)
-    return {"images": count, "lazy": lazy, "in memory": isinstance(images.images, torch.Tensor), "held MB": held / 1e6,
-            "loading MB": loading["MB"], "pass MB": passed["MB"], "loading s": loading["seconds"], "pass s": passed["seconds"]}
-
-
 def each(measure: Callable, tasks: list) -> Iterator:
     "The results of all tasks, each from a process of its own, which begins with what this one has imported."
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
@@ -188,7 +161,7 @@ def draw(points: list[dict], origin: str) -> Figure:
     fig, axes = plt.subplots(2, len(factors), figsize=(2.7 * len(factors), 5.6), squeeze=False, sharex="col", layout="constrained")
     for row, (kind, label) in zip(axes, (("seconds", "CPU seconds"), ("MB", "peak memory, MB"))):
         for ax, factor in zip(row, factors):
-            texts = []
+            texts, places = [], line_of(points, factor, "localize", kind)[0]
             for number, (step, title) in enumerate(STEPS.items()):
                 values, costs = line_of(points, factor, step, kind)
                 ax.plot(values, costs, "osD^"[number] + "-", color=f"C{number}", ms=4, lw=1, label=title)
@@ -198,9 +171,9 @@ def draw(points: list[dict], origin: str) -> Figure:
             ax.set_ylim(low, high * (high / low) ** 0.45)  # room for the slopes
             for number, (text, color) in enumerate(texts):
                 ax.text(0.04, 0.97 - 0.085 * number, text, color=color, transform=ax.transAxes, va="top", size="small")
-            ax.set_xticks(values, [f"{v:g}" if v < 1000 else f"{v / 1000:g}k" for v in values], size="small")
+            ax.set_xticks(places, [f"{v:g}" if v < 1000 else f"{v / 1000:g}k" for v in places], size="small")
             ax.minorticks_off()
-            ax.set_title(f"n = {len(values)} points") if kind == "seconds" else ax.set_xlabel(LABELS[factor])
+            ax.set_title(f"n = {len(places)} points") if kind == "seconds" else ax.set_xlabel(LABELS[factor])
         row[0].set_ylabel(label)
     fig.suptitle(f"Numbers: slope on log-log axes. {origin}", size="small")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(STEPS))
@@ -218,14 +191,15 @@ def write_page(content: dict, folder: Path, stem: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--factor", action="append", choices=(*FACTORS, "photographs"), help="may be repeated; default: all")
-    parser.add_argument("--full", action="store_true", help="also what takes longer: searches of many images, folders of more photographs")
+    parser.add_argument("--factor", action="append", choices=FACTORS, help="may be repeated; default: all")
+    parser.add_argument("--full", action="store_true", help="also searches of more than 20,000 images")
     parser.add_argument("--page", action="store_true", help="write table and figure into docs/benchmarks.md")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench")
     arguments = parser.parse_args()
-    chosen, stem = arguments.factor or [*FACTORS, "photographs"], f"growth-{processor()}"
+    os.environ["ARCHREPAIR_PROGRESS"] = "0"
+    chosen, stem = arguments.factor or [*FACTORS], f"growth-{processor()}"
     path = arguments.out / f"{stem}.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"points": [], "photographs": []}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"points": []}
     content |= {"processor": processor(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "threads": 1, "base": BASE}
     kept = [p for p in content["points"] if p["factor"] not in chosen]
     tasks = [(factor, value, arguments.full, kind) for factor in FACTORS if factor in chosen for value in FACTORS[factor][1]
@@ -234,14 +208,9 @@ def main() -> None:
     for times, peaks in zip(results, results):
         costs = [time | peak for time, peak in zip(times, peaks, strict=True)]
         kept += costs
-        print(f"{costs[0]['factor']} {costs[0]['value']:g}", *(f"{p['seconds']:.2f} s, {p['MB']:.0f} MB" for p in costs), sep=" | ", flush=True)
+        shown = (f"{p['seconds']:.2f} s, {p['MB']:.0f} MB" for p in costs)
+        print(f"{costs[0]['factor']} {costs[0]['value']:g}", *shown, sep=" | ", flush=True)
     content["points"] = sorted(kept, key=lambda p: [*FACTORS].index(p["factor"]))
-    if "photographs" in chosen and (ROOT / "data" / "imagenet").is_dir():
-        counts = [*PHOTOGRAPHS, *((16_000,) if arguments.full else ())]
-        content["photographs"] = []  # more than 7,133 are read on demand in any case
-        for row in each(photographs, [(n, lazy) for n in counts for lazy in (False, True) if not lazy or n < 8000]):
-            content["photographs"].append(row)
-            print(", ".join(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), flush=True)
     write_json(path, content)
     figure = draw(content["points"], f"{content['processor']}, one thread, {content['date']}; one process per point.")
     for kind in ("png", "svg"):

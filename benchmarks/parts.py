@@ -1,4 +1,4 @@
-"""Where the time goes in the cases whose goal is not reached, by leaving parts out and by counting operators.
+"""Where the time goes in the cases whose goal is not reached: parts left out, operators counted, a profile.
 
     python benchmarks/parts.py [repair] [localization] [search] [corruptions] [--rounds 5]
 
@@ -13,7 +13,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", ARCHREPAIR_PROGRESS="0")
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import bench_corruptions  # noqa: E402
 import numpy as np  # noqa: E402
@@ -80,7 +80,8 @@ def repair(rounds: int) -> Iterator[Part]:
         tail.block.requires_grad_(True)
         epochs = lambda n, tail=tail, rows=rows: fit(tail, rows, Recipe(epochs=n, lr=1e-4, precision=precision), trainable=[tail.block],
                                                      select="last")
-        sides = {"plain": lambda some=some: plain_epoch(plain, some, 128), "one": lambda run=epochs: run(1), "three": lambda run=epochs: run(3)}
+        sides = {"plain": lambda some=some: plain_epoch(plain, some, 128), "one": lambda run=epochs: run(1),
+                 "three": lambda run=epochs: run(3)}
         if images == 128:
             batch, = rows.place([torch.arange(128)])
             x = batch.inputs()
@@ -92,7 +93,8 @@ def repair(rounds: int) -> Iterator[Part]:
                     loss = tail(x).float().square().mean()
                 loss.backward()
 
-            sides |= {"gather": batch.inputs, "passes": passes, "copies": lambda tail=tail: [copy.deepcopy(tail.state_dict()) for _ in "ab"],
+            sides |= {"gather": batch.inputs, "passes": passes,
+                      "copies": lambda tail=tail: [copy.deepcopy(tail.state_dict()) for _ in range(2)],
                       "pictures": lambda some=some: pictures(some)}
         ms = medians(sides, rounds)
         epoch = (ms["three"] - ms["one"]) / 2
@@ -197,7 +199,8 @@ def corruptions(rounds: int, images: int = 400) -> Iterator[Part]:
         return buffer.getvalue()
 
     encoded = [encode(image) for image in some]
-    ms = medians({"encode": lambda: [encode(image) for image in some], "decode": lambda: [Image.open(io.BytesIO(b)).load() for b in encoded],
+    ms = medians({"encode": lambda: [encode(image) for image in some],
+                  "decode": lambda: [Image.open(io.BytesIO(content)).load() for content in encoded],
                   "jpeg": lambda: corrupt(some, "jpeg_compression", 3, dataset="bench")}, rounds)
     yield from ((f"jpeg_compression: {name}", 1000 * time / images, "µs") for name, time in ms.items())
 
@@ -212,6 +215,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if wrong := [case for case in arguments.cases if case not in CASES]:
         parser.error(f"unknown case {wrong[0]}; expected some of {', '.join(CASES)}")
+    os.environ["ARCHREPAIR_PROGRESS"] = "0"
     torch.set_num_threads(1)
     for case in arguments.cases or CASES:
         for what, number, unit in CASES[case](arguments.rounds):
