@@ -145,7 +145,8 @@ def table(points: list[dict]) -> str:
     rows = [f"| factor | from – to | {' | '.join(STEPS.values())} |", "|---|---|" + "---|" * len(STEPS)]
     for factor in dict.fromkeys(p["factor"] for p in points):
         values = line_of(points, factor, "localize", "MB")[0]
-        cells = ["{:.2f} / {:.2f}".format(*(slope(*line_of(points, factor, step, kind)) for kind in ("seconds", "MB"))) for step in STEPS]
+        powers = lambda step, factor=factor: [round(slope(*line_of(points, factor, step, kind)), 2) + 0.0 for kind in ("seconds", "MB")]
+        cells = ["{:.2f} / {:.2f}".format(*powers(step)) for step in STEPS]
         rows.append(f"| {LABELS[factor]} | {values[0]:g} – {values[-1]:g} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -165,9 +166,11 @@ def draw(points: list[dict], origin: str) -> Figure:
             for number, (step, title) in enumerate(STEPS.items()):
                 values, costs = line_of(points, factor, step, kind)
                 ax.plot(values, costs, "osD^"[number] + "-", color=f"C{number}", ms=4, lw=1, label=title)
-                texts.append((f"{slope(values, costs):.2f}", f"C{number}"))
+                texts.append((f"{round(slope(values, costs), 2) + 0.0:.2f}", f"C{number}"))
             ax.set(xscale="log", yscale="log")
             low, high = ax.get_ylim()
+            stretch = max(1.0, (30 * low / high) ** 0.5)  # a flat line shall look flat
+            low, high = low / stretch, high * stretch
             ax.set_ylim(low, high * (high / low) ** 0.45)  # room for the slopes
             for number, (text, color) in enumerate(texts):
                 ax.text(0.04, 0.97 - 0.085 * number, text, color=color, transform=ax.transAxes, va="top", size="small")
