@@ -58,6 +58,17 @@ def test_lines_of_cases_that_are_not_run_stay(scripts, monkeypatch, tmp_path, ca
     assert capsys.readouterr().out.count("\n") == 4
 
 
+def test_a_slope_is_the_power_with_which_a_cost_grows(scripts):
+    growth = importlib.import_module("growth")
+    assert growth.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    points = [{"factor": "images", "value": n, "step": step, "seconds": 0.1 * n, "MB": 30.0} for n in (1000, 2000) for step in growth.STEPS]
+    del points[-1]  # a search of many images is left out
+    assert growth.line_of(points, "images", "search", "MB") == ([1000], [30.0])
+    assert growth.line_of(points, "images", "localize", "seconds") == ([1000, 2000], [100.0, 200.0])
+    points.append({"factor": "images", "value": 2000, "step": "search", "seconds": 400.0, "MB": 60.0})
+    assert growth.table(points).splitlines()[2:] == ["| images | 1000 – 2000 | 1.00 / 0.00 | 1.00 / 0.00 | 1.00 / 0.00 | 2.00 / 1.00 |"]
+
+
 def test_an_unknown_case_is_wrong_usage(scripts, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit) as ended:

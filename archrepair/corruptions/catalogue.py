@@ -343,7 +343,7 @@ def _pixelate(images: Tensor, factor: float, keys: Tensor) -> Tensor:
     narrow = _round(torch.bmm(_planes(images).view(b, n, n), box.transpose(1, 2)))
     small = _round(torch.bmm(box, narrow)).view(-1, 3, side, side)
     index = ((torch.arange(n, dtype=torch.float64, device=images.device) + 0.5) * (side / n)).floor().long()
-    return _pixels(small[:, :, index][:, :, :, index])
+    return _pixels(small).index_select(1, index).index_select(2, index)  # whole pixels of bytes
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #37368b8f
 def _jpeg(images: Tensor, quality: int) -> Tensor:

@@ -54,7 +54,9 @@ class FolderImages:
         return replace(self, files=[self.files[i] for i in positions.tolist()], index=self.index[positions])
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        images = torch.stack([torch.from_numpy(self._decode(self.files[i])) for i in positions.tolist()])
+        images = torch.empty(len(positions), self.size, self.size, 3, dtype=torch.uint8)  # one copy: of many images a list is a second
+        for image, i in zip(images, positions.tolist()):
+            image.copy_(torch.from_numpy(self._decode(self.files[i])))
         return images if self.alter is None else self.alter(images, self.index[positions])
 
     def _decode(self, path: Path) -> np.ndarray:
