@@ -22,7 +22,7 @@ from ..core.paths import home
 from ..core.settings import Count, checked
 
 # %% ../../nbs/cli/10_bench.ipynb #97bfcf5f
-CASES = ("repair", "localization", "search", "corruptions", "baselines")
+CASES = ("repair", "whole", "localization", "search", "corruptions", "baselines")
 
 
 def runner() -> Path:
