@@ -163,8 +163,10 @@ def test_download(arrays, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("filters", [True, False], ids=["filters", "Python 3.11.0"])
 def test_unpacking_stays_inside_the_folder(filters, tmp_path, monkeypatch):
+    if filters and not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python has no filters")
     if not filters:
-        monkeypatch.delattr(tarfile, "data_filter")
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     names = {"good": "folder/a.txt", "outside": "../evil.txt", "absolute": f"{tmp_path}/evil.txt", "link": "link"}
     for kind, name in names.items():
         with tarfile.open(tmp_path / f"{kind}.tar", "w") as tar:

@@ -153,8 +153,8 @@ def test_losses_cost_and_history_are_those_of_the_candidates(_problem, result):
 
 def test_everything_it_says_is_json(result):
     said = json.loads(json.dumps(result.to_dict()))
-    assert {"method", "block", "accepted", "chosen", "verdict", "validation", "changed", "history", "cost", "control_cost", "config",
-            "genotype", "metrics", "warnings", "footprint", "localization"} == said.keys()
+    assert {"method", "block", "accepted", "chosen", "verdict", "rule", "validation", "changed", "history", "cost", "control_cost",
+            "config", "genotype", "metrics", "warnings", "footprint", "localization"} == said.keys()
     assert said["accepted"] == (said["chosen"] == "repaired") and set(said["validation"]) == {"original", "repaired", "control"}
     assert set(said["cost"]) == {"forwards", "backwards", "seconds", "cpu_seconds", "peak_bytes"} and said["cost"]["peak_bytes"] > 1 << 20
 
