@@ -282,19 +282,20 @@ class _Experts(_Cases):
 class _Judge(_Experts):
     "The same, with the candidates' judge."
 
-    def _judged(self, network: nn.Module) -> tuple[float, Seen]:
+    def _judged(self, network: nn.Module, stand_ins: Sequence[tuple[ImageSet, float]]) -> tuple[float, Seen]:
         "Expected loss in deployment, on validation images that are not for calibration, and what else they say of a network."
-        logits = lambda images: predict(network, images, self.data.transform, meter=self.meter)
-        losses = lambda images: nn.functional.cross_entropy(logits(images), images.labels.cpu(), reduction="none")
-        answers, labels = logits(self.ordinary.val), self.ordinary.val.labels.cpu()
-        ordinary = float(nn.functional.cross_entropy(answers, labels))
-        failing = losses(self.data.val_failures) if len(self.data.val_failures) else torch.empty(0)
-        parts = [(float(losses(images).mean()), share) for images, share in self._stand_ins()]
-        if not parts and len(failing):
-            parts = [(float(failing.mean()), 1.0)]
-        rate = self.data.failure_rate if parts else 0.0
-        expected = (1 - rate) * ordinary + rate * sum(loss * share for loss, share in parts)
-        return expected, Seen(answers.argmax(1) == labels, failing)
+        def answers(images: ImageSet) -> tuple[Tensor, Tensor]:
+            "Loss of each image, and whether it is right."
+            if not len(images):
+                return torch.empty(0), torch.empty(0, dtype=torch.bool)
+            logits, labels = predict(network, images, self.data.transform, meter=self.meter), images.labels.cpu()
+            return nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+
+        (ordinary, right), (failing, _) = answers(self.ordinary.val), answers(self.data.val_failures)
+        rate = self.data.failure_rate
+        parts = [(answers(images)[0], rate * share) for images, share in stand_ins] or [(failing, rate)]
+        means = [(float(losses.mean()), weight) for losses, weight in [(ordinary, 1 - rate), *parts] if len(losses)]
+        return sum(mean * weight for mean, weight in means) / sum(weight for _, weight in means), Seen(right, failing)
 
     def _stand_ins(self) -> list[tuple[ImageSet, float]]:
         "Validation images under the pattern of each case, with its share of the failures; none where a pattern has no faithful emulator."
@@ -308,12 +309,13 @@ class _Judge(_Experts):
 
     def _verdict(self) -> Verdict:
         "The candidates, judged on validation images."
+        stand_ins = self._stand_ins()
         with self.meter.running():
-            judged = {name: self._judged(network) for name, network in self.networks.items()}
+            judged = {name: self._judged(network, stand_ins) for name, network in self.networks.items()}
         losses, (_, original) = {name: loss for name, (loss, _) in judged.items()}, judged["original"]
         if not self.cases:
             return Verdict("original", losses, f"{self._why_not()}; returning the original unchanged: label more data, or retrain")
-        rule = EMULATED if self._stand_ins() else REAL
+        rule = EMULATED if stand_ins else REAL
         if rule == REAL and len(self.data.val_failures) < ENOUGH:
             self.notes.append(remark_on_few(len(self.data.val_failures)))
         objections = {name: objection(original, seen) for name, (_, seen) in judged.items() if rule == EMULATED and name != "original"}

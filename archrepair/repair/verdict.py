@@ -68,7 +68,7 @@ def objection(original: Seen, candidate: Seen) -> str:
     "Why a candidate may not be returned, however small its loss on emulated images is; empty where nothing speaks against it."
     lost = float(original.right.float().mean() - candidate.right.float().mean())
     accuracy, n = float(original.right.float().mean()), len(original.right)
-    if lost > math.sqrt(accuracy * (1 - accuracy) / n):
+    if n and lost > math.sqrt(accuracy * (1 - accuracy) / n):
         return f"gets {100 * lost:.1f} points fewer of the ordinary validation images right"
     more = candidate.failing - original.failing
     if len(more) > 1 and float(more.mean()) > float(more.std()) / math.sqrt(len(more)):
@@ -100,8 +100,9 @@ def judge(
               "original": f"{who}no candidate has a lower validation loss than the original; returning it unchanged"}[chosen]
     if "repaired" not in finite:
         returned = "plain fine-tuning of the same block" if chosen == "control" else "the original unchanged"
-        why = objections.get("repaired") or "has a validation loss that is not finite"
-        reason = f"{who}the repaired network {why}; returning {returned}"
+        objected = objections.get("repaired")
+        why = f"the repaired network {objected}" if objected else "the validation loss of the repaired network is not finite"
+        reason = f"{who}{why}; returning {returned}"
     return Verdict(chosen, losses, reason, unchanged, rule=rule)
 
 # %% ../../nbs/repair/03_verdict.ipynb #c01ec7d8

@@ -52,6 +52,8 @@ def test_a_few_failures_or_a_perfect_original_do_not_break_it():
     perfect = Seen(torch.ones(50, dtype=torch.bool), torch.tensor([1.0]))
     assert objection(perfect, perfect) == "" and objection(perfect, Seen(torch.ones(50, dtype=torch.bool), torch.tensor([9.0]))) == ""
     assert "2.0 points fewer" in objection(perfect, Seen(torch.arange(50) > 0, torch.empty(0)))
+    nothing = Seen(torch.empty(0, dtype=torch.bool), torch.empty(0))
+    assert objection(nothing, nothing) == ""
     assert objection(seen(80)._replace(failing=torch.empty(0)), seen(80)._replace(failing=torch.empty(0))) == ""
 
 
