@@ -33,6 +33,8 @@ from archrepair.training.fit import Recipe, fit, precision_of  # noqa: E402
 from archrepair.training.rows import Rows, cache_features, image_features  # noqa: E402
 
 SMALL = (("resnet18", "layer1", 0.25), ("resnet18", "layer2", 0.25), ("resnet18", "layer3", 0.25), ("resnet18", "layer4", 0.25))
+PREPARE = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+                              transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))])  # of the plain loop
 PAPERS = ("vgg16", "resnet18", "resnet50", "resnet101", "densenet121", "efficientnet_b0")
 
 
@@ -91,15 +93,13 @@ def limit(network: nn.Module, cut: Split, x: Tensor) -> float:
 
 def plain_epoch(network: nn.Module, images: ImageSet, batch_size: int) -> None:
     "Train all of the network for an epoch, as public scripts do."
-    prepare = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-                                  transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))])
     pictures = [(Image.fromarray(image.numpy()), int(label)) for image, label in zip(images.images, images.labels)]
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     with torch.random.fork_rng(devices=[]):
         for positions in torch.randperm(len(pictures)).split(batch_size):
             batch = [pictures[i] for i in positions.tolist()]
-            x, labels = torch.stack([prepare(picture) for picture, _ in batch]), torch.tensor([label for _, label in batch])
+            x, labels = torch.stack([PREPARE(picture) for picture, _ in batch]), torch.tensor([label for _, label in batch])
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(network(x), labels)
             loss.backward()

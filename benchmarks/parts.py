@@ -19,7 +19,7 @@ import bench_corruptions  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from bench_localization import plain_forward  # noqa: E402
-from bench_repair import cut_at, plain_epoch, some_images  # noqa: E402
+from bench_repair import PREPARE, cut_at, plain_epoch, some_images  # noqa: E402
 from bench_search import search_steps, trained_tail, weights_step  # noqa: E402
 from bench_search import limit as search_limit  # noqa: E402
 from measure import in_turn  # noqa: E402
@@ -110,11 +110,7 @@ def repair(rounds: int) -> Iterator[Part]:
 
 def pictures(some) -> list:
     "What the plain loop does to its images."
-    from torchvision import transforms
-
-    prepare = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-                                  transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))])
-    return [prepare(Image.fromarray(image.numpy())) for image in some.images]
+    return [PREPARE(Image.fromarray(image.numpy())) for image in some.images]
 
 
 def localization(rounds: int, images: int = 400) -> Iterator[Part]:

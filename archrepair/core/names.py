@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'Source', 'torchvision_names', 'unknown_network', 'parse_version', 'path_of', 'split_versions',
-           'split_method', 'check_model', 'check_dataset', 'check_names']
+__all__ = ['LIBRARIES', 'CLEAN', 'Source', 'torchvision_names', 'unknown_network', 'parse_version', 'path_of', 'split_versions',
+           'split_method', 'check_model', 'check_dataset', 'corruption_parts', 'check_names']
 
 # %% ../../nbs/core/12_names.ipynb #d7f82fa1
 from .errors import ArchrepairError, unknown
@@ -150,12 +150,20 @@ def check_dataset(name: str) -> None:
     base, corruption, _ = parse_version(name)
     if base != "auto" and base not in DATASETS and path_of(base) is None:
         raise unknown("dataset", base, DATASETS)
-    if corruption is None or _is_in_an_archive(corruption):
-        return
-    parts = corruption.split("+")
-    known = [*CORRUPTIONS, "clean"] if len(parts) > 1 else [*CORRUPTIONS]
+    if corruption is not None and not _is_in_an_archive(corruption):
+        corruption_parts(corruption)
+
+
+CLEAN = "clean"  # a part of a mixture: images that stay as they are
+
+
+def corruption_parts(name: str) -> list[str]:
+    "The parts of a mixture such as `fog+snow` or `fog+clean`, or a single corruption. Raises `ArchrepairError` for others than ours."
+    parts = str(name).split("+")
+    known = [*CORRUPTIONS, CLEAN] if len(parts) > 1 else [*CORRUPTIONS]
     if wrong := [part for part in parts if part not in known]:
         raise unknown("corruption", wrong[0], known)
+    return parts
 
 
 def _is_in_an_archive(corruption: str) -> bool:

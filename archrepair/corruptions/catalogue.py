@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SIZES', 'CLEAN', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'BENCHMARK_CORRUPTIONS', 'TUNING_CORRUPTIONS',
+__all__ = ['SIZES', 'PARAMETERS', 'FUNCTIONS', 'PAPER_CORRUPTIONS', 'BENCHMARK_CORRUPTIONS', 'TUNING_CORRUPTIONS',
            'COMMON_CORRUPTIONS', 'corrupt', 'list_corruptions', 'CORRUPTIONS']
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #f6c51e79
 from ..core.errors import ArchrepairError, unknown
+from ..core.names import CLEAN, corruption_parts
 from ..core.registry import CORRUPTIONS
 from .displacement import affine_jitter, sample, shuffle_sources
 from .randomness import image_keys, poisson_pixels, random_bits, random_integers, random_normal, random_uniform
@@ -29,7 +30,6 @@ from .textures import frost_textures, mud_stains, plasma_clouds, water_drops
 
 # %% ../../nbs/corruptions/05_catalogue.ipynb #a1278879
 SIZES = (32, 64, 224)
-CLEAN = "clean"  # a part of a mixture: images that stay as they are
 
 PARAMETERS: dict[str, dict[int, tuple]] = {
     # standard deviation, in units of the full range
@@ -151,8 +151,7 @@ def corrupt(
 
     Example: `corrupt(images, "fog", 3, dataset="cifar10")`
     """
-    if wrong := [part for part in str(name).split("+") if part not in FUNCTIONS and (part != CLEAN or part == name)]:
-        raise unknown("corruption", wrong[0], CORRUPTIONS)
+    parts = corruption_parts(name)
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
         raise ArchrepairError(f"severity {severity!r} of {name}; expected a whole number from 1 (mild) to 5 (strong)")
     images = _checked(images)
@@ -161,9 +160,9 @@ def corrupt(
         raise ArchrepairError(f"indices of shape {tuple(indices.shape)} and type {str(indices.dtype).removeprefix('torch.')} for "
                               f"{len(images)} images; expected one whole number for each image, its place in its split")
     device = torch.device(images.device if device is None else device)
-    if "+" in name:
+    if len(parts) > 1:
         damage = partial(corrupt, severity=severity, dataset=dataset, textures=textures, archive_jpeg=archive_jpeg)
-        return _mixed(images.to(device), name.split("+"), indices, damage)
+        return _mixed(images.to(device), parts, indices, damage)
     constants = PARAMETERS[name][images.shape[1]][int(severity) - 1]
     function, options = FUNCTIONS[name], {"textures": textures} if name == "frost" else {}
     keys = image_keys(f"{dataset}:{name}:{int(severity)}", indices, device)
