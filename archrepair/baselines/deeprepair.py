@@ -20,6 +20,7 @@ from .parts.augmented import to_float
 from .parts.augmix import OPERATIONS, Mixer, Mixing, augmix
 from .parts.common import Problem
 from .parts.styles import find_stylizer, restyle
+from ..core.copies import upload
 from ..core.settings import Count, Share, checked
 from ..corruptions.randomness import random_integers
 from ..data.images import ImageSet
@@ -86,8 +87,8 @@ class DeepRepair(Mixing):
         problem.findings["styles"] = torch.bincount(failures.labels[chosen], minlength=len(failures.classes)).tolist()
 
         def mixes(x: Tensor, positions: Tensor, epoch: int) -> list[Tensor]:
-            keys = self.keys(positions, epoch, x.device)
-            choice = random_integers(keys, 1, 0, len(styles), 2)[:, 0]
+            keys = self.keys(positions, epoch)
+            choice = upload(random_integers(keys, 1, 0, len(styles), 2)[:, 0], x.device)
             repaint = lambda rows: restyle(x[rows], to_float(styles[choice[rows]]), self._paint, self.alpha)
             return augmix(mixer, x, keys, {"style": repaint})
 

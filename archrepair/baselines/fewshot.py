@@ -18,6 +18,7 @@ __all__ = ['penultimate', 'Guide', 'with_failure', 'FewShot']
 from .parts.augmented import to_float, to_uint8
 from .parts.augmix import Mixer, Mixing, Plan
 from .parts.common import Problem
+from ..core.copies import upload
 from ..core.settings import Count, Share, checked
 from ..corruptions.randomness import random_uniform
 from ..networks.blocks import split
@@ -42,7 +43,7 @@ class Guide:
         failures, self.problem, self.embed = problem.data.failures, problem, penultimate(problem.original)
         by_class = failures.labels.argsort(stable=True)
         self.images, self.labels = failures.batch(by_class).to(problem.device), failures.labels[by_class].to(problem.device)
-        self.number = torch.bincount(self.labels, minlength=len(failures.classes))
+        self.number = torch.bincount(failures.labels.cpu(), minlength=len(failures.classes))
         self.first = self.number.cumsum(0) - self.number
         self.features = torch.cat([self.look(some) for some in self.images.split(250)])
 
@@ -54,14 +55,16 @@ class Guide:
             return self.embed(self.problem.data.transform(images)).float()
 
     def member(self, labels: Tensor, u: Tensor) -> Tensor:
-        "A failure of each class of `labels` (B), drawn by `u` (B in [0, 1)): positions in `images`, 0 for classes without any."
+        """A failure of each class of `labels` (B), drawn by `u` (B in [0, 1)), both on the host: positions in `images`, 0 for classes
+        without any."""
         drawn = self.first[labels] + torch.minimum((u * self.number[labels]).long(), self.number[labels] - 1)
         return torch.where(self.number[labels] > 0, drawn, 0)
 
     def distance(self, features: Tensor, labels: Tensor) -> Tensor:
-        "From each of B features (B×D) to the nearest failure of its class; to the nearest of all where its class has none."
+        "From each of B features (B×D) to the nearest failure of its class (labels B, on the host); of all where its class has none."
         apart = torch.cdist(features, self.features)
-        other = (labels[:, None] != self.labels) & (self.number[labels] > 0)[:, None]
+        known, labels = (upload(of_image, features.device) for of_image in (self.number[labels] > 0, labels))
+        other = (labels[:, None] != self.labels) & known[:, None]
         return apart.masked_fill(other, torch.inf).amin(1)
 
 # %% ../../nbs/baselines/fewshot.ipynb #99689310
@@ -93,17 +96,17 @@ class FewShot(Mixing):
     def run_method(self, problem: Problem) -> nn.Module:
         "Fine-tune on images and guided mixes of them."
         mixer, guide = Mixer(self.width, self.depth, self.severity), Guide(problem)
-        labels = torch.cat([problem.data.train.labels, problem.data.failures.labels.repeat(self.failure_views)]).to(problem.device)
+        labels = torch.cat([problem.data.train.labels, problem.data.failures.labels.repeat(self.failure_views)]).cpu()
 
         def mixes(x: Tensor, positions: Tensor, epoch: int) -> list[Tensor]:
-            keys, classes = self.keys(positions, epoch, x.device), labels[positions.to(x.device)]
-            return [self.guided(guide, mixer, x, classes, keys, view) for view in range(2)]
+            keys = self.keys(positions, epoch)
+            return [self.guided(guide, mixer, x, labels[positions], keys, view) for view in range(2)]
 
         cost = 9 + 2 * self.candidates * (self.candidates > 1)
         return self.tune(problem, mixer, mixes, cost)
 
     def guided(self, guide: Guide, mixer: Mixer, x: Tensor, labels: Tensor, keys: Tensor, view: int) -> Tensor:
-        "One guided mix of each image, float B×3×H×W in gray levels, labels B, keys B×2."
+        "One guided mix of each image, float B×3×H×W in gray levels; labels B and keys B×2 are on the host."
         mixes = torch.stack([self.candidate(guide, mixer, x, labels, keys, view + 2 * i) for i in range(self.candidates)], 1)
         if self.candidates == 1:
             return mixes[:, 0]
@@ -118,5 +121,6 @@ class FewShot(Mixing):
         if self.lam_max:
             u = random_uniform(keys, 2, 1000 + stream)
             share = self.lam_max * u[:, 0] * (guide.number[labels] > 0)
-            chains, weights = with_failure(chains, plan, to_float(guide.images[guide.member(labels, u[:, 1])]), share)
+            chosen = upload(guide.member(labels, u[:, 1]), x.device)
+            chains, weights = with_failure(chains, plan, to_float(guide.images[chosen]), share)
         return mixer.mix(x, chains, weights, plan.skip)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['GENES', 'STEPS', 'REACH', 'matrices', 'variants', 'mutate', 'cross', 'most_different', 'random_chromosomes',
+__all__ = ['GENES', 'STEPS', 'REACH', 'WIDE', 'matrices', 'variants', 'mutate', 'cross', 'most_different', 'random_chromosomes',
            'repeated', 'next_generation', 'Confusions', 'Search', 'Sensei']
 
 # %% ../../nbs/baselines/sensei.ipynb #9a64e6cd
 from .parts.augmented import PADDINGS, Augmented, Images, to_float, to_uint8, warp
 from .parts.common import Problem
+from ..core.copies import upload
 from ..core.errors import ArchrepairError, unknown
 from ..core.modes import evaluating
 from ..core.settings import Count, OneOf, Share, Within, checked
@@ -41,6 +42,12 @@ GENES: dict[str, tuple[float, int]] = {  # what one step is, and how many steps 
 }
 STEPS: tuple[float, ...] = tuple(step for step, _ in GENES.values())
 REACH: tuple[int, ...] = tuple(reach for _, reach in GENES.values())
+WIDE: tuple[bool, ...] = tuple(name in ("rotation", "shear") for name in GENES)  # may take two steps at once
+
+
+def _table(values: Sequence, device: torch.device) -> Tensor:
+    "One number per gene, on the device."
+    return upload(torch.tensor(values), device)
 
 # %% ../../nbs/baselines/sensei.ipynb #1a766cc2
 def matrices(genes: Tensor, height: int, width: int) -> Tensor:
@@ -49,7 +56,7 @@ def matrices(genes: Tensor, height: int, width: int) -> Tensor:
     An image is turned first and zoomed last: target = zoom · shear · (turn · source + shift), in pixels about the center. This is
     its inverse.
     """
-    turn, dx, dy, shear, zoom, *_ = (genes.float() * genes.new_tensor(STEPS, dtype=torch.float32)).unbind(-1)
+    turn, dx, dy, shear, zoom, *_ = (genes.float() * _table(STEPS, genes.device)).unbind(-1)
     cos, sin, zoom = torch.deg2rad(turn).cos(), torch.deg2rad(turn).sin(), 1 + zoom
     dx, dy = dx * width, dy * height
     rows = [cos / zoom, (sin - cos * shear) / zoom, -cos * dx - sin * dy, -sin / zoom, (cos + sin * shear) / zoom, sin * dx - cos * dy]
@@ -80,11 +87,10 @@ def mutate(
     u = random_uniform(keys, count * 14, stream).view(-1, count, 2, 7)
     rank = u[:, :, 0].masked_fill(~active, 2).argsort(-1).argsort(-1)
     kind, old = (u[:, :, 1] * 3).long(), genes[:, None].long()
-    wide = torch.tensor([name in ("rotation", "shear") for name in GENES], device=genes.device)
-    step = 1 + (doubled[:, None] & wide).long()[:, None]
+    step = 1 + (doubled[:, None] & _table(WIDE, genes.device)).long()[:, None]
     new = torch.where(kind == 2, -old, old + torch.where(kind == 0, step, -step))
-    reach = torch.tensor(REACH, device=genes.device)
-    return torch.where(rank < (int(active.sum()) + 1) // 2, new, old).clamp(-reach, reach).to(torch.int8)
+    reach = _table(REACH, genes.device)
+    return torch.where(rank < (active.sum() + 1) // 2, new, old).clamp(-reach, reach).to(torch.int8)
 
 # %% ../../nbs/baselines/sensei.ipynb #c806a7e5
 def cross(
@@ -104,14 +110,14 @@ def cross(
 
 def most_different(queue: Tensor) -> Tensor:
     "The member of each queue (int8 B×K×7) that differs most from its first, in shares of what genes can differ: B×7."
-    reach = torch.tensor(REACH, device=queue.device)
+    reach = _table(REACH, queue.device)
     distance = ((queue - queue[:, :1]).abs() / (2 * reach)).sum(-1)
     return queue[torch.arange(len(queue), device=queue.device), distance.argmax(1)]
 
 # %% ../../nbs/baselines/sensei.ipynb #8b77654a
 def random_chromosomes(keys: Tensor, count: int, active: Tensor, stream: int = 0) -> Tensor:
     "`count` chromosomes per image, int8 B×count×7, uniform over what each gene in `active` (bool 7) can be, the others 0."
-    reach = torch.tensor(REACH, device=keys.device)
+    reach = _table(REACH, keys.device)
     u = random_uniform(keys, count * 7, stream).view(-1, count, 7)
     return ((u * (2 * reach + 1)).long() - reach).mul_(active).to(torch.int8)
 
@@ -219,7 +225,7 @@ class Search:
             return torch.cat([self._visit(*some) for some in zip(positions.split(each), images.split(each))])
 
     def _visit(self, positions: Tensor, images: Tensor) -> Tensor:
-        at, labels = positions.to(self.device), self.images.labels[positions].to(self.device)
+        at, labels = upload(positions, self.device), upload(self.images.labels[positions], self.device)
         loss, answer = self.score(images, self.queue[at, :1], labels)
         fragile = (loss[:, 0] >= self.settings.threshold).nonzero().squeeze(1)
         if len(fragile):
@@ -239,7 +245,8 @@ class Search:
         self.queue[at] = population.gather(1, worst[..., None].expand(-1, -1, 7))
         self.loss[at] = losses.gather(1, worst)
         itself = losses.masked_fill((population != 0).any(-1), -math.inf).amax(1)
-        self.counts[1:] += torch.stack([self.counts.new_tensor(len(at)), losses.amax(1).sum(), itself.sum()])
+        self.counts[1] += len(at)
+        self.counts[2:] += torch.stack([losses.amax(1).sum(), itself.sum()])
         return answers.gather(1, worst[:, :1])
 
     def close(self, epoch: int) -> None:

@@ -19,6 +19,7 @@ __all__ = ['OPERATIONS', 'posterize', 'solarize', 'autocontrast', 'equalize', 'r
 # %% ../../../nbs/baselines/parts/augmix.ipynb #c91e0850
 from .augmented import Augmented, Images, to_float, to_uint8, warp
 from .common import Problem
+from ...core.copies import upload
 from ...core.settings import Count, NotNegative, Within, checked
 from ...corruptions.randomness import image_keys, random_uniform
 from ...training.fit import Recipe
@@ -94,7 +95,7 @@ class Plan:
     """What happens to each of B images in W chains of up to D operations.
 
     `steps` B×W×D int64 are positions in the list of operations (−1: none), `level` and `sign` are the operations' own; `weights` B×W of
-    the chains sum to 1, `skip` B in [0, 1) is the share of all chains together, the rest is the image itself.
+    the chains sum to 1, `skip` B in [0, 1) is the share of all chains together, the rest is the image itself. All this stays on the host.
     """
 
     steps: Tensor
@@ -133,27 +134,28 @@ class Mixer:
 
         `replacements[name](positions)` returns what operation `name` replaces the images at those positions of the batch with.
         """
-        b, w = plan.steps.shape[:2]
-        x = images.repeat_interleave(w, 0)
-        steps, level, sign = plan.steps.flatten(0, 1), plan.level.flatten(0, 1), plan.sign.flatten(0, 1)
+        (b, w), device = plan.steps.shape[:2], images.device
+        x, steps = images.repeat_interleave(w, 0), plan.steps.flatten(0, 1)
+        level, sign = (upload(of_steps.flatten(0, 1), device) for of_steps in (plan.level, plan.sign))
         for name, replacement in (replacements or {}).items():
             chosen = (steps == self.operations.index(name)).any(1)
             owners = chosen.view(b, w).any(1).nonzero().squeeze(1)
             if len(owners):
-                there = torch.zeros_like(images)
+                owners, there = upload(owners, device), torch.zeros_like(images)
                 there[owners] = replacement(owners)
-                x = torch.where(chosen[:, None, None, None], there.repeat_interleave(w, 0), x)
-        for d in range(steps.shape[1]):
-            for i, name in enumerate(self.operations):
-                rows = (steps[:, d] == i).nonzero().squeeze(1)
+                x = torch.where(upload(chosen, device)[:, None, None, None], there.repeat_interleave(w, 0), x)
+        for d, step in enumerate(steps.unbind(1)):
+            numbers = torch.bincount(step + 1, minlength=len(self.operations) + 1).tolist()  # the first: chains that have ended
+            _, *groups = upload(step.argsort(stable=True), device).split(numbers)
+            for name, rows in zip(self.operations, groups):
                 if len(rows) and name in OPERATIONS:
                     x[rows] = OPERATIONS[name](x[rows], level[rows, d], sign[rows, d])
         return x.view(b, w, *images.shape[1:])
 
     def mix(self, images: Tensor, chains: Tensor, weights: Tensor, skip: Tensor) -> Tensor:
         "(1 − skip) · image + skip · Σ weight · chain: float B×3×H×W, B×W×3×H×W, B×W, B to B×3×H×W."
-        together = (chains * weights[:, :, None, None, None]).sum(1)
-        skip = skip[:, None, None, None]
+        together = (chains * upload(weights, images.device)[:, :, None, None, None]).sum(1)
+        skip = upload(skip, images.device)[:, None, None, None]
         return (1 - skip) * images + skip * together
 
 # %% ../../../nbs/baselines/parts/augmix.ipynb #58e7549f
@@ -193,9 +195,9 @@ class Mixing(Augmented):
     views: Count = 1
 
 
-    def keys(self, positions: Tensor, epoch: int, device: torch.device) -> Tensor:
-        "The random keys of images (int32 B×2) in an epoch."
-        return image_keys(f"augmix {self.seed} {epoch}", positions, device)
+    def keys(self, positions: Tensor, epoch: int) -> Tensor:
+        "The random keys of images (int32 B×2, on the host, where plans are drawn) in an epoch."
+        return image_keys(f"augmix {self.seed} {epoch}", positions.cpu())
 
     def tune(self, problem: Problem, mixer: Mixer, mixes: Callable[[Tensor, Tensor, int], list[Tensor]] | None = None,
              cost: float = 9) -> nn.Module:
@@ -204,7 +206,7 @@ class Mixing(Augmented):
         `mixes(x, positions, epoch)` makes both from float images B×3×H×W (default: AugMix). `cost` is that of a sample, in forward passes.
         """
         images, network, transform = Images(problem, self.views, self.failure_views), problem.network(), problem.data.transform
-        plain = lambda x, positions, epoch: augmix(mixer, x, self.keys(positions, epoch, x.device))
+        plain = lambda x, positions, epoch: augmix(mixer, x, self.keys(positions, epoch))
         recipe = self.recipe(problem, cost)
         recipe = Consistency(**{k: v for k, v in asdict(recipe).items() if k != "jsd"}, jsd=self.jsd)
 
