@@ -146,6 +146,7 @@ CORRUPTIONS = Registry("corruption", {
 # %% ../../nbs/core/08_registry.ipynb #24557f91
 EMULATORS = Registry("emulator", {
     "spectral": Entry("gain and noise at each spatial frequency, and brightness", "archrepair.data.emulators:Spectral"),
+    "blur": Entry("waves weakened, along a line of each image's own where failures have one", "archrepair.data.emulators:Blur"),
     "style": Entry("each image in the manner of a random failure: the colors of its wavelet bands", "archrepair.data.emulators:Style"),
     "learned": Entry("spectral, corrected by a small network that is trained for a minute", "archrepair.data.emulators:Learned"),
     "none": Entry("images as they are, where no emulator comes closer to the failures", "archrepair.data.emulators:Unchanged"),

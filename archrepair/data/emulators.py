@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['RINGS', 'Features', 'Draw', 'STEPS', 'BATCH', 'RATE', 'SCALES', 'WINDOW', 'as_floats', 'in_batches', 'Profile',
-           'Emulator', 'EmulatorKind', 'Custom', 'Unchanged', 'normal_like', 'Spectral', 'emulate', 'Style', 'Painter',
-           'energy_distance', 'Learned']
+           'Emulator', 'EmulatorKind', 'Custom', 'Unchanged', 'normal_like', 'Spectral', 'emulate', 'Blur', 'Style',
+           'Painter', 'energy_distance', 'Learned']
 
 # %% ../../nbs/data/10_emulators.ipynb #ea9e0a7a
 from ..core.errors import ArchrepairError
 from ..core.modes import settled
+from ..corruptions.directions import Attenuation, directional_power
 from ..corruptions.statistics import BINS, HIGHEST, ImageStatistics, frequencies, ring_matrix
 from ..corruptions.wavelets import haar_wct
 
@@ -250,6 +251,40 @@ def emulate(emulator: Emulator, images: Tensor, generator: torch.Generator) -> T
             levels = emulator(as_floats(batch), generator).clamp(0, 1).mul_(255).round_()
             parts.append(levels.byte().permute(0, 2, 3, 1) if images.dtype == torch.uint8 else (levels / 255).to(images.dtype))
     return torch.cat(parts)
+
+# %% ../../nbs/data/10_emulators.ipynb #91951591
+@dataclass(frozen=True, eq=False)
+class Blur:
+    "The emulator `blur`: weaker waves, along a line of each image's own where failures have one, and the line for brightness of `spectral`."
+
+    spectral: Spectral
+    attenuation: Attenuation
+
+    name: ClassVar[str] = "blur"
+
+    @classmethod
+    def fit(cls, failures: Tensor, train: Tensor, generator: torch.Generator, features: Features | None = None) -> Blur:
+        "Measure both sets. Raises `ArchrepairError` if they have different channels."
+        return cls(Spectral.fit(failures, train, generator), Attenuation.between(directional_power(train), directional_power(failures)))
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        (height, width), (slope, offset) = x.shape[2:], (v.to(x)[:, None, None] for v in self.spectral.tone)
+        top, left = height // 4, width // 4
+        mean = x.mean((2, 3), keepdim=True)
+        beyond = nn.functional.pad(x - mean, (left, left, top, top), mode="reflect")
+        size = (int(beyond.shape[2]), int(beyond.shape[3]))
+        angles = self.attenuation.angles(len(x), generator) if self.attenuation.directed else torch.zeros(1, dtype=torch.float64)
+        waves = torch.fft.rfft2(beyond) * self.attenuation.gain(angles, *size)[:, None].to(x)
+        return torch.fft.irfft2(waves, s=size)[:, :, top:top + height, left:left + width] + slope * mean + offset
+
+    def to_dict(self) -> dict[str, Any]:
+        "Those of `spectral`, and what was found of the blur."
+        return {"spectral": self.spectral.to_dict(), "attenuation": self.attenuation.to_dict()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Blur:
+        "The inverse of `to_dict`."
+        return cls(Spectral.from_dict(record["spectral"]), Attenuation.from_dict(record["attenuation"]))
 
 # %% ../../nbs/data/10_emulators.ipynb #592be80c
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'QUICK', 'THOROUGH', 'FOR_THOROUGH', 'Interval', 'placements',
-           'Fidelity', 'fidelity', 'describe_profiles', 'Pattern', 'plot_pattern']
+__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'QUICK', 'CLOSE', 'THOROUGH', 'FOR_THOROUGH', 'Interval',
+           'placements', 'Fidelity', 'fidelity', 'describe_profiles', 'Pattern', 'plot_pattern']
 
 # %% ../../nbs/data/12_pattern.ipynb #9f1dbe2e
 from ..core.errors import ArchrepairError, unknown
@@ -23,6 +23,7 @@ from ..core.registry import EMULATORS
 from ..corruptions.statistics import image_statistics
 from archrepair.data.emulators import (
     RINGS,
+    Blur,
     Custom,
     Draw,
     Emulator,
@@ -145,8 +146,8 @@ def fidelity(kind: EmulatorKind, failures: Tensor, train: Tensor, generator: tor
     return Fidelity(clean_area, emulated_area, gain, len(failures))
 
 # %% ../../nbs/data/12_pattern.ipynb #b2a9bf5e
-def describe_profiles(clean: Profile, failing: Profile) -> list[str]:
-    "What distinguishes the failing images, each difference in a few words; empty where there is none worth a word."
+def describe_profiles(clean: Profile, failing: Profile, line: str = "") -> list[str]:
+    "What distinguishes the failing images, each difference in a few words; `line` is where a blur has one. Empty where nothing is worth a word."
     between, words = Spectral.between(clean, failing), []
     gain, noise, ring = between.gain.mean(0), between.noise.square().mean(0).sqrt(), torch.tensor(RINGS)
     loud = noise.square() > clean.power.mean(0)  # where the images themselves drown in it, noise can be read off exactly
@@ -161,7 +162,7 @@ def describe_profiles(clean: Profile, failing: Profile) -> list[str]:
         words.append(f"contrast {100 * contrast:.0f} %")
     lost = (gain < contrast * 0.5**0.5) & (ring > 0.05) & (noise < 0.015)
     if lost.sum() >= 3:
-        words.append(f"blur, fine detail lost above {float(ring[lost][0]):.2f} cycles per pixel")
+        words.append(f"blur{' ' * bool(line)}{line}, fine detail lost above {float(ring[lost][0]):.2f} cycles per pixel")
     shift = failing.mean - clean.mean
     if abs(average := float(shift.mean())) >= 0.04:
         words.append(f"{'brighter' if average > 0 else 'darker'} by {abs(average):.2f} of the range")
@@ -181,7 +182,8 @@ def _sample(images: ImageSet | Tensor, generator: torch.Generator, most: int = 2
 
 
 MANY = 600  # training images that failures are compared with at least, if there are as many: ten times the failures, at most 2,000
-QUICK = ("spectral", "none")  # what takes seconds
+QUICK = ("spectral", "blur", "none")  # what takes seconds, the plainest first
+CLOSE = 0.02  # AUROC: what comes so close to the best is as good
 THOROUGH, FOR_THOROUGH = "learned", 200  # what takes a minute or two, and the failures it needs
 
 
@@ -222,8 +224,8 @@ class Pattern:
         """Compare `failures` with `train`, uint8 N×H×W×C each and not paired.
 
         `emulator` is a name in `EMULATORS`; a class like those, or a function (float N×C×H×W images, generator) -> images, of your own;
-        or `quick`: of those that take seconds, the one hardest to tell from the failures that is closer to them than clean images are,
-        `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
+        or `quick`: of those that take seconds, the one hardest to tell from the failures (the plainest, where several are nearly as hard)
+        that is closer to them than clean images are, `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
         there are `features`, 200 failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in
         [0, 1] to N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name,
         fewer than two images and other shapes or types.
@@ -242,7 +244,8 @@ class Pattern:
             tried[THOROUGH] = fidelity(kinds[THOROUGH], failing, ordinary, generator, features)
         if emulator in ("quick", "auto"):
             helpful = [name for name in tried if tried[name].helps and tried[name].common]
-            best = min(helpful, key=lambda name: tried[name].emulated.value, default="none")
+            least = min((tried[name].emulated.value for name in helpful), default=1.0)
+            best = next((name for name in helpful if tried[name].emulated.value <= least + CLOSE), "none")
         else:
             best, = kinds
         chosen = kinds[best].fit(failing, ordinary, generator, features)
@@ -283,7 +286,8 @@ class Pattern:
 
     def describe(self) -> str:
         "What was found, in a sentence."
-        words = describe_profiles(self.clean, self.failing)
+        line = self.emulator.attenuation.describe() if isinstance(self.emulator, Blur) else ""
+        words = describe_profiles(self.clean, self.failing, line)
         measured = next(iter(self.tried.values()), None)
         if measured is None:
             few = min(self.clean.images, self.failing.images) < FEWEST

@@ -9,7 +9,7 @@ from archrepair.core.errors import ArchrepairError
 from archrepair.core.registry import EMULATORS
 from archrepair.corruptions.statistics import BINS, HIGHEST, frequencies, image_statistics
 from archrepair.data import emulators as module
-from archrepair.data.emulators import Custom, Learned, Painter, Profile, Spectral, Style, Unchanged, emulate, energy_distance
+from archrepair.data.emulators import Blur, Custom, Learned, Painter, Profile, Spectral, Style, Unchanged, emulate, energy_distance
 
 
 def generator(seed=0):
@@ -110,6 +110,34 @@ def test_broken_and_constant_images_stay_finite():
     x = torch.full((2, 3, 16, 16), torch.nan)
     assert emulate(Spectral.fit(noisy(flat, 0.1), flat, generator()), x, generator()).isfinite().all()
     assert Spectral.fit(flat.permute(0, 3, 1, 2) / 255 * torch.nan, flat, generator()).gain.isfinite().all()
+
+
+def streaked(images, seed=3):
+    "Each image averaged over copies of itself, a step further to the right or down, by chance."
+    shifted = [torch.stack([images.float().roll(i, axis) for i in range(-2, 3)]).mean(0) for axis in (1, 2)]
+    right = torch.rand(len(images), 1, 1, 1, generator=generator(seed)) < 0.5
+    return torch.where(right, shifted[1], shifted[0]).round().byte()
+
+
+def test_blur_draws_a_line_for_every_image():
+    train = noisy(pictures(400), 0.05)
+    failing = streaked(noisy(pictures(400, seed=9), 0.05))
+    blur = Blur.fit(failing, train, generator())
+    assert blur.attenuation.directed
+    steps = lambda images: torch.stack([(images.float().diff(dim=axis)).square().mean((1, 2, 3)) for axis in (1, 2)], 1)
+    drawn = emulate(blur, train, generator())
+    lopsided = lambda images: float((steps(images)[:, 0] / steps(images)[:, 1]).log().abs().mean())
+    assert lopsided(drawn) > 0.6 * lopsided(failing) > 3 * lopsided(emulate(Spectral.fit(failing, train, generator()), train, generator()))
+    assert abs(float(drawn.float().mean() - failing.float().mean())) < 6 and not torch.equal(drawn, emulate(blur, train, generator(1)))
+
+
+def test_blur_keeps_to_itself_at_the_edges():
+    "Left black, right white: what is blurred across the edge of the transform would make both gray."
+    train, half = noisy(pictures(300), 0.05), torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
+    half[:, :, 16:] = 255
+    blur = Blur.fit(streaked(train), train, generator())
+    drawn = emulate(blur, half, generator())
+    assert drawn[:, :, 0].float().mean() < 15 and drawn[:, :, -1].float().mean() > 240
 
 
 def test_none_leaves_images_as_they_are():

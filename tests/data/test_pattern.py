@@ -53,6 +53,21 @@ def test_noise_is_imitated_and_named():
     assert abs(sigma - 0.08) < 0.008
 
 
+def test_motion_is_a_blur_along_a_line():
+    found = Pattern.of(corrupt(OTHERS, "motion_blur", 5), TRAIN)
+    assert found.emulator.name == "blur" and found.fidelity.emulated.value < found.tried["spectral"].emulated.value
+    assert found.describe().startswith("blur along a line, another one in each image, fine detail lost above 0.")
+
+
+def test_of_two_that_are_nearly_as_good_the_plainer_one_is_taken(monkeypatch):
+    area = {"spectral": 0.6, "blur": 0.59}
+    measured = lambda value: Fidelity(Interval(0.9, 0.88, 0.92), Interval(value, value, value), Interval(0.3, 0.2, 0.4), 300)
+    monkeypatch.setattr(module, "fidelity", lambda kind, *rest: measured(area[kind.name]))
+    for of_blur, chosen in ((0.59, "spectral"), (0.55, "blur"), (0.7, "spectral")):
+        area["blur"] = of_blur
+        assert Pattern.of(OTHERS, TRAIN).emulator.name == chosen
+
+
 def test_the_same_images_have_no_pattern():
     found = Pattern.of(OTHERS, TRAIN)
     assert found.emulator.name == "none" and found.describe() == "no common pattern" and found.fidelity is None
