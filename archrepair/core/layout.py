@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['LANES', 'is_narrow', 'layout_of', 'lay_out', 'make_safe']
+__all__ = ['LANES', 'is_narrow', 'layout_of', 'lay_out', 'make_safe', 'multiplies_bf16']
 
 # %% ../../nbs/core/11_layout.ipynb #29b29a50
 LANES = 16  # float32 numbers in an AVX-512 register; AVX2 has 8, but the decision must not depend on the processor
@@ -42,3 +42,9 @@ def lay_out(x: Tensor, layout: torch.memory_format) -> Tensor:
 def make_safe(network: nn.Module) -> nn.Module:
     "Make the parameters and buffers of `network` contiguous, in place, where `layout_of` asks for it; any other network stays as it is."
     return network.to(memory_format=torch.contiguous_format) if layout_of(network) == torch.contiguous_format else network
+
+# %% ../../nbs/core/11_layout.ipynb #8673543f
+def multiplies_bf16() -> bool:
+    "Does this CPU multiply bfloat16 in hardware, and does oneDNN make use of it?"
+    in_hardware = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return in_hardware and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()

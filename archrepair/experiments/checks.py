@@ -29,6 +29,7 @@ __all__ = ['EXTRAS', 'Check', 'short_path', 'check_software', 'check_processor',
 # %% ../../nbs/experiments/07_checks.ipynb #5653ae46
 import archrepair
 from ..core.errors import first_line
+from ..core.layout import multiplies_bf16
 from ..data.files import FolderImages
 from ..data.images import STATISTICS, ImageSet, Normalize, holdout
 from .forecast import existing_part, free_disk, in_bytes
@@ -76,7 +77,7 @@ def check_processor(device: str | torch.device = "auto") -> Check:
     if chosen.type == "cuda":
         memory = torch.cuda.get_device_properties(chosen).total_memory
         return Check("processor", "ok", f"{torch.cuda.get_device_name(chosen)} with {in_bytes(memory)}")
-    threads, bf16 = torch.get_num_threads(), getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    threads, bf16 = torch.get_num_threads(), multiplies_bf16()
     parts = (chosen.type, platform.machine(), f"{os.cpu_count()} cores of which {threads} {'are' if threads > 1 else 'is'} used",
              torch.backends.cpu.get_cpu_capability(), f"{'' if bf16 else 'no '}bf16 in hardware",
              "a GPU is there, too" if torch.cuda.is_available() else "no GPU")

@@ -24,7 +24,7 @@ __all__ = ['PRECISIONS', 'PrecisionName', 'Recipe', 'autocast', 'default_precisi
 
 # %% ../../nbs/training/03_fit.ipynb #24c48688
 from ..core.errors import ArchrepairError, TrainingDiverged, first_line, note_once, unknown, write_atomic
-from ..core.layout import lay_out, layout_of, make_safe
+from ..core.layout import lay_out, layout_of, make_safe, multiplies_bf16
 from ..core.modes import settled
 from ..core.progress import track
 from ..core.settings import Count, NotNegative, OneOf, Positive, Share, WholeNumber, Within, checked
@@ -106,8 +106,7 @@ def default_precision(model: nn.Module, device: torch.device | str = "cpu") -> s
     if torch.device(device).type == "cuda":
         return "bf16"
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules())
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bf16" if fast and not depthwise else "fp32"
+    return "bf16" if multiplies_bf16() and not depthwise else "fp32"
 
 
 def precision_of(model: nn.Module, precision: str | torch.dtype) -> str:

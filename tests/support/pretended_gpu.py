@@ -25,6 +25,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from archrepair.core.layout import LANES, lay_out
 from support import ROOT
 
 aten = torch.ops.aten
@@ -38,6 +39,7 @@ WAITING = {  # the size or the value of what these give decides what the host do
     aten.equal.default: "equal", aten._unique2.default: "unique", aten.unique_dim.default: "unique",
     aten.unique_consecutive.default: "unique", aten.repeat_interleave.Tensor: "repeat_interleave", aten.bincount.default: "bincount",
 }
+CONVOLUTIONS = {aten.convolution.default: 1, aten.convolution_backward.default: 2}  # and where their weight is; see `core.layout`
 NOT_THERE = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
 
 
@@ -203,6 +205,10 @@ class PretendedGPU(TorchDispatchMode):
         "The operation on the CPU."
         lower = lambda x: x.host if isinstance(x, DeviceTensor) else HOST if isinstance(x, torch.device) and x.type == "cuda" else x
         args, kwargs = tree_unflatten([lower(x) for x in flat], spec)
+        if func in CONVOLUTIONS:
+            weight, stride = args[CONVOLUTIONS[func]], args[3 if func is aten.convolution.default else 4]
+            if tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1 and weight.shape[1] < LANES:
+                args = tree_map(lambda x: lay_out(x, torch.contiguous_format) if isinstance(x, Tensor) else x, args)
         if "pin_memory" in kwargs:
             kwargs["pin_memory"] = False
         return func(*args, **kwargs)

@@ -66,11 +66,11 @@ def test_imitation_is_zero_for_the_teacher_itself_and_the_formula_otherwise():
 
 def test_bfloat16_only_where_it_helps(monkeypatch):
     monkeypatch.delenv("ARCHREPAIR_PRECISION", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr("archrepair.training.fit.multiplies_bf16", lambda: True)
     with torch.device("meta"):
         dense, depthwise = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
     assert default_precision(dense) == "bf16" and default_precision(depthwise) == "fp32" and default_precision(depthwise, "cuda") == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr("archrepair.training.fit.multiplies_bf16", lambda: False)
     assert default_precision(dense) == "fp32"
 
 
