@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'QUICK', 'CLOSE', 'THOROUGH', 'FOR_THOROUGH', 'Interval',
-           'placements', 'Fidelity', 'fidelity', 'describe_profiles', 'Pattern', 'plot_pattern']
+__all__ = ['RIDGE', 'FAITHFUL', 'FEWEST', 'COMMON', 'MANY', 'QUICK', 'PLAINER', 'LINE', 'THOROUGH', 'FOR_THOROUGH', 'Interval',
+           'placements', 'Fidelity', 'fidelity', 'describe_profiles', 'blurs_along_a_line', 'Pattern', 'plot_pattern']
 
 # %% ../../nbs/data/12_pattern.ipynb #9f1dbe2e
 from ..core.errors import ArchrepairError, unknown
 from ..core.registry import EMULATORS
+from ..corruptions.directions import Attenuation, directional_power
 from ..corruptions.statistics import image_statistics
 from archrepair.data.emulators import (
     RINGS,
@@ -182,8 +183,8 @@ def _sample(images: ImageSet | Tensor, generator: torch.Generator, most: int = 2
 
 
 MANY = 600  # training images that failures are compared with at least, if there are as many: ten times the failures, at most 2,000
-QUICK = ("spectral", "blur", "none")  # what takes seconds, the plainest first
-CLOSE = 0.02  # AUROC: what comes so close to the best is as good
+QUICK = ("spectral", "blur", "none")  # what takes seconds
+PLAINER, LINE = 0.05, 0.02  # AUROC that `blur` has to be better by than `spectral`, and may be worse by where there is a line
 THOROUGH, FOR_THOROUGH = "learned", 200  # what takes a minute or two, and the failures it needs
 
 
@@ -198,6 +199,11 @@ def _kinds(emulator: str | EmulatorKind | Draw) -> dict[str, EmulatorKind]:
                               "generator) -> images")
     kind = cast("EmulatorKind", emulator if hasattr(emulator, "fit") else Custom(emulator))
     return {kind.name: kind}
+
+
+def blurs_along_a_line(failures: Tensor, train: Tensor) -> bool:
+    "Is there evidence in uint8 N×H×W×C failures, beside training images, of a blur with a direction? See `corruptions.directions`."
+    return Attenuation.between(directional_power(train), directional_power(failures)).directed
 
 
 def _all(images: ImageSet | Tensor) -> Tensor:
@@ -224,8 +230,8 @@ class Pattern:
         """Compare `failures` with `train`, uint8 N×H×W×C each and not paired.
 
         `emulator` is a name in `EMULATORS`; a class like those, or a function (float N×C×H×W images, generator) -> images, of your own;
-        or `quick`: of those that take seconds, the one hardest to tell from the failures (the plainest, where several are nearly as hard)
-        that is closer to them than clean images are, `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
+        or `quick`: of those that take seconds, the one hardest to tell from the failures that is closer to them than clean images are
+        (`blur` in case of doubt where it finds a line, which the classifier cannot see, else `spectral`), `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
         there are `features`, 200 failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in
         [0, 1] to N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name,
         fewer than two images and other shapes or types.
@@ -244,8 +250,8 @@ class Pattern:
             tried[THOROUGH] = fidelity(kinds[THOROUGH], failing, ordinary, generator, features)
         if emulator in ("quick", "auto"):
             helpful = [name for name in tried if tried[name].helps and tried[name].common]
-            least = min((tried[name].emulated.value for name in helpful), default=1.0)
-            best = next((name for name in helpful if tried[name].emulated.value <= least + CLOSE), "none")
+            handicap = {"blur": -LINE if blurs_along_a_line(failing, ordinary) else PLAINER} if "blur" in helpful else {}
+            best = min(helpful, key=lambda name: tried[name].emulated.value + handicap.get(name, 0), default="none")
         else:
             best, = kinds
         chosen = kinds[best].fit(failing, ordinary, generator, features)

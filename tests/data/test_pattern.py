@@ -59,13 +59,17 @@ def test_motion_is_a_blur_along_a_line():
     assert found.describe().startswith("blur along a line, another one in each image, fine detail lost above 0.")
 
 
-def test_of_two_that_are_nearly_as_good_the_plainer_one_is_taken(monkeypatch):
-    area = {"spectral": 0.6, "blur": 0.59}
+@pytest.mark.parametrize(("line", "area", "chosen"), [(True, 0.61, "blur"), (True, 0.63, "spectral"), (False, 0.56, "spectral"), (False, 0.54, "blur")])
+def test_a_line_that_no_classifier_sees_counts_for_blur(monkeypatch, line, area, chosen):
+    areas = {"spectral": 0.6, "blur": area}
     measured = lambda value: Fidelity(Interval(0.9, 0.88, 0.92), Interval(value, value, value), Interval(0.3, 0.2, 0.4), 300)
-    monkeypatch.setattr(module, "fidelity", lambda kind, *rest: measured(area[kind.name]))
-    for of_blur, chosen in ((0.59, "spectral"), (0.55, "blur"), (0.7, "spectral")):
-        area["blur"] = of_blur
-        assert Pattern.of(OTHERS, TRAIN).emulator.name == chosen
+    monkeypatch.setattr(module, "fidelity", lambda kind, *rest: measured(areas[kind.name]))
+    monkeypatch.setattr(module, "blurs_along_a_line", lambda failures, train: line)
+    assert Pattern.of(OTHERS, TRAIN).emulator.name == chosen
+
+
+def test_a_line_is_found_where_there_is_one():
+    assert module.blurs_along_a_line(corrupt(OTHERS, "motion_blur", 5), TRAIN) and not module.blurs_along_a_line(OTHERS, TRAIN)
 
 
 def test_the_same_images_have_no_pattern():
