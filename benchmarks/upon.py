@@ -19,10 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)] * (str(ROOT) not in sys.path)
 
 from archrepair.core.errors import write_json  # noqa: E402
-from archrepair.core.paths import outputs_of  # noqa: E402
 from archrepair.corruptions.catalogue import BENCHMARK_CORRUPTIONS, TUNING_CORRUPTIONS  # noqa: E402
 from archrepair.experiments.cells import Cell, Record, repair_into  # noqa: E402
-from archrepair.experiments.originals import Original, accuracy_of, original  # noqa: E402
+from archrepair.experiments.originals import Original, accuracy_of, original, outputs_of  # noqa: E402
 from archrepair.repair.result import load  # noqa: E402
 
 PATTERNS = ("gaussian_noise", "motion_blur", "contrast", "jpeg_compression", "pixelate")
