@@ -30,8 +30,9 @@ PATTERNS = ("gaussian_noise", "motion_blur", "contrast", "jpeg_compression", "pi
 def row(pattern: str, record: Record) -> dict:
     "What 07_beyond shows of a repair: accuracy on held-out images before and after, in per cent."
     gate = record.repair["conditional"]
-    return {"pattern": pattern, "block": record.repair["block"], "failures": record.metrics["images"]["failures"], "chosen": record.repair["chosen"],
-            "emulator": gate["emulator"], "before": record.accuracy("held_out", "before"), "after": record.accuracy("held_out", "after"),
+    return {"pattern": pattern, "block": record.repair["block"], "chosen": record.repair["chosen"], "emulator": gate["emulator"],
+            "failures": record.metrics["images"]["failures"],
+            "before": record.accuracy("held_out", "before"), "after": record.accuracy("held_out", "after"),
             "clean before": record.accuracy("clean_held_out", "before"), "clean after": record.accuracy("clean_held_out", "after"),
             "commit": record.versions["commit"]}
 

@@ -245,8 +245,7 @@ class Search:
         self.queue[at] = population.gather(1, worst[..., None].expand(-1, -1, 7))
         self.loss[at] = losses.gather(1, worst)
         itself = losses.masked_fill((population != 0).any(-1), -math.inf).amax(1)
-        self.counts[1] += len(at)
-        self.counts[2:] += torch.stack([losses.amax(1).sum(), itself.sum()])
+        self.counts[1:] += torch.stack([itself.new_full((), len(at)), losses.amax(1).sum(), itself.sum()])
         return answers.gather(1, worst[:, :1])
 
     def close(self, epoch: int) -> None:

@@ -23,7 +23,7 @@ from .outcomes import show_comparison, show_record
 from .bench import bench_command
 from .diagnose import diagnose_command
 from .doctor import doctor_command
-from .entries import enter_command, leaderboard_command, release_command, rescore_command
+from .entries import enter_command, leaderboard_command, release_command, rescore_command, tune_command
 from .listing import choices
 from .overview import collect_command, status_command
 from .verify import verify_command
@@ -110,6 +110,7 @@ app.command("diagnose")(diagnose_command)
 # %% ../../nbs/cli/04_app.ipynb #32480e42
 app.command("bench")(bench_command)
 app.command("verify")(verify_command)
+app.command("tune")(tune_command)
 app.command("enter")(enter_command)
 app.command("rescore")(rescore_command)
 app.command("leaderboard")(leaderboard_command)

@@ -255,7 +255,7 @@ def emulate(emulator: Emulator, images: Tensor, generator: torch.Generator) -> T
 # %% ../../nbs/data/10_emulators.ipynb #91951591
 @dataclass(frozen=True, eq=False)
 class Blur:
-    "The emulator `blur`: weaker waves, along a line of each image's own where failures have one, and the line for brightness of `spectral`."
+    "The emulator `blur`: weaker waves, along a line of each image's own where failures have one, and the brightness of `spectral`."
 
     spectral: Spectral
     attenuation: Attenuation

@@ -148,7 +148,7 @@ def fidelity(kind: EmulatorKind, failures: Tensor, train: Tensor, generator: tor
 
 # %% ../../nbs/data/12_pattern.ipynb #b2a9bf5e
 def describe_profiles(clean: Profile, failing: Profile, line: str = "") -> list[str]:
-    "What distinguishes the failing images, each difference in a few words; `line` is where a blur has one. Empty where nothing is worth a word."
+    "What distinguishes the failing images, each difference in a few words, or nothing; `line` is that of a blur, in words."
     between, words = Spectral.between(clean, failing), []
     gain, noise, ring = between.gain.mean(0), between.noise.square().mean(0).sqrt(), torch.tensor(RINGS)
     loud = noise.square() > clean.power.mean(0)  # where the images themselves drown in it, noise can be read off exactly
@@ -231,10 +231,11 @@ class Pattern:
 
         `emulator` is a name in `EMULATORS`; a class like those, or a function (float N×C×H×W images, generator) -> images, of your own;
         or `quick`: of those that take seconds, the one hardest to tell from the failures that is closer to them than clean images are
-        (`blur` in case of doubt where it finds a line, which the classifier cannot see, else `spectral`), `none` without such a one, and for fewer than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where
-        there are `features`, 200 failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in
-        [0, 1] to N×F), by default `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name,
-        fewer than two images and other shapes or types.
+        (in doubt `blur` where it finds a line, which the classifier cannot see, else `spectral`), `none` without such a one, and for fewer
+        than 20 images of either kind; or `auto`: also `learned`, which takes minutes, where there are `features`, 200
+        failures, and nothing quick is faithful. They are told apart by `features` of images (float N×C×H×W in [0, 1] to N×F), by default
+        `image_statistics`. The same seed gives the same result. Raises `ArchrepairError` for an unknown name, fewer than two images and
+        other shapes or types.
         """
         kinds = _kinds(emulator)
         generator = torch.Generator().manual_seed(seed)

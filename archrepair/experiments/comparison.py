@@ -5,19 +5,21 @@
 # %% ../../nbs/experiments/05_comparison.ipynb #fb4e20c5
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['SCORES', 'scores_of', 'MethodTable', 'compare_methods', 'one_original', 'BlockTable', 'compare_blocks']
+__all__ = ['SCORES', 'scores_of', 'MethodTable', 'compare_methods', 'one_original', 'tune_method', 'BlockTable', 'compare_blocks']
 
 # %% ../../nbs/experiments/05_comparison.ipynb #44230213
-from ..core.errors import ArchrepairError, unknown
+from ..baselines.tuning import Tuning, attempts_of, space_of, tune
+from ..core.errors import ArchrepairError, unknown, write_json
 from ..core.registry import METHODS
 from ..core.tiers import resolve_tier
-from .cells import Cell, Record
+from .cells import Cell, Record, method_of
 from .methods import method_class
 from .runs import Runs, method_cell, versions_of
 from ..training.evaluation import robust_accuracy
@@ -178,6 +180,39 @@ def _budget(cell: Cell, epochs: int | None, record: Record) -> str:
     size = images["train"] + images["failures"]
     return (f"{passes} pass{'es' * (passes != 1)} over the {size:,} images of the repair set; forwards and backwards count images through "
             "the whole network")
+
+# %% ../../nbs/experiments/05_comparison.ipynb #6f750c7d
+def tune_method(
+    method: str,  # its name; settings that follow it are kept
+    cell: Cell,  # the failures, the network, tier and seed
+    *,
+    count: int = 8,  # settings that are tried, the method's own among them
+    runs: Runs | None = None,  # where originals are and results go
+) -> Tuning:
+    """Tune a method on the failures of a cell; `str` of the result is what `compare_methods` takes. Attempts that are there are read.
+
+    Raises `ArchrepairError` for a method without a space and for a damaged file.
+
+    Example: `tune_method("retrain", Cell(dataset="digits:fog:3", tier="smoke"))`
+    """
+    runs, chosen = runs or Runs(), method_cell(method, cell)
+    space, path, tier = space_of(chosen.method), runs.file(chosen, "tuning"), resolve_tier(chosen.tier)
+    fixed = dict(chosen.options) | ({"control": False} if "control" in method_class(chosen.method).__dataclass_fields__ else {})
+    unrepaired, scenario = runs.problem(chosen)
+    try:
+        known = attempts_of(json.loads(path.read_text(encoding="utf-8"))) if path.exists() and not runs.force else []
+    except (ValueError, KeyError, TypeError):
+        raise ArchrepairError(f"{path} is damaged; remove it to tune {method} afresh") from None
+
+    def make(**settings: Any) -> Any:
+        "The method under some settings."
+        return method_of(replace(chosen, options=tuple(sorted((fixed | settings).items()))), tier)
+
+    def keep(tuning: Tuning) -> None:
+        "Write down what has been tried so far."
+        write_json(path, {"cell": asdict(chosen), **tuning.to_dict()})
+
+    return tune(make, space, unrepaired.network, scenario.data, name=method, count=count, seed=cell.seed, known=known, after=keep)
 
 # %% ../../nbs/experiments/05_comparison.ipynb #1f6997d6
 @dataclass(repr=False)

@@ -81,7 +81,8 @@ def test_lines_of_many_angles_are_one_pattern():
     assert torch.equal(found.angles(9, generator()), found.angles(9, generator()))
 
 
-@pytest.mark.parametrize("damage", [lambda x: x, lambda x: (x.float() + 20 * torch.randn(x.shape, generator=generator())).clamp(0, 255).byte(),
+@pytest.mark.parametrize("damage", [lambda x: x,
+                                    lambda x: (x.float() + 20 * torch.randn(x.shape, generator=generator())).clamp(0, 255).byte(),
                                     lambda x: (128 + 0.4 * (x.float() - 128)).byte()])
 def test_where_there_is_no_line_none_is_found(damage):
     found = Attenuation.between(CLEAN, directional_power(damage(cropped(pictures(200, seed=3)))))

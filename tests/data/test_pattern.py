@@ -59,7 +59,8 @@ def test_motion_is_a_blur_along_a_line():
     assert found.describe().startswith("blur along a line, another one in each image, fine detail lost above 0.")
 
 
-@pytest.mark.parametrize(("line", "area", "chosen"), [(True, 0.61, "blur"), (True, 0.63, "spectral"), (False, 0.51, "spectral"), (False, 0.49, "blur")])
+@pytest.mark.parametrize(("line", "area", "chosen"), [(True, 0.61, "blur"), (True, 0.63, "spectral"),
+                                                      (False, 0.51, "spectral"), (False, 0.49, "blur")])
 def test_a_line_that_no_classifier_sees_counts_for_blur(monkeypatch, line, area, chosen):
     areas = {"spectral": 0.6, "blur": area}
     measured = lambda value: Fidelity(Interval(0.9, 0.88, 0.92), Interval(value, value, value), Interval(0.3, 0.2, 0.4), 300)

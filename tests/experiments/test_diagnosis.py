@@ -131,7 +131,8 @@ def public():
 
 
 @pytest.mark.parametrize(("kind", "words"), [("gaussian_noise", "noise, standard deviation 0.0"), ("contrast", "contrast 4"),
-                                             ("motion_blur", "blur along a line, another one in each image, fine detail lost"), ("defocus_blur", "blur, fine detail lost"),
+                                             ("motion_blur", "blur along a line, another one in each image, fine detail lost"),
+                                             ("defocus_blur", "blur, fine detail lost"),
                                              ("", "no common pattern")])
 def test_failures_of_a_public_network_are_named(public, kind, words):
     network, transform, train, test = public
