@@ -48,6 +48,12 @@ def test_what_speaks_against_a_candidate_is_a_standard_error(candidate, speaks):
     assert said.startswith(speaks) and bool(said) == bool(speaks)
 
 
+@pytest.mark.parametrize(("lost", "speaks"), [(0, ""), (6, ""), (7, "gets 0.3 points fewer")])
+def test_a_quarter_of_a_point_is_allowed_where_the_original_makes_no_mistakes(lost, speaks):
+    seen_before, seen_after = (Seen(torch.arange(2500) >= wrong, torch.zeros(10)) for wrong in (3, 3 + lost))
+    assert objection(seen_before, seen_after).startswith(speaks) and bool(objection(seen_before, seen_after)) == bool(speaks)
+
+
 def test_a_few_failures_or_a_perfect_original_do_not_break_it():
     perfect = Seen(torch.ones(50, dtype=torch.bool), torch.tensor([1.0]))
     assert objection(perfect, perfect) == "" and objection(perfect, Seen(torch.ones(50, dtype=torch.bool), torch.tensor([9.0]))) == ""
