@@ -164,6 +164,11 @@ class Record:
         "The normalization under which the network was judged, as `original` takes it."
         return self.versions.get("normalize") or self.versions.get("configured") or "dataset"
 
+    @property
+    def asked(self) -> Cell:
+        "The cell whose record it is."
+        return Cell(**self.cell | {"options": tuple((name, value) for name, value in self.cell["options"])})
+
     def accuracy(self, which: str = "held_out", when: str = "after") -> float:
         "Accuracy in per cent on one of the scenario's sets, before or after. Raises `ArchrepairError` where the record has none."
         try:

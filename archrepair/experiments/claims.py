@@ -21,7 +21,7 @@ __all__ = ['VALUES', 'Claim', 'Outcome', 'read_claims', 'measure_again']
 from ..core.errors import ArchrepairError, first_line, unknown
 from ..core.paths import home
 from ..corruptions.catalogue import BENCHMARK_CORRUPTIONS
-from .cells import Cell, Record
+from .cells import Record
 from .runs import Runs
 
 # %% ../../nbs/experiments/10_claims.ipynb #b6e7d345
@@ -38,7 +38,7 @@ def _mean_of_fifteen(record: Record, runs: Runs) -> float:
     "Accuracy averaged over the benchmark's fifteen corruptions at severity 3, in points over the original's."
     base = record.cell["dataset"].partition(":")[0]
     versions = [f"{base}:{name}:3" for name in BENCHMARK_CORRUPTIONS]
-    cell = Cell(**{**record.cell, "options": tuple((name, value) for name, value in record.cell["options"])})
+    cell = record.asked
     after, before = runs.right(cell, versions), runs.right(cell.unrepaired(), versions, record.versions["weights"])
     mean = lambda right: sum(100 * float(right[version].float().mean()) for version in versions) / len(versions)
     return mean(after) - mean(before)

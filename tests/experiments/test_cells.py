@@ -82,6 +82,7 @@ def test_run_once_force_and_resume(unrepaired, tmp_path, monkeypatch):
     content, calls = path.read_bytes(), []
     monkeypatch.setattr(module, "run_full", lambda *a, **k: calls.append(a) or (first, None, None))
     assert run(CELL, outputs=tmp_path) == Record.read(path) and not calls and path.read_bytes() == content
+    assert Record.read(path).asked == CELL.resolved()
     run(CELL, outputs=tmp_path, force=True)
     run(dataclasses.replace(CELL, seed=1), outputs=tmp_path)
     assert [cell.seed for cell, *_ in calls] == [0, 1]
