@@ -23,7 +23,6 @@ __all__ = ['VIEWS', 'AUGMIX', 'SPACES', 'ROUNDS', 'Space', 'space_of', 'settings
 from ..core.errors import ArchrepairError, first_line, unknown
 from ..core.names import split_method
 from ..core.progress import track
-from ..core.registry import Method
 from ..data.scenario import RepairData
 
 # %% ../../nbs/baselines/tuning.ipynb #45ff73af
@@ -62,7 +61,7 @@ def space_of(method: str) -> Space:
     return SPACES[method]
 
 
-def settings_to_try(space: Space, own: Method, count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
+def settings_to_try(space: Space, own: Any, count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
     "The settings that the method `own` has ({}) and `count` − 1 others of the space, no two alike, at random; fewer where there are fewer."
     everything = [dict(zip(space.values, chosen)) for chosen in product(*space.values.values())]
     everything = [each for each in everything if any(getattr(own, name, None) != value for name, value in each.items())]
@@ -112,14 +111,14 @@ def attempts_of(record: Mapping[str, Any]) -> list[Attempt]:
     return [Attempt(**row | {"loss": math.inf if row["loss"] is None else row["loss"]}) for row in record["attempts"]]
 
 # %% ../../nbs/baselines/tuning.ipynb #eb3dc267
-def shortened(make: Callable[..., Method], settings: Mapping[str, Any], length: Sequence[str], share: tuple[int, int]) -> Method:
+def shortened(make: Callable[..., Any], settings: Mapping[str, Any], length: Sequence[str], share: tuple[int, int]) -> Any:
     "The method `make(**settings)`, with a share of its length: each setting of `length` that is a number, at least 1."
     whole = {name: getattr(make(**settings), name, None) for name in length}
     return make(**settings, **{name: max(1, value * share[0] // share[1]) for name, value in whole.items() if value})
 
 
 def tune(
-    make: Callable[..., Method],  # a class of methods, or a function that makes one of settings
+    make: Callable[..., Any],  # a class of methods, or a function that makes one of settings
     space: Space,  # what may be tuned: see `SPACES`
     network: nn.Module,  # the network to repair; it is not changed
     data: RepairData,  # the repair set; its validation images decide
@@ -150,7 +149,7 @@ def tune(
     return tuning
 
 
-def _run(method: Method, settings: dict[str, Any], share: float, network: nn.Module, data: RepairData) -> Attempt:
+def _run(method: Any, settings: dict[str, Any], share: float, network: nn.Module, data: RepairData) -> Attempt:
     started, failed, loss = time.perf_counter(), "", math.inf
     try:
         found = method.repair(network, data).validation
